@@ -1,0 +1,119 @@
+// Every function that an instruction set may fill, on one page. A table is plain data: the tables of generic, avx2 and
+// avx512 are built in their own translation units; dispatch.cpp picks one. All functions are noexcept in spirit: they
+// allocate nothing, check nothing and log nothing; the op that calls them has checked.
+//
+// One rule holds for all of them: the value of an output element depends only on its own inputs, never on how many
+// other rows or columns are computed in the same call. That is what makes results independent of threads and batches.
+#pragma once
+#include <cstdint>
+
+#include "quant/format.h"
+
+namespace kimi::cpu {
+
+// Activation rows quantized to int8: value = scale * q, one scale per 32 elements. Views into the caller's scratch.
+struct Q8Rows {
+  int8_t* q;       // [n_rows, k]         |q| <= 127
+  float* scale;    // [n_rows, k / 32]
+  float* sum;      // [n_rows, k / 16]    scale * (sum of the 16 q)
+  int32_t* isum;   // [n_rows, k / 16]    sum of the 16 q
+  int64_t k;       // a multiple of 32
+};
+
+// `lanes` weight rows unpacked side by side for a GEMM. value[row, i] = scale[row, i / group] * (q[row, i] - 128) - min[row, i / group].
+struct PanelQ8 {
+  uint8_t* q;      // [k / 4, lanes, 4]   biased by 128
+  float* scale;    // [k / group, lanes]
+  float* min;      // [k / group, lanes]; meaningful when has_min
+  int32_t group;   // 16 or 32 elements per scale
+  bool has_min;
+  int64_t k;
+};
+
+// A block of keys and values for one tile of queries; queries lie side by side in lanes.
+struct AttentionBlock {
+  const float* q_t;          // [dk1 + dk2, lanes] queries, already multiplied by the softmax scale
+  const float* k1;           // [n_keys, ldk1], dk1 columns
+  const float* k2;           // [n_keys, ldk2], dk2 more columns; unused when dk2 == 0
+  const float* v;            // [n_keys, ldv], dv columns
+  int64_t dk1, dk2, dv, ldk1, ldk2, ldv;
+  int64_t n_keys;            // at most kMaxAttentionKeys
+  int64_t key0;              // absolute position of the first key
+  const int32_t* last_key;   // [lanes] last absolute position that a lane may see; nullptr: all keys
+  float* m;                  // [lanes] running maximum, starts at -inf
+  float* l;                  // [lanes] running sum, starts at 0
+  float* o_t;                // [dv, lanes] running output, starts at 0
+  float* scores;             // [kMaxAttentionKeys, lanes] scratch
+};
+constexpr int64_t kMaxAttentionKeys = 128;
+
+constexpr int kMaxTypes = 40;  // indexed by quant::Type
+
+struct KernelTable {
+  const char* name;  // "generic", "avx2", "avx512"
+
+  // ---- int8 arithmetic: quantized weights x int8 activations ------------------------------------------------------
+  // x [k] -> one row of Q8Rows (pointers to that row's first elements).
+  void (*quantize_row)(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum);
+
+  // Few activation rows: out[j * out_stride + r] = dot(weight row r, activation row j) for r < n_rows, j < n_x.
+  // Weight rows are `row_bytes` apart. For every quantized type.
+  using Gemv = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride);
+  Gemv gemv_q8[kMaxTypes];
+
+  // Many activation rows: unpack `n_rows` (<= panel_lanes) weight rows of k elements; missing rows become zeros.
+  int64_t panel_lanes;
+  using PackPanel = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out);
+  PackPanel pack_panel_q8[kMaxTypes];  // sets group, has_min, k and fills the arrays
+  // out[j * out_stride + lane] = dot(lane's weights, activation row rows[j]); rows == nullptr: row j. All lanes are written.
+  void (*gemm_panel_q8)(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride);
+
+  // ---- float arithmetic ------------------------------------------------------------------------------------------
+  // out[j * out_stride + r] = dot(w row r, x + j * x_stride); weights F32, F16 or BF16, activations float.
+  using GemvFloat = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, const float* x, int64_t x_stride, int64_t k, int64_t n_x,
+                             float* out, int64_t out_stride);
+  GemvFloat gemv_float[kMaxTypes];
+  int64_t tile_lanes;  // lanes of the float tile: 2 vectors
+  // out[i * ldc + lane] (+)= sum_k a[i * a_row + k * a_col] * b[k * ldb + lane] for `lanes` = tile_lanes, i < m.
+  void (*gemm_f32)(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, int64_t m, float* out,
+                   int64_t ldc, bool accumulate);
+  // `n_rows` (<= tile_lanes) float rows of k elements, `ld` apart -> [k, tile_lanes]; missing rows become zeros.
+  void (*transpose_panel)(const float* w, int64_t ld, int64_t n_rows, int64_t k, float* out);
+  void (*f32_from_f16_row)(const uint16_t* x, int64_t n, float* out);
+  void (*f16_from_f32_row)(const float* x, int64_t n, uint16_t* out);
+  void (*decode_row[kMaxTypes])(const void* blocks, float* out, int64_t n);  // any type -> float, exact
+
+  // ---- attention -------------------------------------------------------------------------------------------------
+  void (*attention_block)(const AttentionBlock& block);  // lanes = tile_lanes
+
+  // ---- rows ------------------------------------------------------------------------------------------------------
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* out);
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // silu(gate) * up
+  void (*gelu_tanh)(float* x, int64_t n);
+  void (*gelu_erf)(float* x, int64_t n);
+  void (*rotate_pairs)(float* x, const float* cos_sin, int64_t n_pairs);        // cos_sin [n_pairs, 2]; pairs (2j, 2j+1)
+  void (*add_scaled)(const float* x, float scale, int64_t n, float* out);       // out += scale * x
+};
+
+const KernelTable& generic_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+
+// Filled by the int8 translation unit of each ISA, merged into its table.
+void fill_int8_generic(KernelTable* table);
+void fill_int8_avx2(KernelTable* table);
+void fill_int8_avx512(KernelTable* table);
+
+// The tables this processor can run, best first; the last one is always generic.
+struct Isa {
+  const char* name;
+  const char* requires_features;  // for people: "AVX2, FMA, F16C"
+  bool supported;                 // by this processor and operating system
+  const KernelTable* table;
+};
+const Isa* all_isas(int* count);
+// name: "auto" or one of the above. Throws Error(bad_request / unsupported) that lists what there is.
+const KernelTable& select_kernels(const char* name);
+
+}  // namespace kimi::cpu

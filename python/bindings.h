@@ -1,0 +1,11 @@
+// What module.cpp registers; one function per bind_*.cpp.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace kimi {
+
+void bind_gguf(pybind11::module_& m);    // GGUFFile, formats, decode
+void bind_ops(pybind11::module_& m);     // submodule ops: kernels callable from tests
+void bind_engine(pybind11::module_& m);  // Engine, Session, Sampler, isas, cpu_info
+
+}  // namespace kimi

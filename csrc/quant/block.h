@@ -1,0 +1,76 @@
+// What every block format shares: byte access, the traits, and the decoder that is the same for all of them.
+//
+// A quantized format is told once, by its `unpack`: a block becomes signed bytes and one scale (and minimum) per group,
+//   value[i] = scale[i / group] * q[i] - min[i / group]
+// and everything else (the reference decoder here, the int8 kernels in backend/cpu) is built upon that.
+//
+// This header and the format headers are included into code compiled for each instruction set: only static always_inline
+// functions and constants of internal linkage, no std headers, plain loops that the compiler vectorizes under any flags.
+// Blocks are structs of bytes, so that they may lie at any address (110 and 17 are odd strides).
+#pragma once
+#include <cstdint>
+
+#include "base/f16.h"
+#include "quant/format.h"
+
+namespace kimi::quant {
+
+// Block: the struct of bytes; elems: elements per block; group: elements per scale; has_min: whether `unpack` fills `min`.
+template <Type type>
+struct BlockTraits;
+
+template <typename B, int n_elems, int group_elems, bool with_min>
+struct BlockTraitsOf {
+  using Block = B;
+  static constexpr int elems = n_elems;
+  static constexpr int group = group_elems;
+  static constexpr int groups = n_elems / group_elems;
+  static constexpr bool has_min = with_min;
+};
+
+KIMI_INLINE uint16_t load_u16(const uint8_t* bytes) {
+  uint16_t value;
+  __builtin_memcpy(&value, bytes, 2);
+  return value;
+}
+KIMI_INLINE float load_f16(const uint8_t* bytes) { return f32_from_f16(load_u16(bytes)); }
+
+// The 8 bits of `bits` as 8 bytes, bit i -> byte i, each 0 or 16: the fifth bit of eight quants.
+KIMI_INLINE void spread_fifth_bits(uint8_t bits, uint8_t* out) {
+  const uint64_t one_bit_each = (bits * 0x0101010101010101u) & 0x8040201008040201u;
+  const uint64_t spread = ((one_bit_each + 0x7f7f7f7f7f7f7f7fu) >> 3) & 0x1010101010101010u;
+  __builtin_memcpy(out, &spread, 8);
+}
+
+// Reference decoder of one block. Bit-exact with the published formats under any flags: a product d * sub_scale * q needs at
+// most 11 + 12 significant bits (f16; sub-scale and quant together) and is exact in float, so that the only rounding is that
+// of the subtraction, whether the compiler fuses it or not.
+template <Type type>
+KIMI_INLINE void decode_block(const typename BlockTraits<type>::Block& block, float* __restrict out) {
+  using Traits = BlockTraits<type>;
+  int8_t q[Traits::elems];
+  float scale[Traits::groups], min[Traits::groups];
+  unpack(block, q, scale, min);
+  for (int g = 0; g < Traits::groups; ++g) {
+    const int8_t* group_q = q + g * Traits::group;
+    float* group_out = out + g * Traits::group;
+    for (int i = 0; i < Traits::group; ++i) {
+      const float product = scale[g] * static_cast<float>(group_q[i]);
+      if constexpr (Traits::has_min) {
+        group_out[i] = product - min[g];
+      } else {
+        group_out[i] = product;
+      }
+    }
+  }
+}
+
+// A row of `n` elements, n a multiple of the block.
+template <Type type>
+KIMI_INLINE void decode_blocks(const void* blocks, float* out, int64_t n) {
+  using Traits = BlockTraits<type>;
+  const auto* block = static_cast<const typename Traits::Block*>(blocks);
+  for (int64_t i = 0; i < n; i += Traits::elems) decode_block<type>(*block++, out + i);
+}
+
+}  // namespace kimi::quant

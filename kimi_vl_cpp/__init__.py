@@ -1,0 +1,81 @@
+"""A local runtime for the Kimi-VL vision-language model.
+
+    from kimi_vl_cpp import KimiVL
+    with KimiVL("kimi.gguf") as model:
+        print(model.chat("What is this?", images=["cat.jpg"]).text)
+
+Importing the package is quick: the C++ core, NumPy and Pillow are loaded when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "KimiVL": "model",
+    "Conversation": "conversation",
+    "PieceStream": "generate",
+    "Response": "types",
+    "Piece": "types",
+    "Usage": "types",
+    "Timings": "types",
+    "KimiVLError": "errors",
+    "BadModelFile": "errors",
+    "BadImage": "errors",
+    "BadRequest": "errors",
+    "ContextFull": "errors",
+    "OutOfMemory": "errors",
+    "Cancelled": "errors",
+    "Unsupported": "errors",
+}
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .errors import (
+        BadImage,
+        BadModelFile,
+        BadRequest,
+        Cancelled,
+        ContextFull,
+        KimiVLError,
+        OutOfMemory,
+        Unsupported,
+    )
+    from .generate import PieceStream
+    from .model import KimiVL
+    from .types import Piece, Response, Timings, Usage
+
+__all__ = [
+    "BadImage",
+    "BadModelFile",
+    "BadRequest",
+    "Cancelled",
+    "ContextFull",
+    "Conversation",
+    "KimiVL",
+    "KimiVLError",
+    "OutOfMemory",
+    "Piece",
+    "PieceStream",
+    "Response",
+    "Timings",
+    "Unsupported",
+    "Usage",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,133 @@
+"""Types of the C++ extension. Errors are those of `kimi_vl_cpp.errors`.
+
+All calls that take more than about a millisecond release the GIL, and notice Ctrl-C on the main thread within 100 ms
+by raising KeyboardInterrupt.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+class TensorInfo:
+    """One row of a file's tensor directory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """NumPy order: slowest dimension first."""
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """GGUF order: contiguous dimension first."""
+    @property
+    def type(self) -> str: ...
+    @property
+    def supported(self) -> bool: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_elems(self) -> int: ...
+    @property
+    def offset(self) -> int:
+        """Bytes from the start of its shard."""
+    @property
+    def shard(self) -> int: ...
+
+class GGUFFile:
+    """Metadata and tensors of a GGUF file, all shards of a split one. Raises BadModelFile."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def n_shards(self) -> int: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def warnings(self) -> list[str]: ...
+    @property
+    def tensors(self) -> list[TensorInfo]: ...
+    def keys(self) -> list[str]: ...
+    def get(self, key: str) -> Any:
+        """int, float, bool, str, list of these, or None when the key is absent."""
+    def get_bytes_list(self, key: str) -> list[bytes] | None: ...
+    def value_type(self, key: str) -> str: ...
+    def tensor_f32(self, name: str) -> NDArray[np.float32]: ...
+    def tensor_raw(self, name: str) -> NDArray[np.uint8]: ...
+
+class Sampler:
+    """Chooses token ids; the same seed and the same logits give the same ids."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+    ) -> None: ...
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """logits: [n_vocab]."""
+    def accept(self, token: int) -> None:
+        """Adds a token to the history of the repeat penalty (Session.sample does it itself)."""
+
+class Engine:
+    """The immutable part: files, weights, backend."""
+
+    def __init__(self, path: str, mmproj: str | None = None, n_threads: int = 0, isa: str = "auto") -> None: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def gguf(self) -> GGUFFile: ...
+    @property
+    def vision_gguf(self) -> GGUFFile | None: ...
+    def vision_tower(
+        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/14)*(W/14), vision_hidden_size]."""
+    def encode_image(
+        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/28)*(W/28), hidden_size]."""
+    def step(
+        self, slices: Sequence[tuple[Session, NDArray[Any], Literal["none", "last", "all"]]]
+    ) -> list[NDArray[np.float32] | None]: ...
+    def close(self) -> None:
+        """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
+
+class Session:
+    """One mutable timeline with its KV cache."""
+
+    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto") -> None: ...
+    @property
+    def n_past(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """[n_vocab]: a copy of the last position's logits."""
+    def prefill(
+        self,
+        parts: Sequence[NDArray[Any]],
+        logits: Literal["none", "last", "all"] = "last",
+        progress: Callable[[int, int], None] | None = None,
+        chunk: int = 0,
+    ) -> NDArray[np.float32] | None:
+        """parts: int32 [n] ids or float32 [n, hidden_size] embeddings, appended. Raises ContextFull before any work."""
+    def truncate(self, n_past: int) -> None: ...
+    def decode(self, token: int) -> None: ...
+    def sample(self, sampler: Sampler) -> int: ...
+
+def formats() -> list[dict[str, Any]]: ...
+def decode(type_name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]: ...
+def isas() -> list[dict[str, Any]]: ...
+def cpu_info() -> dict[str, Any]: ...
+def cpu_count() -> int: ...

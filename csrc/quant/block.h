@@ -35,11 +35,40 @@ KIMI_INLINE uint16_t load_u16(const uint8_t* bytes) {
 }
 KIMI_INLINE float load_f16(const uint8_t* bytes) { return f32_from_f16(load_u16(bytes)); }
 
-// The 8 bits of `bits` as 8 bytes, bit i -> byte i, each 0 or 16: the fifth bit of eight quants.
-KIMI_INLINE void spread_fifth_bits(uint8_t bits, uint8_t* out) {
-  const uint64_t one_bit_each = (bits * 0x0101010101010101u) & 0x8040201008040201u;
-  const uint64_t spread = ((one_bit_each + 0x7f7f7f7f7f7f7f7fu) >> 3) & 0x1010101010101010u;
-  __builtin_memcpy(out, &spread, 8);
+// 16 bytes side by side, for what the compiler does not see in a loop; any instruction set has them.
+using Bytes = uint8_t __attribute__((vector_size(16)));
+
+KIMI_INLINE Bytes load_bytes(const uint8_t* from) {
+  Bytes value;
+  __builtin_memcpy(&value, from, 16);
+  return value;
+}
+KIMI_INLINE void store_bytes(int8_t* to, Bytes value) { __builtin_memcpy(to, &value, 16); }
+
+// Bit i of `bits` -> byte i, 0 or 16: the fifth bit of sixteen quants.
+KIMI_INLINE Bytes spread_fifth_bits(uint16_t bits) {
+  using Halves = uint64_t __attribute__((vector_size(16)));
+  const Halves repeated = {(bits & 255) * 0x0101010101010101u, (bits >> 8) * 0x0101010101010101u};
+  const Halves one_bit_each = repeated & 0x8040201008040201u;
+  return reinterpret_cast<Bytes>(((one_bit_each + 0x7f7f7f7f7f7f7f7fu) >> 3) & 0x1010101010101010u);
+}
+
+// table[index] for each byte; index 0..15.
+KIMI_INLINE Bytes lookup(const int8_t* table, Bytes index) {
+#ifdef __SSSE3__
+  using Chars = char __attribute__((vector_size(16)));
+  Chars values;
+  __builtin_memcpy(&values, table, 16);
+  return reinterpret_cast<Bytes>(__builtin_ia32_pshufb128(values, reinterpret_cast<Chars>(index)));
+#else
+  // Sum of the table's steps up to the index: byte comparisons instead of 16 loads.
+  Bytes value = static_cast<uint8_t>(table[0]) + Bytes{};
+  for (int i = 1; i < 16; ++i) {
+    const Bytes reached = reinterpret_cast<Bytes>(index >= static_cast<uint8_t>(i) + Bytes{});
+    value += reached & (static_cast<uint8_t>(table[i] - table[i - 1]) + Bytes{});
+  }
+  return value;
+#endif
 }
 
 // Reference decoder of one block. Bit-exact with the published formats under any flags: a product d * sub_scale * q needs at

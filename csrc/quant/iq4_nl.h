@@ -24,10 +24,9 @@ struct BlockTraits<Type::IQ4_NL> : BlockTraitsOf<BlockIQ4_NL, 32, 32, false> {};
 // q in -127..113
 KIMI_INLINE void unpack(const BlockIQ4_NL& block, int8_t* __restrict q, float* __restrict scale, float* __restrict) {
   scale[0] = load_f16(block.d);
-  for (int j = 0; j < 16; ++j) {
-    q[j] = kIq4Values[block.qs[j] & 15];
-    q[j + 16] = kIq4Values[block.qs[j] >> 4];
-  }
+  const Bytes qs = load_bytes(block.qs);
+  store_bytes(q, lookup(kIq4Values, qs & 15));
+  store_bytes(q + 16, lookup(kIq4Values, qs >> 4));
 }
 
 }  // namespace kimi::quant

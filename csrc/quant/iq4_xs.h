@@ -38,10 +38,9 @@ KIMI_INLINE void unpack(const BlockIQ4_XS& block, int8_t* __restrict q, float* _
   iq4_xs_scales(block, sub_scale);
   for (int b = 0; b < 8; ++b) {
     scale[b] = d * static_cast<float>(sub_scale[b]);
-    for (int j = 0; j < 16; ++j) {
-      q[32 * b + j] = kIq4Values[block.qs[16 * b + j] & 15];
-      q[32 * b + 16 + j] = kIq4Values[block.qs[16 * b + j] >> 4];
-    }
+    const Bytes qs = load_bytes(block.qs + 16 * b);
+    store_bytes(q + 32 * b, lookup(kIq4Values, qs & 15));
+    store_bytes(q + 32 * b + 16, lookup(kIq4Values, qs >> 4));
   }
 }
 

@@ -30,10 +30,9 @@ KIMI_INLINE float mxfp4_scale(uint8_t e) {
 // q in -12..12
 KIMI_INLINE void unpack(const BlockMXFP4& block, int8_t* __restrict q, float* __restrict scale, float* __restrict) {
   scale[0] = mxfp4_scale(block.e);
-  for (int j = 0; j < 16; ++j) {
-    q[j] = kE2m1Doubled[block.qs[j] & 15];
-    q[j + 16] = kE2m1Doubled[block.qs[j] >> 4];
-  }
+  const Bytes qs = load_bytes(block.qs);
+  store_bytes(q, lookup(kE2m1Doubled, qs & 15));
+  store_bytes(q + 16, lookup(kE2m1Doubled, qs >> 4));
 }
 
 }  // namespace kimi::quant

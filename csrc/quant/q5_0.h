@@ -21,13 +21,10 @@ struct BlockTraits<Type::Q5_0> : BlockTraitsOf<BlockQ5_0, 32, 32, false> {};
 
 // q in -16..15
 KIMI_INLINE void unpack(const BlockQ5_0& block, int8_t* __restrict q, float* __restrict scale, float* __restrict) {
-  uint8_t high[32];
-  for (int i = 0; i < 4; ++i) spread_fifth_bits(block.qh[i], high + 8 * i);
   scale[0] = load_f16(block.d);
-  for (int j = 0; j < 16; ++j) {
-    q[j] = static_cast<int8_t>(((block.qs[j] & 15) | high[j]) - 16);
-    q[j + 16] = static_cast<int8_t>(((block.qs[j] >> 4) | high[j + 16]) - 16);
-  }
+  const Bytes qs = load_bytes(block.qs);
+  store_bytes(q, ((qs & 15) | spread_fifth_bits(load_u16(block.qh))) - 16);
+  store_bytes(q + 16, ((qs >> 4) | spread_fifth_bits(load_u16(block.qh + 2))) - 16);
 }
 
 }  // namespace kimi::quant

@@ -22,14 +22,11 @@ struct BlockTraits<Type::Q5_1> : BlockTraitsOf<BlockQ5_1, 32, 32, true> {};
 
 // q in 0..31; min = -m
 KIMI_INLINE void unpack(const BlockQ5_1& block, int8_t* __restrict q, float* __restrict scale, float* __restrict min) {
-  uint8_t high[32];
-  for (int i = 0; i < 4; ++i) spread_fifth_bits(block.qh[i], high + 8 * i);
   scale[0] = load_f16(block.d);
   min[0] = -load_f16(block.m);
-  for (int j = 0; j < 16; ++j) {
-    q[j] = static_cast<int8_t>((block.qs[j] & 15) | high[j]);
-    q[j + 16] = static_cast<int8_t>((block.qs[j] >> 4) | high[j + 16]);
-  }
+  const Bytes qs = load_bytes(block.qs);
+  store_bytes(q, ((qs & 15) | spread_fifth_bits(load_u16(block.qh))));
+  store_bytes(q + 16, ((qs >> 4) | spread_fifth_bits(load_u16(block.qh + 2))));
 }
 
 }  // namespace kimi::quant

@@ -32,6 +32,7 @@ struct PanelQ8 {
 
 // A block of keys and values for one tile of queries; queries lie side by side in lanes.
 struct AttentionBlock {
+  int64_t lanes;             // tile_lanes, or half of it
   const float* q_t;          // [dk1 + dk2, lanes] queries, already multiplied by the softmax scale
   const float* k1;           // [n_keys, ldk1], dk1 columns
   const float* k2;           // [n_keys, ldk2], dk2 more columns; unused when dk2 == 0
@@ -84,7 +85,7 @@ struct KernelTable {
   void (*decode_row[kMaxTypes])(const void* blocks, float* out, int64_t n);  // any type -> float, exact
 
   // ---- attention -------------------------------------------------------------------------------------------------
-  void (*attention_block)(const AttentionBlock& block);  // lanes = tile_lanes
+  void (*attention_block)(const AttentionBlock& block);  
 
   // ---- rows ------------------------------------------------------------------------------------------------------
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
@@ -96,11 +97,12 @@ struct KernelTable {
   void (*add_scaled)(const float* x, float scale, int64_t n, float* out);       // out += scale * x
 };
 
-const KernelTable& generic_kernels();
-const KernelTable& avx2_kernels();
-const KernelTable& avx512_kernels();
+// Each instruction set fills a zeroed table; dispatch.cpp owns the tables.
+void fill_generic(KernelTable* table);
+void fill_avx2(KernelTable* table);
+void fill_avx512(KernelTable* table);
 
-// Filled by the int8 translation unit of each ISA, merged into its table.
+// The int8 half, a translation unit of its own in each instruction set.
 void fill_int8_generic(KernelTable* table);
 void fill_int8_avx2(KernelTable* table);
 void fill_int8_avx512(KernelTable* table);

@@ -1,0 +1,115 @@
+// The CPU's operations: how work is cut into chunks for the pool, and scratch. Arithmetic lives in the kernel table.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernel_table.h"
+#include "base/aligned_buffer.h"
+
+namespace kimi::cpu {
+
+// Rows of activations, in float and (once quantized) in int8.
+struct Activations {
+  const float* x = nullptr;  // [n, k], rows `stride` apart
+  int64_t n = 0, k = 0, stride = 0;
+  Q8Rows q8{};               // q8.q == nullptr: not quantized
+  Activations rows(int64_t first, int64_t count) const;
+};
+
+// Memory of a quantized activation matrix.
+struct Q8Buffer {
+  AlignedBuffer<int8_t> q;
+  AlignedBuffer<float> scale, sum;
+  AlignedBuffer<int32_t> isum;
+};
+
+// out[j, r] = dot(w row r, x row j)
+struct Product {
+  Matrix w;
+  Activations x;
+  float* out;          // [x.n, out_stride]
+  int64_t out_stride;
+};
+
+// What one thread needs while it works on a panel of weight rows.
+struct ThreadScratch {
+  AlignedBuffer<uint8_t> panel_q[2];
+  AlignedBuffer<float> panel_scale[2], panel_min[2], panel_f32[2];
+  AlignedBuffer<float> decoded, tile[2], gathered, attention;
+};
+
+// A panel of `lanes` weight rows, unpacked: int8 for quantized weights, floats otherwise.
+struct Panel {
+  bool is_q8;
+  PanelQ8 q8;
+  const float* f32;  // [k, lanes]
+  int64_t k, lanes;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int n_threads, const KernelTable& kernels);
+  const char* name() const override { return name_.c_str(); }
+  int n_threads() const override { return pool_.n_threads(); }
+  void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
+  void check_interrupt() override { pool_.check_interrupt(); }
+
+  void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) override;
+  void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) override;
+  void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim, float* out) override;
+  void linear(const LinearArgs& args) override;
+  void ffn(const FfnArgs& args) override;
+  void moe_ffn(const MoeArgs& args) override;
+  void mla_attention(const MlaArgs& args) override;
+  void vit_attention(const VitAttentionArgs& args) override;
+  void add(const float* x, int64_t n, float* out) override;
+
+ private:
+  // matmul.cpp
+  static bool is_quantized(const Matrix& w) { return !quant::format_of(w.type).is_float(); }
+  void quantize(Activations* x, Q8Buffer* buffer);
+  void quantize_for(const Matrix& w, Activations* x, Q8Buffer* buffer) {
+    if (is_quantized(w)) quantize(x, buffer);
+  }
+  void multiply(const std::vector<Product>& products, Rows rows);     // activations quantized as the weights need
+  void multiply_few(const std::vector<Product>& products);
+  void multiply_many(const std::vector<Product>& products);
+  void multiply_float(const Product& product, const LinearArgs* epilogue);
+  void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
+  Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
+  void pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out);
+  // tile[j, lane] for j < n: rows `rows[j]` of x, or row0 + j when rows is nullptr
+  void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile, ThreadScratch* scratch);
+  int64_t panel_lanes(const Matrix& w) const { return is_quantized(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
+  void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
+
+  // ffn.cpp
+  struct ExpertWork {       // one expert and the tokens that go through it
+    Swiglu w;
+    std::vector<int32_t> tokens;   // rows of x; ascending
+    std::vector<float> weights;    // their routing weights
+    int64_t offset = 0;            // where its inner activations start, in elements
+  };
+  void route(const MoeArgs& args, std::vector<ExpertWork>* experts);
+  void run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows);
+  std::vector<Activations> quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats);
+  void run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out);
+  void run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out);
+
+  // mla.cpp
+  void append_to_cache(const MlaArgs& args, float* q, const float* ckv);
+  void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+  void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+  const float* latent_rows(const AttentionSlice& slice, int64_t width, int64_t first, int64_t n, float* scratch) const;
+
+  const KernelTable& kernels_;
+  std::string name_;
+  ThreadPool pool_;
+  std::vector<ThreadScratch> scratch_;
+  Q8Buffer q8_x_, q8_inner_, q8_heads_;
+  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, expanded_, latent_;
+};
+
+}  // namespace kimi::cpu

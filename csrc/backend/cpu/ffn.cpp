@@ -1,0 +1,248 @@
+// SwiGLU networks: dense, shared and routed are one thing here, a list of experts with the tokens that visit each.
+// Tokens always add their experts up in the same order: shared first, then routed ones by index.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace kimi::cpu {
+namespace {
+
+constexpr int64_t kTokenBlock = 128;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void CpuBackend::ffn(const FfnArgs& args) {
+  std::vector<ExpertWork> experts(1);
+  experts[0].w = args.w;
+  experts[0].tokens.resize(static_cast<size_t>(args.n));
+  std::iota(experts[0].tokens.begin(), experts[0].tokens.end(), 0);
+  experts[0].weights.assign(static_cast<size_t>(args.n), 1.0f);
+  run_experts(args.x, args.n, experts, args.out, args.rows);
+}
+
+// Router logits in float whatever the pass; the bias takes part in the choice only.
+void CpuBackend::route(const MoeArgs& args, std::vector<ExpertWork>* experts) {
+  const int64_t n_experts = args.router.rows, hidden = args.router.cols, k = args.num_experts_per_tok;
+  std::vector<float> logits(static_cast<size_t>(args.n * n_experts));
+  const int64_t cuts = args.n == 1 ? std::min<int64_t>(n_experts, 4) : 1, experts_per_cut = ceil_div(n_experts, cuts);
+  pool_.parallel_for(args.n * cuts, [&](int64_t chunk, int) {
+    const int64_t token = chunk / cuts, first = chunk % cuts * experts_per_cut, count = std::min(experts_per_cut, n_experts - first);
+    if (count > 0)
+      kernels_.gemv_float[static_cast<int>(args.router.type)](args.router.data + first * args.router.row_bytes, args.router.row_bytes, count,
+                                                             args.x + token * hidden, hidden, hidden, 1,
+                                                             logits.data() + token * n_experts + first, n_experts);
+  });
+  std::vector<float> scores(static_cast<size_t>(n_experts)), choice(static_cast<size_t>(n_experts));
+  std::vector<int32_t> order(static_cast<size_t>(n_experts));
+  for (int64_t token = 0; token < args.n; ++token) {
+    const float* row = logits.data() + token * n_experts;
+    if (args.sigmoid) {
+      for (int64_t e = 0; e < n_experts; ++e) scores[e] = 1.0f / (1.0f + std::exp(-row[e]));
+    } else {
+      const float top = *std::max_element(row, row + n_experts);
+      float total = 0;
+      for (int64_t e = 0; e < n_experts; ++e) total += scores[e] = std::exp(row[e] - top);
+      for (int64_t e = 0; e < n_experts; ++e) scores[e] /= total;
+    }
+    for (int64_t e = 0; e < n_experts; ++e) {
+      const float biased = scores[e] + (args.selection_bias ? args.selection_bias[e] : 0.0f);
+      choice[e] = biased == biased ? biased : -INFINITY;  // NaN compares with nothing; a sort must not see it
+    }
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + k, order.end(),
+                      [&](int32_t a, int32_t b) { return choice[a] != choice[b] ? choice[a] > choice[b] : a < b; });
+    float total = 0;
+    for (int64_t i = 0; i < k; ++i) total += scores[order[i]];
+    const float factor = args.routed_scaling_factor / (args.norm_topk_prob ? total + 1e-20f : 1.0f);
+    for (int64_t i = 0; i < k; ++i) {
+      ExpertWork& expert = (*experts)[static_cast<size_t>(order[i])];
+      expert.tokens.push_back(static_cast<int32_t>(token));
+      expert.weights.push_back(scores[order[i]] * factor);
+    }
+  }
+}
+
+void CpuBackend::moe_ffn(const MoeArgs& args) {
+  const int64_t n_experts = args.router.rows;
+  std::vector<ExpertWork> routed(static_cast<size_t>(n_experts));
+  route(args, &routed);
+  std::vector<ExpertWork> experts;
+  experts.reserve(static_cast<size_t>(n_experts) + 1);
+  if (args.shared.down) {
+    ExpertWork& shared = experts.emplace_back();
+    shared.w = args.shared;
+    shared.tokens.resize(static_cast<size_t>(args.n));
+    std::iota(shared.tokens.begin(), shared.tokens.end(), 0);
+    shared.weights.assign(static_cast<size_t>(args.n), 1.0f);
+  }
+  for (int64_t e = 0; e < n_experts; ++e) {
+    ExpertWork& expert = routed[static_cast<size_t>(e)];
+    if (expert.tokens.empty()) continue;
+    expert.w = {args.routed.gate.at(e), args.routed.up.at(e), args.routed.down.at(e)};
+    experts.push_back(std::move(expert));
+  }
+  run_experts(args.x, args.n, experts, args.out, args.rows);
+}
+
+void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows) {
+  const int64_t hidden = experts[0].w.gate.cols;
+  Activations input{x, n, hidden, hidden, {}};
+  const bool any_q8 = std::any_of(experts.begin(), experts.end(),
+                                  [](const ExpertWork& e) { return is_quantized(e.w.gate) || is_quantized(e.w.up); });
+  if (any_q8) quantize(&input, &q8_x_);
+  if (rows == Rows::few)
+    run_experts_few(input, experts, out);
+  else
+    run_experts_many(input, experts, out);
+}
+
+// The inner activations of every expert as input of its down projection, in int8 where that is quantized.
+std::vector<Activations> CpuBackend::quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats) {
+  std::vector<Activations> inner(experts.size());
+  const bool any_q8 = std::any_of(experts.begin(), experts.end(), [](const ExpertWork& e) { return is_quantized(e.w.down); });
+  if (any_q8) {
+    const size_t elements = static_cast<size_t>(inner_floats);
+    q8_inner_.q.resize(elements);
+    q8_inner_.scale.resize(elements / 32);
+    q8_inner_.sum.resize(elements / 16);
+    q8_inner_.isum.resize(elements / 16);
+  }
+  std::vector<std::pair<int32_t, int32_t>> slots;  // (expert, row) of what has to be quantized
+  int64_t q8_offset = 0;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    const int64_t k = experts[e].w.down.cols, n = static_cast<int64_t>(experts[e].tokens.size());
+    inner[e] = {inner_.data() + experts[e].offset, n, k, k, {}};
+    if (!is_quantized(experts[e].w.down)) continue;
+    inner[e].q8 = {q8_inner_.q.data() + q8_offset, q8_inner_.scale.data() + q8_offset / 32, q8_inner_.sum.data() + q8_offset / 16,
+                   q8_inner_.isum.data() + q8_offset / 16, k};
+    q8_offset += n * k;
+    for (int64_t j = 0; j < n; ++j) slots.emplace_back(static_cast<int32_t>(e), static_cast<int32_t>(j));
+  }
+  for_rows(static_cast<int64_t>(slots.size()), n_slots ? inner_floats / n_slots : 1, [&](int64_t i) {
+    const Activations one = inner[static_cast<size_t>(slots[static_cast<size_t>(i)].first)].rows(slots[static_cast<size_t>(i)].second, 1);
+    kernels_.quantize_row(one.x, one.k, one.q8.q, one.q8.scale, one.q8.sum, one.q8.isum);
+  });
+  return inner;
+}
+
+void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out) {
+  // Inner activations expert by expert, [tokens, inner] each. An expert that all tokens visit passes over its weights once.
+  const int64_t hidden = x.k;
+  std::vector<Product> products;
+  int64_t n_slots = 0, inner_floats = 0;
+  for (ExpertWork& expert : experts) {
+    expert.offset = inner_floats;
+    n_slots += static_cast<int64_t>(expert.tokens.size());
+    inner_floats += static_cast<int64_t>(expert.tokens.size()) * expert.w.gate.rows;
+  }
+  inner_.resize(static_cast<size_t>(inner_floats));
+  gate_.resize(static_cast<size_t>(inner_floats));
+  for (const ExpertWork& expert : experts) {
+    const int64_t inner = expert.w.gate.rows, tokens = static_cast<int64_t>(expert.tokens.size());
+    const bool all = tokens == x.n;
+    for (int64_t j = 0; j < (all ? 1 : tokens); ++j) {
+      const Activations input = all ? x : x.rows(expert.tokens[static_cast<size_t>(j)], 1);
+      products.push_back({expert.w.gate, input, gate_.data() + expert.offset + j * inner, inner});
+      products.push_back({expert.w.up, input, inner_.data() + expert.offset + j * inner, inner});
+    }
+  }
+  multiply_few(products);
+  for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
+    const int64_t first = block * 1024, count = std::min<int64_t>(1024, inner_floats - first);
+    kernels_.silu_mul(gate_.data() + first, inner_.data() + first, count, inner_.data() + first);
+  });
+
+  // Down: one row of results per (expert, token), then each token adds its own up in expert order.
+  const std::vector<Activations> inner = quantized_inner(experts, n_slots, inner_floats);
+  products_.resize(static_cast<size_t>(n_slots * hidden));
+  products.clear();
+  int64_t row = 0;
+  for (size_t e = 0; e < experts.size(); ++e) {
+    products.push_back({experts[e].w.down, inner[e], products_.data() + row * hidden, hidden});
+    row += inner[e].n;
+  }
+  multiply_few(products);
+  row = 0;
+  for (const ExpertWork& expert : experts)
+    for (size_t j = 0; j < expert.tokens.size(); ++j)
+      kernels_.add_scaled(products_.data() + row++ * hidden, expert.weights[j], hidden, out + expert.tokens[j] * hidden);
+}
+
+void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out) {
+  // Inner activations expert by expert, [tokens, inner] each.
+  int64_t n_slots = 0, inner_floats = 0;
+  for (ExpertWork& expert : experts) {
+    expert.offset = inner_floats;
+    n_slots += static_cast<int64_t>(expert.tokens.size());
+    inner_floats += static_cast<int64_t>(expert.tokens.size()) * expert.w.gate.rows;
+  }
+  // Gate and up of (expert, panel), the largest experts first so that the loop's end is short.
+  struct Task {
+    int32_t expert;
+    int32_t panel;
+  };
+  std::vector<Task> tasks;
+  std::vector<int32_t> by_size(experts.size());
+  std::iota(by_size.begin(), by_size.end(), 0);
+  std::stable_sort(by_size.begin(), by_size.end(),
+                   [&](int32_t a, int32_t b) { return experts[static_cast<size_t>(a)].tokens.size() > experts[static_cast<size_t>(b)].tokens.size(); });
+  for (int32_t e : by_size) {
+    const Swiglu& w = experts[static_cast<size_t>(e)].w;
+    const int64_t lanes = std::min(panel_lanes(w.gate), panel_lanes(w.up));
+    for (int64_t p = 0; p < ceil_div(w.gate.rows, lanes); ++p) tasks.push_back({e, static_cast<int32_t>(p)});
+  }
+  inner_.resize(static_cast<size_t>(inner_floats));
+  pool_.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t chunk, int thread) {
+    const ExpertWork& expert = experts[static_cast<size_t>(tasks[static_cast<size_t>(chunk)].expert)];
+    ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+    const int64_t lanes = std::min(panel_lanes(expert.w.gate), panel_lanes(expert.w.up)), inner = expert.w.gate.rows;
+    const int64_t row0 = tasks[static_cast<size_t>(chunk)].panel * lanes, n_cols = std::min(lanes, inner - row0);
+    const Panel gate = pack(expert.w.gate, row0, 0, &scratch), up = pack(expert.w.up, row0, 1, &scratch);
+    scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * gate.lanes));
+    scratch.tile[1].resize(static_cast<size_t>(kTokenBlock * up.lanes));
+    const int64_t tokens = static_cast<int64_t>(expert.tokens.size());
+    const bool all = tokens == x.n;
+    for (int64_t j0 = 0; j0 < tokens; j0 += kTokenBlock) {
+      const int64_t n = std::min(kTokenBlock, tokens - j0);
+      const Activations block = all ? x.rows(j0, n) : x;
+      const int32_t* rows = all ? nullptr : expert.tokens.data() + j0;
+      multiply_panel(gate, block, rows, n, scratch.tile[0].data(), &scratch);
+      multiply_panel(up, block, rows, n, scratch.tile[1].data(), &scratch);
+      for (int64_t j = 0; j < n; ++j)
+        kernels_.silu_mul(scratch.tile[0].data() + j * gate.lanes, scratch.tile[1].data() + j * up.lanes, n_cols,
+                          inner_.data() + expert.offset + (j0 + j) * inner + row0);
+    }
+  });
+
+  // Quantize the inner rows of experts whose down projection is quantized.
+  std::vector<Activations> inner = quantized_inner(experts, n_slots, inner_floats);
+
+  // Down: a panel of output features passes through all experts in order, so nobody else writes where it adds.
+  const int64_t hidden = experts[0].w.down.rows;
+  int64_t lanes = kernels_.panel_lanes;
+  for (const ExpertWork& expert : experts) lanes = std::min(lanes, panel_lanes(expert.w.down));
+  pool_.parallel_for(ceil_div(hidden, lanes), [&](int64_t p, int thread) {
+    ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+    const int64_t row0 = p * lanes, n_cols = std::min(lanes, hidden - row0);
+    for (size_t e = 0; e < experts.size(); ++e) {
+      const ExpertWork& expert = experts[e];
+      const Panel down = pack(expert.w.down, row0, 0, &scratch);
+      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * down.lanes));
+      for (int64_t j0 = 0; j0 < inner[e].n; j0 += kTokenBlock) {
+        const int64_t n = std::min(kTokenBlock, inner[e].n - j0);
+        multiply_panel(down, inner[e].rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
+        for (int64_t j = 0; j < n; ++j) {
+          const size_t at = static_cast<size_t>(j0 + j);
+          kernels_.add_scaled(scratch.tile[0].data() + j * down.lanes, expert.weights[at], n_cols, out + expert.tokens[at] * hidden + row0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace kimi::cpu

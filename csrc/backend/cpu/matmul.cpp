@@ -1,0 +1,243 @@
+// Matrix products on the CPU: which chunks a product is cut into, for few and for many activation rows.
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace kimi::cpu {
+namespace {
+
+constexpr int64_t kTokenBlock = 128;              // rows of activations that stay in the second-level cache
+constexpr int64_t kDecodeBlock = 512;             // columns decoded at a time while a float panel is transposed
+constexpr int64_t kPackedBytes = int64_t{24} << 20;  // of float panels that are packed before they are used
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Activations Activations::rows(int64_t first, int64_t count) const {
+  Activations part = *this;
+  part.n = count;
+  part.x = x ? x + first * stride : nullptr;
+  if (q8.q) {
+    part.q8.q = q8.q + first * k;
+    part.q8.scale = q8.scale + first * (k / 32);
+    part.q8.sum = q8.sum + first * (k / 16);
+    part.q8.isum = q8.isum + first * (k / 16);
+  }
+  return part;
+}
+
+void CpuBackend::for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body) {
+  constexpr int64_t kWorthWaking = 32768;  // elements: below, one thread is done before another has woken up
+  const int64_t per_chunk = std::max<int64_t>(1, kWorthWaking / std::max<int64_t>(1, cost_per_row));
+  pool_.parallel_for(ceil_div(n, per_chunk), [&](int64_t chunk, int) {
+    for (int64_t i = chunk * per_chunk; i < std::min(n, (chunk + 1) * per_chunk); ++i) body(i);
+  });
+}
+
+void CpuBackend::quantize(Activations* x, Q8Buffer* buffer) {
+  const size_t n = static_cast<size_t>(x->n), k = static_cast<size_t>(x->k);
+  buffer->q.resize(n * k);
+  buffer->scale.resize(n * (k / 32));
+  buffer->sum.resize(n * (k / 16));
+  buffer->isum.resize(n * (k / 16));
+  x->q8 = {buffer->q.data(), buffer->scale.data(), buffer->sum.data(), buffer->isum.data(), x->k};
+  for_rows(x->n, x->k, [&](int64_t i) {
+    const Q8Rows row = x->rows(i, 1).q8;
+    kernels_.quantize_row(x->x + i * x->stride, x->k, row.q, row.scale, row.sum, row.isum);
+  });
+}
+
+// ---- few rows ----------------------------------------------------------------------------------------------------
+
+void CpuBackend::multiply_few(const std::vector<Product>& products) {
+  // Row blocks of all products in one loop; about eight chunks a thread keep both ends of the loop short.
+  int64_t total_bytes = 0;
+  for (const Product& product : products) total_bytes += product.w.rows * product.w.row_bytes;
+  const int64_t target_bytes = std::clamp<int64_t>(total_bytes / (8 * pool_.n_threads()), 16 << 10, 512 << 10);
+  std::vector<int64_t> first_chunk(products.size() + 1, 0), rows_per_chunk(products.size());
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Matrix& w = products[i].w;
+    rows_per_chunk[i] = std::max<int64_t>(16, target_bytes / std::max<int64_t>(1, w.row_bytes) / 16 * 16);
+    first_chunk[i + 1] = first_chunk[i] + ceil_div(w.rows, rows_per_chunk[i]);
+  }
+  pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int) {
+    const size_t i = static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
+    const Product& product = products[i];
+    const Matrix& w = product.w;
+    const int64_t row0 = (chunk - first_chunk[i]) * rows_per_chunk[i], n_rows = std::min(rows_per_chunk[i], w.rows - row0);
+    const uint8_t* data = w.data + row0 * w.row_bytes;
+    const int type = static_cast<int>(w.type);
+    if (is_quantized(w))
+      kernels_.gemv_q8[type](data, w.row_bytes, n_rows, product.x.q8, product.x.n, product.out + row0, product.out_stride);
+    else
+      kernels_.gemv_float[type](data, w.row_bytes, n_rows, product.x.x, product.x.stride, w.cols, product.x.n, product.out + row0,
+                                product.out_stride);
+  });
+}
+
+// ---- many rows ---------------------------------------------------------------------------------------------------
+
+void CpuBackend::pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out) {
+  const int64_t n_rows = std::min(lanes, w.rows - row0), k = w.cols;
+  if (w.type == quant::Type::F32 && w.row_bytes % 4 == 0 && reinterpret_cast<uintptr_t>(w.data) % 4 == 0) {
+    kernels_.transpose_panel(reinterpret_cast<const float*>(w.data + row0 * w.row_bytes), w.row_bytes / 4, n_rows, k, out);
+    return;
+  }
+  const quant::Format& format = quant::format_of(w.type);
+  scratch->decoded.resize(static_cast<size_t>(lanes * kDecodeBlock));
+  for (int64_t k0 = 0; k0 < k; k0 += kDecodeBlock) {
+    const int64_t n = std::min(kDecodeBlock, k - k0);
+    for (int64_t r = 0; r < n_rows; ++r)
+      kernels_.decode_row[static_cast<int>(w.type)](w.data + (row0 + r) * w.row_bytes + format.row_bytes(k0),
+                                                   scratch->decoded.data() + r * kDecodeBlock, n);
+    kernels_.transpose_panel(scratch->decoded.data(), kDecodeBlock, n_rows, n, out + k0 * lanes);
+  }
+}
+
+Panel CpuBackend::pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch) {
+  Panel panel{};
+  panel.is_q8 = is_quantized(w);
+  panel.k = w.cols;
+  panel.lanes = panel_lanes(w);
+  const size_t elements = static_cast<size_t>(panel.k * panel.lanes);
+  if (panel.is_q8) {
+    scratch->panel_q[slot].resize(elements);
+    scratch->panel_scale[slot].resize(elements / 16);
+    scratch->panel_min[slot].resize(elements / 16);
+    panel.q8.q = scratch->panel_q[slot].data();
+    panel.q8.scale = scratch->panel_scale[slot].data();
+    panel.q8.min = scratch->panel_min[slot].data();
+    kernels_.pack_panel_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, std::min(panel.lanes, w.rows - row0), w.cols,
+                                                    &panel.q8);
+  } else {
+    scratch->panel_f32[slot].resize(elements);
+    pack_float(w, row0, panel.lanes, scratch, scratch->panel_f32[slot].data());
+    panel.f32 = scratch->panel_f32[slot].data();
+  }
+  return panel;
+}
+
+void CpuBackend::multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile,
+                                ThreadScratch* scratch) {
+  if (panel.is_q8) {
+    kernels_.gemm_panel_q8(panel.q8, x.q8, rows, n, tile, panel.lanes);
+    return;
+  }
+  const float* a = x.x;
+  int64_t a_row = x.stride;
+  if (rows) {
+    scratch->gathered.resize(static_cast<size_t>(n * panel.k));
+    for (int64_t j = 0; j < n; ++j)
+      std::memcpy(scratch->gathered.data() + j * panel.k, x.x + rows[j] * x.stride, static_cast<size_t>(panel.k) * sizeof(float));
+    a = scratch->gathered.data();
+    a_row = panel.k;
+  }
+  kernels_.gemm_f32(a, a_row, 1, panel.f32, panel.lanes, panel.k, n, tile, panel.lanes, false);
+}
+
+void CpuBackend::finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
+                             int64_t n_cols) {
+  float values[128];
+  for (int64_t j = 0; j < n_rows; ++j) {
+    float* out = args.out + (row0 + j) * args.out_stride + col0;
+    for (int64_t c = 0; c < n_cols; ++c) values[c] = tile[j * tile_stride + c] + (args.bias ? args.bias[col0 + c] : 0.0f);
+    if (args.activation == Activation::gelu_tanh) kernels_.gelu_tanh(values, n_cols);
+    if (args.activation == Activation::gelu_erf) kernels_.gelu_erf(values, n_cols);
+    for (int64_t c = 0; c < n_cols; ++c) out[c] = args.add ? out[c] + values[c] : values[c];
+  }
+}
+
+// Float panels of the whole matrix are packed first and shared by all threads; then blocks of activations that fit the
+// second-level cache pass over them.
+void CpuBackend::multiply_float(const Product& product, const LinearArgs* epilogue) {
+  const Matrix& w = product.w;
+  const int64_t lanes = kernels_.tile_lanes, k = w.cols, n = product.x.n;
+  const int64_t n_panels = ceil_div(w.rows, lanes), panel_floats = k * lanes;
+  const int64_t per_group = std::clamp<int64_t>(kPackedBytes / (panel_floats * 4), 1, n_panels);
+  LinearArgs plain{};
+  plain.out = product.out;
+  plain.out_stride = product.out_stride;
+  const LinearArgs& finish = epilogue ? *epilogue : plain;
+  for (int64_t group0 = 0; group0 < n_panels; group0 += per_group) {
+    const int64_t group = std::min(per_group, n_panels - group0);
+    packed_.resize(static_cast<size_t>(group * panel_floats));
+    pool_.parallel_for(group, [&](int64_t p, int thread) {
+      pack_float(w, (group0 + p) * lanes, lanes, &scratch_[thread], packed_.data() + p * panel_floats);
+    });
+    const int64_t n_blocks = ceil_div(n, kTokenBlock);
+    const int64_t cuts = std::clamp<int64_t>(ceil_div(16 * pool_.n_threads(), n_blocks), 1, group), panels_per_cut = ceil_div(group, cuts);
+    pool_.parallel_for(n_blocks * cuts, [&](int64_t chunk, int thread) {
+      const int64_t row0 = chunk / cuts * kTokenBlock, n_rows = std::min(kTokenBlock, n - row0);
+      const int64_t first = chunk % cuts * panels_per_cut, last = std::min(group, first + panels_per_cut);
+      AlignedBuffer<float>& tile = scratch_[thread].tile[0];
+      tile.resize(static_cast<size_t>(kTokenBlock * lanes));
+      for (int64_t p = first; p < last; ++p) {
+        const int64_t col0 = (group0 + p) * lanes;
+        kernels_.gemm_f32(product.x.x + row0 * product.x.stride, product.x.stride, 1, packed_.data() + p * panel_floats, lanes, k, n_rows,
+                          tile.data(), lanes, false);
+        finish_tile(finish, tile.data(), lanes, row0, n_rows, col0, std::min(lanes, w.rows - col0));
+      }
+    });
+  }
+}
+
+void CpuBackend::multiply_many(const std::vector<Product>& products) {
+  std::vector<int64_t> first_chunk(products.size() + 1, 0);
+  for (size_t i = 0; i < products.size(); ++i) {
+    const bool q8 = is_quantized(products[i].w);
+    if (!q8) multiply_float(products[i], nullptr);
+    first_chunk[i + 1] = first_chunk[i] + (q8 ? ceil_div(products[i].w.rows, kernels_.panel_lanes) : 0);
+  }
+  pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
+    const size_t i = static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
+    const Product& product = products[i];
+    const int64_t lanes = kernels_.panel_lanes, row0 = (chunk - first_chunk[i]) * lanes, n_cols = std::min(lanes, product.w.rows - row0);
+    ThreadScratch& scratch = scratch_[thread];
+    const Panel panel = pack(product.w, row0, 0, &scratch);
+    if (n_cols == lanes) {
+      kernels_.gemm_panel_q8(panel.q8, product.x.q8, nullptr, product.x.n, product.out + row0, product.out_stride);
+      return;
+    }
+    scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * lanes));
+    for (int64_t j0 = 0; j0 < product.x.n; j0 += kTokenBlock) {
+      const int64_t n = std::min(kTokenBlock, product.x.n - j0);
+      multiply_panel(panel, product.x.rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
+      for (int64_t j = 0; j < n; ++j)
+        std::memcpy(product.out + (j0 + j) * product.out_stride + row0, scratch.tile[0].data() + j * lanes, static_cast<size_t>(n_cols) * 4);
+    }
+  });
+}
+
+void CpuBackend::multiply(const std::vector<Product>& products, Rows rows) {
+  if (rows == Rows::few)
+    multiply_few(products);
+  else
+    multiply_many(products);
+}
+
+void CpuBackend::linear(const LinearArgs& original) {
+  LinearArgs args = original;
+  if (args.out_stride == 0) args.out_stride = args.w.rows;
+  Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
+  const bool plain = !args.bias && args.activation == Activation::none && !args.add;
+  if ((args.exact || !is_quantized(args.w)) && args.rows == Rows::many) {
+    multiply_float({args.w, x, args.out, args.out_stride}, plain ? nullptr : &args);
+    return;
+  }
+  quantize_for(args.w, &x, &q8_x_);
+  if (plain) {
+    multiply({{args.w, x, args.out, args.out_stride}}, args.rows);
+    return;
+  }
+  products_.resize(static_cast<size_t>(args.n * args.w.rows));
+  multiply({{args.w, x, products_.data(), args.w.rows}}, args.rows);
+  for_rows(args.n, args.w.rows, [&](int64_t j) {
+    constexpr int64_t kColumns = 128;
+    for (int64_t c = 0; c < args.w.rows; c += kColumns)
+      finish_tile(args, products_.data() + j * args.w.rows + c, args.w.rows, j, 1, c, std::min(kColumns, args.w.rows - c));
+  });
+}
+
+}  // namespace kimi::cpu

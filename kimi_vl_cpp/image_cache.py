@@ -1,0 +1,53 @@
+"""Encoded pictures by digest, the least recently used forgotten first, bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class ImageCache:
+    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing. Safe to use from many threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
+        self._lock = threading.Lock()
+        self._items: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, digest: str) -> NDArray[np.float32] | None:
+        """The encoded picture, or None."""
+        with self._lock:
+            item = self._items.get(digest)
+            if item is not None:
+                self._items.move_to_end(digest)
+            return item
+
+    def put(self, digest: str, embedding: NDArray[np.float32]) -> None:
+        """Keeps `embedding`, which becomes read-only. One that is larger than the whole cache is not kept."""
+        embedding.setflags(write=False)
+        with self._lock:
+            old = self._items.pop(digest, None)
+            if old is not None:
+                self.n_bytes -= old.nbytes
+            if embedding.nbytes > self.max_bytes:
+                return
+            self._items[digest] = embedding
+            self.n_bytes += embedding.nbytes
+            while self.n_bytes > self.max_bytes:
+                _, dropped = self._items.popitem(last=False)
+                self.n_bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._items.clear()
+            self.n_bytes = 0

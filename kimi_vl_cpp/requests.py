@@ -1,0 +1,153 @@
+"""From messages and pictures to a job: the prompt's tokens and pictures, checked against the context."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import sampling
+from .errors import BadRequest, ContextFull
+from .generate import Job
+from .processor import ProcessedImage
+from .prompt import ImagePart, build_prompt
+from .sampling import shown
+from .timeline import Picture, PromptPart, flatten, n_positions
+
+if TYPE_CHECKING:
+    from .model import KimiVL
+    from .processor import ImageInput
+    from .prompt import Message, Part
+    from .tokenizer import Tokenizer
+
+_LISTED = 8  # pictures named one by one in a message
+
+
+def check_text(name: str, value: Any) -> str:
+    """`value` if it is a str, else BadRequest."""
+    if not isinstance(value, str):
+        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a string", f"request.{name}")
+    return value
+
+
+def check_images(images: Any) -> list[Any]:
+    """The pictures as a list, else BadRequest: a single picture instead of a list is a likely slip."""
+    if isinstance(images, (str, bytes, bytearray, os.PathLike)) or not isinstance(images, (list, tuple)):
+        raise BadRequest(
+            f"images: got {type(images).__name__}, expected a list of pictures: images=[picture]", "request.images"
+        )
+    return list(images)
+
+
+def build_job(
+    model: KimiVL,
+    messages: Sequence[Message],
+    images: Sequence[ImageInput | ProcessedImage],
+    *,
+    options: dict[str, Any],
+    n_ctx: int,
+    started: float,
+    answers: Mapping[int, Sequence[int]] | None = None,
+) -> Job:
+    """Checks a request and spells its prompt.
+
+    images: what the messages' image parts count through. answers: assistant turn (0 is the first) -> the token ids it
+    was given in, used instead of its text, which would not always be cut into the same tokens again.
+
+    Raises BadRequest, BadImage, ContextFull.
+    """
+    model.gate.check()
+    params = sampling.resolve(model.defaults, **sampling.known(options))
+    tokenizer = model.tokenizer
+    parts = splice_answers(tokenizer, build_prompt(tokenizer, messages), answers or {})
+    if images:
+        model.require_vision()
+    pictures: list[Picture] = []
+    pixels = {}
+    notices: list[str] = []
+    n_image = 0
+    for index, image in enumerate(images):
+        seen = image if isinstance(image, ProcessedImage) else model.processor(image)
+        pictures.append(Picture(seen.digest, seen.n_tokens))
+        notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
+        n_image += seen.n_tokens
+        if n_image <= n_ctx:  # else the request is refused below, and pixels would only take memory until then
+            pixels[seen.digest] = seen.pixels
+    keys = flatten([_placed(part, pictures) for part in parts])
+    n_prompt = n_positions(keys)
+    if n_prompt + 1 > n_ctx:
+        raise context_full(n_prompt - n_image, [picture.n_tokens for picture in pictures], n_ctx, model)
+    return Job(
+        keys=keys,
+        pixels=pixels,
+        params=params,
+        max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
+        notices=notices,
+        prepare_s=time.perf_counter() - started,
+        stop_ids=tokenizer.stop_ids,
+    )
+
+
+def _placed(part: Part, pictures: Sequence[Picture]) -> PromptPart:
+    return pictures[part.index] if isinstance(part, ImagePart) else part
+
+
+def splice_answers(tokenizer: Tokenizer, parts: Sequence[Part], answers: Mapping[int, Sequence[int]]) -> list[Part]:
+    """Puts the ids of `answers` in place of the contents of those assistant turns.
+
+    Works on the template's own tokens, which no text can spell: `<|im_assistant|>` ... `<|im_middle|>` content
+    `<|im_end|>`.
+    """
+    if not answers:
+        return list(parts)
+    opens, middle, ends = (tokenizer.special[name] for name in ("<|im_assistant|>", "<|im_middle|>", "<|im_end|>"))
+    result: list[Part] = []
+    turn = -1
+    state = "outside"  # -> "role" -> "content" of an answer that is replaced -> "outside"
+    for part in parts:
+        if isinstance(part, ImagePart):
+            result.append(part)
+            continue
+        ids: list[int] = []
+        for token in part:
+            if token == opens:
+                turn += 1
+                state = "role" if turn in answers else "outside"
+            elif state == "content" and token != ends:
+                continue
+            elif state == "content":
+                state = "outside"
+            ids.append(token)
+            if state == "role" and token == middle:
+                ids.extend(answers[turn])
+                state = "content"
+        result.append(ids)
+    return result
+
+
+def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: KimiVL) -> ContextFull:
+    """The error with all numbers and what would fit."""
+    n_prompt = n_text + sum(pictures)
+    needed = n_prompt + 1
+    spelled = f"text {n_text}"
+    if pictures:
+        shown_ones = ", ".join(f"#{index + 1} {size}" for index, size in enumerate(pictures[:_LISTED]))
+        more = f" and {len(pictures) - _LISTED} more" if len(pictures) > _LISTED else ""
+        spelled += f"; pictures {shown_ones}{more}, together {sum(pictures)}"
+    allowed = int(model.engine.config["context_length"])
+    fits = [f"n_ctx={needed} or more" if needed <= allowed else f"not even the model's full context of {allowed}"]
+    if pictures:
+        n_fit, room = 0, n_ctx - 1 - n_text
+        while n_fit < len(pictures) and pictures[n_fit] <= room:
+            room -= pictures[n_fit]
+            n_fit += 1
+        fits.append(f"the first {n_fit} of the {len(pictures)} pictures" if n_fit else "none of the pictures")
+        fits.append(f"smaller pictures (in_token_limit is {model.processor.in_token_limit} patches, 4 to a token)")
+    if n_text + 1 > n_ctx:
+        fits.append(f"a text shorter by {n_text + 1 - n_ctx} tokens")
+    return ContextFull(
+        f"the prompt has {n_prompt} tokens ({spelled}) and an answer needs at least 1, but n_ctx is {n_ctx}. "
+        f"What would fit: {'; '.join(fits)}",
+        "context.prompt_too_long",
+    )

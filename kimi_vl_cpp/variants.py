@@ -1,0 +1,55 @@
+"""Which of the published models a file is, and what follows from it: sampling defaults and the picture budget.
+
+A GGUF file does not say how large pictures may be or how to sample; only its names tell the variants apart
+(`general.name`, `general.basename`, `general.finetune`, `general.version`, then the file's own name).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from .types import SamplingDefaults
+
+Variant = Literal["instruct", "thinking", "thinking-2506", "unknown"]
+
+# Temperatures and the 32768 tokens are the model cards'. A file that names no variant is sampled like the reasoning
+# models, but with the short answers of the other.
+DEFAULTS: dict[Variant, SamplingDefaults] = {
+    "instruct": SamplingDefaults(temperature=0.2, max_new_tokens=2048),
+    "thinking": SamplingDefaults(temperature=0.6, max_new_tokens=32768),
+    "thinking-2506": SamplingDefaults(temperature=0.8, max_new_tokens=32768),
+    "unknown": SamplingDefaults(temperature=0.6, max_new_tokens=2048),
+}
+
+NAME_KEYS = ("general.name", "general.basename", "general.finetune", "general.version")
+
+
+def variant_of_text(text: str) -> Variant:
+    """The variant that a name spells, in any case and with any separators."""
+    words = set(re.split(r"[^a-z0-9]+", text.lower()))
+    if "2506" in words:
+        return "thinking-2506"
+    if "thinking" in words:
+        return "thinking"
+    if "instruct" in words:
+        return "instruct"
+    return "unknown"
+
+
+def detect_variant(get: Callable[[str], Any], path: str | Path) -> Variant:
+    """The variant of a text file. get: `GGUFFile.get`. The metadata wins over the file's name, which only fills gaps:
+    a file whose metadata says Thinking and whose name says 2506 is the 2506 release."""
+    values = [get(key) for key in NAME_KEYS]
+    told = variant_of_text(" ".join(value for value in values if isinstance(value, str)))
+    named = variant_of_text(Path(path).name)
+    if told == "unknown" or (told == "thinking" and named == "thinking-2506"):
+        return named
+    return told
+
+
+def default_in_token_limit(variant: Variant) -> int:
+    """How many 14x14 patches a picture may have before it is scaled down."""
+    return 16384 if variant == "thinking-2506" else 4096

@@ -1,0 +1,240 @@
+"""`kimi-vl doctor`: is this computer fit for Kimi-VL, and does the runtime compute right on it?
+
+The self-test makes a small random model, shows it a text and a picture through every instruction set that the processor has, and holds
+the results against each other and against stored ones.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, errors
+from . import system
+from .inspect import OVERHEAD_BYTES, SAMPLE_CONTEXT
+from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count
+
+# File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
+QUANTIZATIONS = {
+    "Q2_K": 6_575_352_320,
+    "Q3_K_M": 8_283_276_800,
+    "IQ4_XS": 8_813_511_168,
+    "MXFP4_MOE": 9_290_658_304,
+    "Q4_K_S": 9_706_942_976,
+    "Q4_K_M": 10_533_810_688,
+    "Q5_K_M": 12_034_830_848,
+    "Q6_K": 14_272_462_336,
+    "Q8_0": 16_968_004_096,
+    "BF16": 31_927_292_416,
+}
+MMPROJ_BYTES = 618_098_624
+KV_BYTES_PER_TOKEN = 31_104
+
+LOGITS_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by about 1e-6 in so small a model
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `doctor`."""
+
+    json: bool = False
+
+
+@dataclass
+class SelfTest:
+    """What the self-test found. results: one row per instruction set."""
+
+    ok: bool = False
+    seconds: float = 0.0
+    chosen_isa: str = ""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def run(options: Options, terminal: Terminal) -> int:
+    """Prints the findings; errors.EXIT_OK when the self-test passes."""
+    report = make_report(Progress(terminal))
+    if options.json:
+        terminal.out.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        terminal.out.flush()
+    else:
+        _print(report, terminal)
+    return errors.EXIT_OK if report["ok"] else errors.EXIT_FAILED
+
+
+def make_report(progress: Progress) -> dict[str, Any]:
+    """Everything that doctor knows, as plain values fit for JSON."""
+    memory, processors = system.memory(), system.processors()
+    usable = memory.usable
+    report: dict[str, Any] = {
+        "versions": _versions(),
+        "processor": {"name": system.cpu_name(), "machine": platform.machine(), **asdict(processors)},
+        "memory": {**asdict(memory), "usable": usable},
+        "quantizations": [
+            {
+                "name": name,
+                "needs_bytes": (needs := size + MMPROJ_BYTES + OVERHEAD_BYTES + SAMPLE_CONTEXT * KV_BYTES_PER_TOKEN),
+                "fits_now": None if usable is None else needs <= usable,
+                "fits_computer": None if memory.total is None else needs <= min(memory.total, memory.limit or memory.total),
+            }
+            for name, size in QUANTIZATIONS.items()
+        ],
+    }
+    try:
+        from .. import _core
+    except ImportError as failure:
+        report["self_test"] = asdict(SelfTest(problems=[f"the compiled core cannot be loaded: {failure}; install the package again"]))
+        report["ok"] = False
+        return report
+    report["processor"] |= {"features": _core.cpu_info(), "isas": _core.isas(), "threads": _core.cpu_count()}
+    test = self_test(progress)
+    report["self_test"] = asdict(test)
+    report["ok"] = test.ok
+    return report
+
+
+def _versions() -> dict[str, str]:
+    versions = {"kimi-vl-cpp": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in ("numpy", "pillow", "tiktoken", "sentencepiece", "typer", "prompt_toolkit"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    return versions
+
+
+def self_test(progress: Progress) -> SelfTest:
+    """Makes a tiny model in a temporary folder and runs it on every supported instruction set."""
+    started = time.monotonic()
+    test = SelfTest()
+    try:
+        with tempfile.TemporaryDirectory(prefix="kimi-vl-doctor-") as folder:
+            _compare_isas(Path(folder), test, progress)
+    except Exception as failure:
+        test.problems.append(f"{type(failure).__name__}: {failure}")
+    finally:
+        progress.clear()
+    test.ok = not test.problems and bool(test.results)
+    test.seconds = time.monotonic() - started
+    return test
+
+
+def _compare_isas(folder: Path, test: SelfTest, progress: Progress) -> None:
+    import numpy as np
+
+    from .. import _core
+    from ..model import KimiVL
+    from ..testing import make_tiny_model
+
+    progress.show("making a small model")
+    tiny = make_tiny_model(folder, seed=0)
+    rows, columns = np.mgrid[0:84, 0:112]
+    picture = np.stack([rows * 3, columns * 2, (rows + columns) % 256], axis=-1).astype(np.uint8)
+    reference: dict[str, Any] = {}
+    for isa in (row["name"] for row in _core.isas() if row["supported"]):
+        progress.show(f"testing {isa}")
+        started = time.monotonic()
+        with KimiVL(tiny.text, mmproj=tiny.mmproj, n_ctx=512, isa=isa) as model:
+            embedding = model.encode_image(picture)
+            parts = [model.tokenize("What is this?"), embedding, model.tokenize("Answer.")]
+            logits = model.logits(parts)
+            answer = list(model.generate(parts, max_new_tokens=8, temperature=0))
+        result = {"embedding": embedding, "logits": logits, "answer": answer}
+        row = {"isa": isa, "seconds": time.monotonic() - started}
+        test.results.append(row)
+        if not all(np.isfinite(result[name]).all() for name in ("embedding", "logits")):
+            test.problems.append(f"{isa}: the results are not finite numbers")
+        if not reference:
+            reference = {"isa": isa, **result}
+            row["difference"] = 0.0
+            continue
+        differences = [_difference(result[name], reference[name]) for name in ("embedding", "logits")]
+        row["difference"] = max(differences)
+        if max(differences) > LOGITS_TOLERANCE:
+            test.problems.append(
+                f"{isa}: results differ from {reference['isa']} by {max(differences):.1e} of the largest value, at most {LOGITS_TOLERANCE:.0e}"
+            )
+        if answer != reference["answer"]:
+            test.problems.append(f"{isa}: answers {answer}, but {reference['isa']} answers {reference['answer']}")
+    with KimiVL(tiny.text, mmproj=tiny.mmproj, n_ctx=512) as model:
+        test.chosen_isa = str(model.engine.config["isa"])
+
+
+def _difference(a: Any, b: Any) -> float:
+    return float(abs(a - b).max() / abs(b).max()) if a.shape == b.shape and a.size else float("inf")
+
+
+def _print(report: dict[str, Any], terminal: Terminal) -> None:
+    def head(text: str) -> None:
+        terminal.print(terminal.style(text, BOLD, err=False))
+
+    def row(label: str, value: str) -> None:
+        terminal.print(f"  {terminal.style(label.ljust(14), DIM, err=False)}{value}")
+
+    head("Versions")
+    versions = report["versions"]
+    row("kimi-vl-cpp", f"{versions['kimi-vl-cpp']} on Python {versions['python']} ({sys.executable})")
+    row("system", versions["system"])
+    row("packages", ", ".join(f"{name} {v}" for name, v in versions.items() if name not in ("kimi-vl-cpp", "python", "system")))
+    head("Processor")
+    _print_processor(report, row, terminal)
+    head("Memory")
+    _print_memory(report, row, terminal)
+    head("Self-test")
+    test = report["self_test"]
+    for result in test["results"]:
+        row(result["isa"], f"text, picture and answer in {result['seconds']:.2f} s, difference {result.get('difference', 0):.0e}")
+    for problem in test["problems"]:
+        terminal.print("  " + terminal.style(problem, RED, err=False))
+    if test["ok"]:
+        terminal.print("  " + terminal.style(f"passed in {test['seconds']:.1f} s", GREEN, err=False))
+    else:
+        terminal.print("  " + terminal.style("FAILED: do not trust answers on this computer; please report this output", BOLD, RED, err=False))
+
+
+def _print_processor(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
+    cpu = report["processor"]
+    row("name", cpu["name"] or cpu["machine"])
+    if "isas" not in cpu:
+        return
+    flags = [name for name, value in cpu["features"].items() if value is True]
+    if flags:
+        row("features", " ".join(flags))
+    chosen = report["self_test"]["chosen_isa"]
+    for isa in cpu["isas"]:
+        requires = isa["requires"] if isinstance(isa["requires"], str) else " ".join(isa["requires"])
+        state = "chosen" if isa["name"] == chosen else "available" if isa["supported"] else "not on this processor"
+        colour = GREEN if isa["name"] == chosen else "" if isa["supported"] else DIM
+        row(isa["name"], terminal.style(state, *([colour] if colour else []), err=False) + (f"  (needs {requires})" if requires else ""))
+    reasons = [f"{cpu['present']} in the computer"]
+    if cpu["allowed"] != cpu["present"]:
+        reasons.append(f"{cpu['allowed']} allowed by affinity")
+    if cpu["quota"] is not None:
+        reasons.append(f"a cgroup quota of {cpu['quota']:g}")
+    row("threads", f"{cpu['threads']} ({', '.join(reasons)}); -t changes it")
+
+
+def _print_memory(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
+    memory = report["memory"]
+    if memory["total"] is None or memory["usable"] is None:
+        row("size", "unknown on this system")
+        return
+    row("size", f"{human_bytes(memory['total'])}, {human_bytes(memory['available'] or 0)} of it available")
+    if memory["limit"] is not None:
+        row("cgroup limit", f"{human_bytes(memory['limit'])}, {human_bytes(memory['limit_used'] or 0)} of it used")
+    now = [q["name"] for q in report["quantizations"] if q["fits_now"]]
+    later = [q["name"] for q in report["quantizations"] if q["fits_computer"] and not q["fits_now"]]
+    no = [q["name"] for q in report["quantizations"] if not q["fits_computer"]]
+    row("fits now", ", ".join(now) or terminal.style("no quantization", YELLOW, err=False))
+    if later:
+        row("fits", f"{', '.join(later)} when other programs are closed")
+    if no:
+        row("too large", terminal.style(", ".join(no), DIM, err=False))
+    row("", terminal.style(f"with the vision file and {human_count(SAMPLE_CONTEXT)} tokens of context", DIM, err=False))

@@ -1,0 +1,164 @@
+"""What `run` and `chat` share: opening the model, sampling options, reading pictures and text that a person named."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .. import errors
+from . import exits
+from .terminal import Progress, Terminal, human_count, plural
+
+if TYPE_CHECKING:
+    from ..model import KimiVL
+    from ..types import Response
+
+Sampling = Mapping[str, Any]  # the keyword arguments of KimiVL.chat that were given
+
+MAX_PROMPT_BYTES = 16 << 20
+MAX_PICTURE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The options that choose and open a model."""
+
+    model: str | None
+    mmproj: str | None = None
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    in_token_limit: int | None = None
+    isa: str = "auto"
+
+
+def sampling(
+    max_tokens: int | None,
+    temp: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repeat_penalty: float | None,
+    seed: int | None,
+    stop: list[str] | None,
+) -> Sampling:
+    """The options that were given, as keyword arguments for the model. Raises BadRequest for a value out of range."""
+    from ..sampling import resolve
+    from ..types import SamplingDefaults
+
+    given = {
+        "max_new_tokens": max_tokens,
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
+    return given
+
+
+def check_model(opening: Opening) -> str:
+    """The path of the model file, looked at but not opened. Raises UsageError or BadModelFile."""
+    if not opening.model:
+        names = [name for name in exits.nearest_names("./-", exits.MODEL_SUFFIXES) if "mmproj" not in name.lower()]
+        here = f"In this folder: {', '.join(names)}\n" if names else ""
+        raise exits.UsageError("no model: name a GGUF file with -m", here + exits.HOW_TO_GET_A_MODEL)
+    exits.check_readable(opening.model, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
+    if opening.mmproj is not None:
+        exits.check_readable(
+            opening.mmproj, "vision file (--mmproj)", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing"
+        )
+    return opening.model
+
+
+def open_model(opening: Opening, progress: Progress) -> KimiVL:
+    """Loads the model. Raises KimiVLError."""
+    path = check_model(opening)
+    from ..model import KimiVL
+
+    optional = {"n_ctx": opening.n_ctx, "in_token_limit": opening.in_token_limit}
+    given = {name: value for name, value in optional.items() if value is not None}
+    try:
+        return KimiVL(
+            path, mmproj=opening.mmproj, n_threads=opening.n_threads, isa=opening.isa, progress=progress, **given
+        )
+    finally:
+        progress.clear()
+
+
+def check_picture(path: str) -> None:
+    """Raises BadImage when `path` cannot be a picture file: absent, a folder, unreadable, or an address of the web."""
+    if path.lower().startswith(("http://", "https://")):
+        raise errors.BadImage(
+            f"picture {path}: nothing is fetched from the web; download it and give the file's name", "image.url"
+        )
+    if not path.lower().startswith("data:"):
+        exits.check_readable(path, "picture", exits.PICTURE_SUFFIXES, errors.BadImage, "image.missing")
+
+
+def read_stdin_bytes(limit: int, what: str) -> bytes:
+    """Standard input to its end, at most `limit` bytes. Raises UsageError when it is a terminal, empty or larger."""
+    stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise exits.UsageError(f"{what} from standard input: it is closed")
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise exits.UsageError(f"{what} from standard input: more than {human_count(limit)} bytes")
+    return data
+
+
+def read_text_file(path: str) -> str:
+    """A UTF-8 text file, at most MAX_PROMPT_BYTES. Raises UsageError."""
+    exits.check_readable(path, "prompt file", frozenset(), exits.UsageError, "")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_PROMPT_BYTES + 1)
+    except OSError as failure:
+        raise exits.UsageError(f"prompt file {exits.describe_os_error(failure)}") from None
+    if len(data) > MAX_PROMPT_BYTES:
+        raise exits.UsageError(f"prompt file {path}: more than {human_count(MAX_PROMPT_BYTES)} bytes")
+    return decode_text(data, f"prompt file {path}")
+
+
+def decode_text(data: bytes, what: str) -> str:
+    """UTF-8 bytes as text, a byte order mark dropped. Raises UsageError that says where the first bad byte is."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        raise exits.UsageError(f"{what}: not UTF-8 text (byte {failure.start} is 0x{data[failure.start]:02x})") from None
+
+
+def timings_line(response: Response) -> str:
+    """Where the time went, on one line."""
+    t, u = response.timings, response.usage
+    parts = [f"load {t.load_s:.2f} s"]
+    if u.image_tokens:
+        parts.append(f"pictures {t.encode_s:.2f} s ({plural(u.image_tokens, 'token')})")
+    cached = f", {human_count(u.cached_tokens)} of them known" if u.cached_tokens else ""
+    parts.append(f"prompt {t.prefill_s:.2f} s ({plural(u.prompt_tokens, 'token')}{cached}, {t.prefill_tps:.1f}/s)")
+    parts.append(f"first token after {t.first_token_s:.2f} s")
+    parts.append(f"answer {t.decode_s:.2f} s ({plural(u.completion_tokens, 'token')}, {t.decode_tps:.1f}/s)")
+    return " · ".join(parts)
+
+
+def explain_end(response: Response, terminal: Terminal) -> None:
+    """Says why an answer is shorter than it might be, when it is."""
+    if response.finish_reason != "length":
+        return
+    inside = " while the model was still thinking" if not response.text.strip() and response.thinking else ""
+    n_used = response.usage.prompt_tokens + response.usage.completion_tokens
+    terminal.note(
+        f"the answer was cut off{inside} after {plural(response.usage.completion_tokens, 'token')} "
+        f"({human_count(n_used)} in the context); -n allows longer answers, -c a longer context"
+    )
+
+
+def display_name(path: str) -> str:
+    """The last part of a path, for notes."""
+    return os.path.basename(path) or path

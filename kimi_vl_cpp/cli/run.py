@@ -1,0 +1,135 @@
+"""`kimi-vl run`: one question, one answer.
+
+The answer goes to standard output as it comes and nothing else does; everything for the person goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from . import exits, opening
+from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, is_terminal
+
+if TYPE_CHECKING:
+    from ..model import KimiVL
+    from ..types import Response
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `run`."""
+
+    opening: opening.Opening
+    sampling: opening.Sampling
+    prompt: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    file: str | None = None
+    system: str | None = None
+    json: bool = False
+    timings: bool = False
+    thinking: ThinkingMode = "auto"
+
+
+def run(options: Options, terminal: Terminal) -> int:
+    """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
+    opening.check_model(options.opening)
+    prompt, images = gather(options)
+    progress = Progress(terminal)
+    with opening.open_model(options.opening, progress) as model:
+        if options.json:
+            response = _ask_quietly(model, prompt, images, options, progress)
+            terminal.out.write(json.dumps(_as_json(response, model, options), ensure_ascii=False) + "\n")
+            terminal.out.flush()
+        else:
+            response = _ask_streaming(model, prompt, images, options, progress, terminal)
+            for notice in response.notices:
+                terminal.note(notice)
+            opening.explain_end(response, terminal)
+    if options.timings:
+        terminal.say(opening.timings_line(response), DIM)
+    return errors.EXIT_OK
+
+
+def gather(options: Options) -> tuple[str, list[str | bytes]]:
+    """The prompt and the pictures, from wherever they come. Raises UsageError or BadImage."""
+    if options.images.count("-") + (options.file == "-") > 1:
+        raise exits.UsageError("standard input can be read once: '-' was given for more than one thing")
+    for path in options.images:
+        if path != "-":
+            opening.check_picture(path)
+    for word in options.prompt:
+        if Path(word).suffix.lower() in exits.PICTURE_SUFFIXES and Path(word).is_file():
+            raise exits.UsageError(f"{word} is a picture, not a question: give it as -i {word}")
+    parts = [" ".join(options.prompt)]
+    if options.file == "-":
+        parts.append(_read_prompt_from_stdin())
+    elif options.file is not None:
+        parts.append(opening.read_text_file(options.file))
+    elif not options.prompt and "-" not in options.images and not is_terminal(sys.stdin):
+        parts.append(_read_prompt_from_stdin())
+    prompt = "\n\n".join(part for part in (p.rstrip("\r\n") for p in parts) if part.strip())
+    if not prompt:
+        raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
+    images: list[str | bytes] = [path if path != "-" else _read_picture_from_stdin() for path in options.images]
+    return prompt, images
+
+
+def _read_prompt_from_stdin() -> str:
+    return opening.decode_text(opening.read_stdin_bytes(opening.MAX_PROMPT_BYTES, "prompt"), "prompt from standard input")
+
+
+def _read_picture_from_stdin() -> bytes:
+    if is_terminal(sys.stdin):
+        raise exits.UsageError("-i - reads a picture from standard input, which is a terminal: use < photo.jpg or a pipe")
+    data = opening.read_stdin_bytes(opening.MAX_PICTURE_BYTES, "picture")
+    if not data:
+        raise errors.BadImage("picture from standard input: it is empty", "image.empty")
+    return data
+
+
+def _ask_quietly(
+    model: KimiVL, prompt: str, images: Sequence[str | bytes], options: Options, progress: Progress
+) -> Response:
+    try:
+        return model.chat(
+            prompt, images=images, system=options.system, stream=False, progress=progress, **options.sampling
+        )
+    finally:
+        progress.clear()
+
+
+def _ask_streaming(
+    model: KimiVL,
+    prompt: str,
+    images: Sequence[str | bytes],
+    options: Options,
+    progress: Progress,
+    terminal: Terminal,
+) -> Response:
+    writer = AnswerWriter(terminal, progress, options.thinking)
+    stream = model.chat(
+        prompt, images=images, system=options.system, stream=True, progress=progress, **options.sampling
+    )
+    try:
+        for piece in stream:
+            writer.write(piece.kind, piece.text)
+    finally:
+        stream.close()
+        writer.finish()
+    if stream.result is None:
+        raise errors.KimiVLError("the answer ended without a result", "internal")
+    return stream.result
+
+
+def _as_json(response: Response, model: KimiVL, options: Options) -> dict[str, Any]:
+    result = response.to_dict()
+    fields = ("text", "thinking", "finish_reason", "usage", "timings", "notices", "seed")
+    chosen = {name: result[name] for name in fields}
+    chosen["model"] = {"name": model.name, "variant": model.variant, "file": options.opening.model}
+    return chosen

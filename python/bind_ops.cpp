@@ -1,0 +1,191 @@
+// _core.ops: every int8 kernel of a kernel table, callable by instruction set from a test. Not an API for people.
+#include "bindings.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "ops_args.h"
+
+namespace kimi {
+namespace ops {
+
+void bind_float(py::module_& m);  // bind_ops_float.cpp
+
+namespace {
+
+// The arrays of a Q8Rows, kept alive beside the view.
+struct Activations {
+  py::array_t<int8_t> q;
+  py::array_t<float> scale, sum;
+  py::array_t<int32_t> isum;
+  cpu::Q8Rows rows;
+  int64_t n;
+
+  explicit Activations(const py::tuple& x) {
+    check(x.size() == 4, "x: expected the tuple (q, scale, sum, isum) of quantize_rows");
+    q = take<int8_t>(x[0], "q", {kAny, kAny});
+    n = q.shape(0);
+    const int64_t k = q.shape(1);
+    check(k > 0 && k % 32 == 0, "q: row length " + std::to_string(k) + ", expected a positive multiple of 32");
+    scale = take<float>(x[1], "scale", {n, k / 32});
+    sum = take<float>(x[2], "sum", {n, k / 16});
+    isum = take<int32_t>(x[3], "isum", {n, k / 16});
+    // The kernels read only; Q8Rows is also what quantize_row fills, hence not const.
+    rows = {const_cast<int8_t*>(q.data()), const_cast<float*>(scale.data()), const_cast<float*>(sum.data()),
+            const_cast<int32_t*>(isum.data()), k};
+  }
+};
+
+void check_weights(const quant::Format& format, const py::array_t<uint8_t>& w, int64_t k) {
+  check(!format.is_float(), std::string(format.name) + " is not a quantized type");
+  check(k > 0 && k % format.block_elems == 0, "row length " + std::to_string(k) + " is not a multiple of the block of " + format.name);
+  check(w.shape(1) >= format.row_bytes(k), "w: " + std::to_string(w.shape(1)) + " bytes a row, expected at least " +
+                                               std::to_string(format.row_bytes(k)) + " for " + std::to_string(k) + " elements of " + format.name);
+}
+
+py::tuple quantize_rows(const std::string& isa, const py::object& x_object) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  const auto x = take<float>(x_object, "x", {kAny, kAny});
+  const int64_t n = x.shape(0), k = x.shape(1);
+  check(k > 0 && k % 32 == 0, "x: row length " + std::to_string(k) + ", expected a positive multiple of 32");
+  auto q = make<int8_t>({n, k});
+  auto scale = make<float>({n, k / 32}), sum = make<float>({n, k / 16});
+  auto isum = make<int32_t>({n, k / 16});
+  for (int64_t i = 0; i < n; ++i) {
+    table.quantize_row(x.data() + i * k, k, q.mutable_data() + i * k, scale.mutable_data() + i * (k / 32), sum.mutable_data() + i * (k / 16),
+                       isum.mutable_data() + i * (k / 16));
+  }
+  return py::make_tuple(q, scale, sum, isum);
+}
+
+py::array_t<float> gemv(const std::string& isa, const std::string& type, const py::object& w_object, const py::tuple& x_tuple) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  const quant::Format& format = format_named(type);
+  const auto w = take<uint8_t>(w_object, "w", {kAny, kAny});
+  const Activations x(x_tuple);
+  check_weights(format, w, x.rows.k);
+  auto out = make<float>({x.n, w.shape(0)});
+  table.gemv_q8[index_of(format)](w.data(), w.shape(1), w.shape(0), x.rows, x.n, out.mutable_data(), w.shape(0));
+  return out;
+}
+
+// A panel and the memory behind it, as the backend keeps it: one panel of scratch per thread.
+struct Panel {
+  AlignedBuffer<uint8_t> q;
+  AlignedBuffer<float> scale, min;
+  cpu::PanelQ8 view{};
+
+  Panel(int64_t k, int64_t lanes) : q(k * lanes), scale(k / 16 * lanes), min(k / 16 * lanes) {
+    view.q = q.data();
+    view.scale = scale.data();
+    view.min = min.data();
+  }
+};
+
+py::dict pack_panel(const std::string& isa, const std::string& type, const py::object& w_object, int64_t k) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  const quant::Format& format = format_named(type);
+  const auto w = take<uint8_t>(w_object, "w", {kAny, kAny});
+  check_weights(format, w, k);
+  const int64_t lanes = table.panel_lanes;
+  check(w.shape(0) <= lanes, "w: " + std::to_string(w.shape(0)) + " rows, a panel holds " + std::to_string(lanes));
+  Panel panel(k, lanes);
+  table.pack_panel_q8[index_of(format)](w.data(), w.shape(1), w.shape(0), k, &panel.view);
+  const cpu::PanelQ8& view = panel.view;
+  auto q = make<uint8_t>({k / 4, lanes, 4});
+  auto scale = make<float>({k / view.group, lanes}), min = make<float>({k / view.group, lanes});
+  std::copy_n(view.q, q.size(), q.mutable_data());
+  std::copy_n(view.scale, scale.size(), scale.mutable_data());
+  std::copy_n(view.min, min.size(), min.mutable_data());
+  py::dict result;
+  result["q"] = q;
+  result["scale"] = scale;
+  result["min"] = view.has_min ? py::object(min) : py::object(py::none());
+  result["group"] = view.group;
+  result["k"] = view.k;
+  return result;
+}
+
+py::array_t<float> gemm(const std::string& isa, const std::string& type, const py::object& w_object, const py::tuple& x_tuple,
+                        const py::object& rows_object) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  const quant::Format& format = format_named(type);
+  const auto w = take<uint8_t>(w_object, "w", {kAny, kAny});
+  const Activations x(x_tuple);
+  check_weights(format, w, x.rows.k);
+  const int64_t n_rows = w.shape(0), lanes = table.panel_lanes;
+  py::array_t<int32_t> rows;
+  int64_t n_x = x.n;
+  if (!rows_object.is_none()) {
+    rows = take<int32_t>(rows_object, "rows", {kAny});
+    n_x = rows.shape(0);
+    for (int64_t j = 0; j < n_x; ++j) {
+      check(rows.at(j) >= 0 && rows.at(j) < x.n, "rows: entry " + std::to_string(j) + " is not a row of x");
+    }
+  }
+  const int64_t n_panels = (n_rows + lanes - 1) / lanes;
+  AlignedBuffer<float> wide(std::max<int64_t>(1, n_x * n_panels * lanes));
+  Panel panel(x.rows.k, lanes);
+  for (int64_t p = 0; p < n_panels; ++p) {
+    const int64_t in_panel = std::min(lanes, n_rows - p * lanes);
+    table.pack_panel_q8[index_of(format)](w.data() + p * lanes * w.shape(1), w.shape(1), in_panel, x.rows.k, &panel.view);
+    table.gemm_panel_q8(panel.view, x.rows, rows_object.is_none() ? nullptr : rows.data(), n_x, wide.data() + p * lanes, n_panels * lanes);
+  }
+  auto out = make<float>({n_x, n_rows});
+  for (int64_t j = 0; j < n_x; ++j) std::copy_n(wide.data() + j * n_panels * lanes, n_rows, out.mutable_data() + j * n_rows);
+  return out;
+}
+
+py::array_t<float> decode_row(const std::string& isa, const std::string& type, const py::object& raw_object, int64_t n) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  const quant::Format& format = format_named(type);
+  const auto raw = take<uint8_t>(raw_object, "raw", {kAny});
+  check(n >= 0 && n % format.block_elems == 0, "n: " + std::to_string(n) + " is not a multiple of the block of " + format.name);
+  check(raw.size() >= format.row_bytes(n), "raw: " + std::to_string(raw.size()) + " bytes, expected " + std::to_string(format.row_bytes(n)));
+  auto out = make<float>({n});
+  table.decode_row[index_of(format)](raw.data(), out.mutable_data(), n);
+  return out;
+}
+
+py::list isas() {
+  py::list names;
+  int count = 0;
+  const cpu::Isa* all = cpu::all_isas(&count);
+  for (int i = 0; i < count; ++i) {
+    if (all[i].supported) names.append(all[i].name);
+  }
+  return names;
+}
+
+py::dict sizes(const std::string& isa) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  py::dict result;
+  result["panel_lanes"] = table.panel_lanes;
+  result["tile_lanes"] = table.tile_lanes;
+  result["max_attention_keys"] = cpu::kMaxAttentionKeys;
+  return result;
+}
+
+}  // namespace
+}  // namespace ops
+
+void bind_ops(pybind11::module_& parent) {
+  namespace py = pybind11;
+  py::module_ m = parent.def_submodule("ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
+  m.def("isas", ops::isas, "Names of the instruction sets that this processor runs, best first.");
+  m.def("sizes", ops::sizes, py::arg("isa"), "panel_lanes, tile_lanes and max_attention_keys of a table.");
+  m.def("quantize_rows", ops::quantize_rows, py::arg("isa"), py::arg("x"),
+        "x float32 [n, k] -> (q int8 [n, k], scale float32 [n, k/32], sum float32 [n, k/16], isum int32 [n, k/16]).");
+  m.def("gemv", ops::gemv, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"),
+        "w uint8 [n_rows, row_bytes] (rows may be padded), x from quantize_rows -> float32 [n_x, n_rows].");
+  m.def("pack_panel", ops::pack_panel, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("k"),
+        "One panel: dict of q uint8 [k/4, lanes, 4] (biased by 128), scale and min float32 [k/group, lanes] (min None without), group, k.");
+  m.def("gemm", ops::gemm, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"), py::arg("rows") = py::none(),
+        "As gemv, through panels; rows int32 [n]: the row of x that each output row takes.");
+  m.def("decode_row", ops::decode_row, py::arg("isa"), py::arg("type"), py::arg("raw"), py::arg("n"),
+        "raw uint8 -> float32 [n], exact.");
+  ops::bind_float(m);
+}
+
+}  // namespace kimi

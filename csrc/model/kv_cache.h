@@ -1,0 +1,30 @@
+// The latent cache of one session: per layer and position [normed latent | rotated key], 576 values at full size.
+// Pages are taken from the system as positions are written.
+#pragma once
+#include <cstdint>
+
+#include "backend/backend.h"
+
+namespace kimi {
+
+class KvCache {
+ public:
+  // Throws Error(out_of_memory, "memory.kv_cache") with what would fit.
+  KvCache(int64_t n_layers, int64_t n_ctx, int64_t width, KvType type);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  KvLayer layer(int64_t i) const { return {static_cast<char*>(data_) + i * layer_bytes_, type_}; }
+  int64_t n_ctx() const { return n_ctx_; }
+  uint64_t bytes() const { return bytes_; }
+  KvType type() const { return type_; }
+
+ private:
+  void* data_ = nullptr;
+  int64_t n_ctx_, layer_bytes_;
+  uint64_t bytes_;
+  KvType type_;
+};
+
+}  // namespace kimi

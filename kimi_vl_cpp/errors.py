@@ -1,9 +1,12 @@
 """The exceptions of the package, and the process exit code that each stands for.
 
-Owns the names and codes; the C++ core raises the same classes. Knows nothing of models.
+Owns the names and codes (the C++ core raises the same classes) and how a wrong value is shown in a message. Knows
+nothing of models.
 """
 
 from __future__ import annotations
+
+import reprlib
 
 
 class KimiVLError(Exception):
@@ -88,7 +91,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     Cancelled: EXIT_CANCELLED,
     KeyboardInterrupt: EXIT_CANCELLED,
 }
-"""The exit code of an exception class; a class that is not here has the code of its nearest base, else `EXIT_FAILED`."""
+"""The exit code of an exception class; a class not here has the code of its nearest base, else `EXIT_FAILED`."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -97,3 +100,15 @@ def exit_code(error: BaseException) -> int:
         if cls in EXIT_CODES:
             return EXIT_CODES[cls]
     return EXIT_FAILED
+
+
+def shown(value: object) -> str:
+    """A caller's value for a message: short whatever it is, and never an error itself."""
+    try:
+        return _short.repr(value)
+    except Exception:  # an integer of too many digits, a broken __repr__
+        return f"a value of type {type(value).__name__}"
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60

@@ -1,0 +1,132 @@
+"""The chat template: messages to the exact sequence of token ids and pictures that the model was trained on.
+
+Owns the template (no bos, no newline, no space anywhere) and the check of messages. A picture is an index here; what
+it looks like and how many positions it takes is for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import BadRequest, shown
+from .tokenizer import Tokenizer
+
+DEFAULT_SYSTEM_MESSAGE = "You are a helpful assistant"
+
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": str | [{"type": "text", "text": str} |
+{"type": "image", "image": int}]}; other keys are not looked at."""
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """The place of a picture in a prompt: its embeddings stand there instead of token ids."""
+
+    index: int
+    """Which picture: the `image` of the message part."""
+
+
+Part = list[int] | ImagePart
+"""A piece of a prompt: token ids, never none, or a picture. Two lists of ids are never neighbours."""
+
+
+def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[Part]:
+    """The prompt of a conversation.
+
+    The default system message goes first unless the first message is a system message. Text is encoded with special
+    tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's answer.
+
+    Raises BadRequest "request.messages" that names messages[i].content[j]; BadModelFile when a picture is asked for and
+    the vocabulary has no media tokens.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        _bad("messages", f"got {shown(messages)}, expected a list of messages")
+    if not messages:
+        _bad("messages", "the list is empty, expected at least one message")
+    writer = _Writer(tokenizer)
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            _bad(where, f"got {shown(message)}, expected a dict with role and content")
+        role = message.get("role")
+        if not isinstance(role, str) or role not in writer.role_ids:
+            _bad(f"{where}.role", f"got {shown(role)}, expected 'system', 'user' or 'assistant'")
+        if i == 0 and role != "system":
+            writer.message("system", [DEFAULT_SYSTEM_MESSAGE])
+        writer.message(role, _content(message.get("content"), f"{where}.content"))
+    if add_generation_prompt:
+        writer.begin("assistant")
+    return writer.parts
+
+
+def _content(content: object, where: str) -> list[str | ImagePart]:
+    """A message's content as texts and pictures; neighbouring texts are one, as the template joins before encoding."""
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
+        _bad(where, f"got {shown(content)}, expected a string or a list of parts")
+    out: list[str | ImagePart] = []
+    texts: list[str] = []
+    for j, part in enumerate(content):
+        here = f"{where}[{j}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            text = part.get("text")
+            if not isinstance(text, str):
+                _bad(f"{here}.text", f"got {shown(text)}, expected a string")
+            texts.append(text)
+        elif kind == "image":
+            index = part.get("image")
+            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+                _bad(f"{here}.image", f"got {shown(index)}, expected the index of a picture, 0 or more")
+            out += ["".join(texts), ImagePart(index)]
+            texts = []
+        elif isinstance(part, Mapping):
+            _bad(f"{here}.type", f"got {shown(kind)}, expected 'text' or 'image'")
+        else:
+            _bad(here, f"got {shown(part)}, expected a dict with a type")
+    return [*out, "".join(texts)]
+
+
+class _Writer:
+    """Builds the parts. Every stretch of text between special tokens is encoded by itself, as the family does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.parts: list[Part] = []
+        self.role_ids = {
+            "system": tokenizer.im_system_id,
+            "user": tokenizer.im_user_id,
+            "assistant": tokenizer.im_assistant_id,
+        }
+        self._tokenizer = tokenizer
+
+    def message(self, role: str, content: Sequence[str | ImagePart]) -> None:
+        self.begin(role)
+        for piece in content:
+            if isinstance(piece, ImagePart):
+                self._picture(piece)
+            else:
+                self._ids(self._tokenizer.encode(piece))
+        self._ids([self._tokenizer.im_end_id])
+
+    def begin(self, role: str) -> None:
+        self._ids([self.role_ids[role], *self._tokenizer.encode(role), self._tokenizer.im_middle_id])
+
+    def _picture(self, picture: ImagePart) -> None:
+        # The template writes <|media_pad|> between content and end; the picture's embeddings take its place.
+        tokenizer = self._tokenizer
+        self._ids([tokenizer.media_start_id, *tokenizer.encode("image"), tokenizer.media_content_id])
+        self.parts.append(picture)
+        self._ids([tokenizer.media_end_id])
+
+    def _ids(self, ids: list[int]) -> None:
+        if self.parts and isinstance(self.parts[-1], list):
+            self.parts[-1] += ids
+        elif ids:
+            self.parts.append(ids)
+
+
+def _bad(where: str, problem: str) -> NoReturn:
+    raise BadRequest(f"{where}: {problem}", "request.messages")

@@ -9,7 +9,7 @@
 namespace kimi {
 namespace {
 
-constexpr int64_t kMlpRows = 1024;  // rows whose inner activations are held at a time
+constexpr int64_t kMlpRows = 4096;  // rows whose inner activations are held at a time
 
 struct Taps {
   int64_t index[4];
@@ -81,14 +81,14 @@ std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_d
   return out;
 }
 
-void MoonVit::check(const Pixels& pixels) const {
-  const int64_t unit = config_.patch_size * config_.merge, limit = config_.max_grid_side * config_.patch_size;
+void check_pixels(const VisionConfig& config, const Pixels& pixels) {
+  const int64_t unit = config.patch_size * config.merge, limit = config.max_grid_side * config.patch_size;
   KIMI_CHECK(pixels.height > 0 && pixels.width > 0 && pixels.height % unit == 0 && pixels.width % unit == 0, ErrorKind::bad_image, "image.size",
              "picture of %lld x %lld pixels: both sides must be positive multiples of %lld (the processor pads them)", static_cast<long long>(pixels.width),
              static_cast<long long>(pixels.height), static_cast<long long>(unit));
   KIMI_CHECK(pixels.height < limit && pixels.width < limit, ErrorKind::bad_image, "image.too_many_patches",
              "picture of %lld x %lld pixels: a side must stay below %lld pixels (%lld patches): scale it down or cut it into parts",
-             static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(limit), static_cast<long long>(config_.max_grid_side));
+             static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(limit), static_cast<long long>(config.max_grid_side));
 }
 
 // Pixels to patch vectors [n, channel, y, x], normalised, through the convolution as a product, plus positions.
@@ -165,8 +165,8 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
 }
 
 void MoonVit::tower(Backend& backend, const Pixels& pixels, const LayerProgress& progress, float* out) {
-  check(pixels);
-  const int64_t n = n_patches(pixels), hidden = config_.hidden_size, layers = config_.num_hidden_layers;
+  check_pixels(config_, pixels);
+  const int64_t n = count_patches(config_, pixels), hidden = config_.hidden_size, layers = config_.num_hidden_layers;
   normed_.resize(static_cast<size_t>(n * hidden));
   AlignedBuffer<float> x(static_cast<size_t>(n * hidden));
   embed_patches(backend, pixels, x.data());

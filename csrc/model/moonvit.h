@@ -18,6 +18,12 @@ struct Pixels {
   int64_t height, width;
 };
 
+// Throws Error(bad_image, "image.*") for sizes that the tower does not take.
+void check_pixels(const VisionConfig& config, const Pixels& pixels);
+inline int64_t count_patches(const VisionConfig& config, const Pixels& pixels) {
+  return pixels.height / config.patch_size * (pixels.width / config.patch_size);
+}
+
 // side x side -> height x width: cubic convolution with a = -0.75, clamped borders, no antialiasing (torch's bicubic).
 void resample_position_table(const float* table, int64_t side, int64_t channels, int64_t height, int64_t width, float* out);
 // Rotary angles of every patch: [height * width, head_dim / 2, 2] (cos, sin). Pairs alternate column and row; in the split
@@ -28,9 +34,6 @@ class MoonVit {
  public:
   MoonVit(const VisionConfig& config, const VisionWeights& weights) : config_(config), weights_(weights) {}
 
-  // Throws Error(bad_image, "image.*").
-  void check(const Pixels& pixels) const;
-  int64_t n_patches(const Pixels& pixels) const { return pixels.height / config_.patch_size * (pixels.width / config_.patch_size); }
   // out [n_patches, hidden_size], after the final norm
   void tower(Backend& backend, const Pixels& pixels, const LayerProgress& progress, float* out);
   // features [grid_h * grid_w, hidden_size] -> out [grid_h / 2 * grid_w / 2, text_hidden_size]

@@ -1,0 +1,211 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace kimi {
+
+// Holds the engine for one call and lends the backend the caller's interrupt.
+class Engine::Call {
+ public:
+  Call(Engine& engine, Interrupt* interrupt) : engine_(engine) {
+    if (engine.fork_generation_ != fork_generation()) {  // a thread of the parent may hold the old one for ever
+      static_cast<void>(engine.mutex_.release());
+      engine.mutex_ = std::make_unique<std::mutex>();
+      engine.fork_generation_ = fork_generation();
+    }
+    engine.mutex_->lock();
+    engine.backend_->set_interrupt(interrupt);
+  }
+  ~Call() {
+    engine_.backend_->set_interrupt(nullptr);
+    engine_.mutex_->unlock();
+  }
+
+ private:
+  Engine& engine_;
+};
+
+Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gguf::File::open(path)), text_config_(read_text_config(file_)) {
+  fork_generation_ = fork_generation();
+  backend_ = make_cpu_backend(options.n_threads, options.isa);
+  text_weights_ = load_text_weights(file_, &text_config_, &store_);
+  if (!options.mmproj.empty()) vision_file_ = gguf::File::open(options.mmproj);
+  const gguf::File& vision_source = vision_file_ ? *vision_file_ : file_;
+  if (vision_file_ || has_vision(file_)) {
+    vision_config_ = read_vision_config(vision_source, text_config_.hidden_size);
+    vision_weights_ = load_vision_weights(vision_source, *vision_config_, &store_);
+    moonvit_.emplace(*vision_config_, *vision_weights_);
+  }
+  decoder_.emplace(text_config_, text_weights_);
+  for (const gguf::File* file : {&file_, vision_file_ ? &*vision_file_ : nullptr})
+    if (file) store_.warnings.insert(store_.warnings.end(), file->warnings().begin(), file->warnings().end());
+}
+
+KvType Engine::default_kv_type() const {
+  const auto& layer = text_weights_.layers.front();
+  return layer.attn_q.type == quant::Type::F32 && layer.attn_output.type == quant::Type::F32 ? KvType::f32 : KvType::f16;
+}
+
+MoonVit& Engine::require_vision() {
+  KIMI_CHECK(moonvit_, ErrorKind::unsupported, "model.no_vision",
+             "%s: this model was opened without its vision part: give the mmproj file that belongs to it to ask about pictures", file_.path().c_str());
+  return *moonvit_;
+}
+
+void Engine::vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
+  MoonVit& vit = require_vision();
+  const Call call(*this, interrupt);
+  vit.tower(*backend_, pixels, progress, out);
+}
+
+void Engine::encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
+  MoonVit& vit = require_vision();
+  check_pixels(*vision_config_, pixels);
+  const Call call(*this, interrupt);
+  AlignedBuffer<float> features(static_cast<size_t>(count_patches(*vision_config_, pixels) * vision_config_->hidden_size));
+  vit.tower(*backend_, pixels, progress, features.data());
+  vit.project(*backend_, features.data(), pixels.height / vision_config_->patch_size, pixels.width / vision_config_->patch_size, out);
+}
+
+void Engine::check_slices(const std::vector<Slice>& slices) const {
+  std::vector<const Session*> seen;
+  for (const Slice& slice : slices) {
+    KIMI_CHECK(slice.session && slice.session->engine_.get() == this, ErrorKind::bad_request, "request.session", "a slice's session belongs to another model");
+    KIMI_CHECK(std::find(seen.begin(), seen.end(), slice.session) == seen.end(), ErrorKind::bad_request, "request.session", "a session appears twice in one step");
+    seen.push_back(slice.session);
+    int64_t n = 0;
+    for (const Part& part : slice.parts) {
+      for (int64_t i = 0; part.ids && i < part.n; ++i)
+        KIMI_CHECK(part.ids[i] >= 0 && part.ids[i] < text_config_.vocab_size, ErrorKind::bad_request, "request.token_id",
+                   "token id %d at position %lld, expected 0 to %lld", part.ids[i], static_cast<long long>(n + i), static_cast<long long>(text_config_.vocab_size - 1));
+      for (int64_t i = 0; part.embeddings && i < part.n * text_config_.hidden_size; ++i)
+        KIMI_CHECK(std::isfinite(part.embeddings[i]), ErrorKind::bad_request, "request.embedding", "embedding of position %lld has a value that is not finite",
+                   static_cast<long long>(n + i / text_config_.hidden_size));
+      n += part.n;
+    }
+    const Session& session = *slice.session;
+    KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
+    KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
+               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (-c), a shorter text or smaller pictures",
+               static_cast<long long>(n), static_cast<long long>(session.n_past_), static_cast<long long>(session.n_ctx()));
+  }
+}
+
+// Rows [first, first + n) of the slice's parts as embeddings.
+void Engine::fill_rows(const Slice& slice, int64_t first, int64_t n, float* out) {
+  const int64_t hidden = text_config_.hidden_size;
+  int64_t start = 0;
+  for (const Part& part : slice.parts) {
+    const int64_t from = std::max(first, start), to = std::min(first + n, start + part.n);
+    if (from < to) {
+      float* rows = out + (from - first) * hidden;
+      if (part.ids)
+        decoder_->embed(*backend_, part.ids + (from - start), to - from, rows);
+      else
+        std::memcpy(rows, part.embeddings + (from - start) * hidden, static_cast<size_t>((to - from) * hidden) * sizeof(float));
+    }
+    start += part.n;
+  }
+}
+
+namespace {
+
+int64_t slice_size(const Slice& slice) {
+  int64_t n = 0;
+  for (const Part& part : slice.parts) n += part.n;
+  return n;
+}
+
+}  // namespace
+
+void Engine::prefill(Slice& slice, int64_t chunk, const Progress& progress) {
+  Session& session = *slice.session;
+  const int64_t total = slice_size(slice), vocab = text_config_.vocab_size;
+  for (int64_t first = 0; first < total; first += chunk) {
+    const int64_t n = std::min(chunk, total - first);
+    if (progress) progress(first, total);
+    fill_rows(slice, first, n, decoder_->input(n));
+    DecoderSlice rows{&session.cache_, session.n_past_, n, 0, nullptr};
+    std::vector<float> last;
+    if (slice.want == Logits::all) {
+      rows.n_logits = n;
+      rows.logits = slice.logits + first * vocab;
+    } else if (slice.want == Logits::last && first + n == total) {
+      last.resize(static_cast<size_t>(vocab));
+      rows.n_logits = 1;
+      rows.logits = last.data();
+    }
+    decoder_->forward(*backend_, {rows}, n <= kFewRows ? Rows::few : Rows::many);
+    session.n_past_ += n;
+    if (slice.want == Logits::all) last.assign(slice.logits + (first + n - 1) * vocab, slice.logits + (first + n) * vocab);
+    if (!last.empty()) {
+      session.logits_ = std::move(last);
+      if (slice.want == Logits::last && slice.logits) std::memcpy(slice.logits, session.logits_.data(), static_cast<size_t>(vocab) * sizeof(float));
+    }
+  }
+  if (progress) progress(total, total);
+}
+
+void Engine::decode(std::vector<Slice*>& slices) {
+  const int64_t vocab = text_config_.vocab_size;
+  int64_t n = 0;
+  for (const Slice* slice : slices) n += slice_size(*slice);
+  float* input = decoder_->input(n);
+  std::vector<DecoderSlice> rows;
+  std::vector<std::vector<float>> logits(slices.size());
+  for (size_t s = 0; s < slices.size(); ++s) {
+    const int64_t size = slice_size(*slices[s]), n_logits = slices[s]->want == Logits::none ? 0 : slices[s]->want == Logits::last ? 1 : size;
+    fill_rows(*slices[s], 0, size, input);
+    input += size * text_config_.hidden_size;
+    logits[s].resize(static_cast<size_t>(n_logits * vocab));
+    rows.push_back({&slices[s]->session->cache_, slices[s]->session->n_past_, size, n_logits, logits[s].data()});
+  }
+  decoder_->forward(*backend_, rows, Rows::few);
+  for (size_t s = 0; s < slices.size(); ++s) {
+    Session& session = *slices[s]->session;
+    session.n_past_ += rows[s].n;
+    if (logits[s].empty()) continue;
+    if (slices[s]->logits) std::memcpy(slices[s]->logits, logits[s].data(), logits[s].size() * sizeof(float));
+    session.logits_.assign(logits[s].end() - vocab, logits[s].end());
+  }
+}
+
+void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt) {
+  KIMI_CHECK(chunk >= 0, ErrorKind::bad_request, "request.chunk", "chunk is %lld, expected a positive number of tokens, or 0 for the default", static_cast<long long>(chunk));
+  if (chunk == 0) chunk = kDefaultChunk;
+  const Call call(*this, interrupt);
+  check_slices(slices);
+  std::vector<Slice*> few;
+  for (Slice& slice : slices) {
+    const int64_t n = slice_size(slice);
+    if (n <= std::min(chunk, kFewRows))
+      few.push_back(&slice);
+    else
+      prefill(slice, chunk, progress);
+  }
+  if (!few.empty()) decode(few);
+}
+
+int64_t Session::checked_context(const Engine& engine, int64_t n_ctx) {
+  KIMI_CHECK(n_ctx >= 1 && n_ctx <= engine.text().max_position_embeddings, ErrorKind::bad_request, "request.n_ctx", "n_ctx is %lld, expected 1 to %lld (the model's context)",
+             static_cast<long long>(n_ctx), static_cast<long long>(engine.text().max_position_embeddings));
+  return n_ctx;
+}
+
+Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type)
+    : engine_(std::move(engine)),
+      cache_(engine_->text().num_hidden_layers, checked_context(*engine_, n_ctx), engine_->text().kv_lora_rank + engine_->text().qk_rope_head_dim,
+             kv_type.value_or(engine_->default_kv_type())) {}
+
+void Session::truncate(int64_t n_past) {
+  KIMI_CHECK(n_past >= 0 && n_past <= n_past_, ErrorKind::bad_request, "request.n_past", "cannot truncate to %lld tokens, the session has %lld", static_cast<long long>(n_past),
+             static_cast<long long>(n_past_));
+  if (n_past != n_past_) logits_.clear();
+  n_past_ = n_past;
+}
+
+}  // namespace kimi

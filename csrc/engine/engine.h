@@ -1,0 +1,115 @@
+// Engine: files, weights and a backend, immutable once open. Session: one mutable timeline with its cache.
+// Speaks ids, embeddings, pixels and logits; texts and pictures files belong to Python.
+//
+// Calls of several threads on one engine are served one after another.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf.h"
+#include "model/config.h"
+#include "model/decoder.h"
+#include "model/moonvit.h"
+#include "model/weights.h"
+
+namespace kimi {
+
+struct EngineOptions {
+  std::string mmproj;       // empty: none, or vision inside the text file
+  int n_threads = 0;        // 0: automatic
+  std::string isa = "auto";
+};
+
+class Session;
+
+// A run of new positions: ids [n], or embeddings [n, hidden_size].
+struct Part {
+  const int32_t* ids = nullptr;
+  const float* embeddings = nullptr;
+  int64_t n = 0;
+};
+
+enum class Logits { none, last, all };
+
+struct Slice {
+  Session* session;
+  std::vector<Part> parts;
+  Logits want = Logits::last;
+  float* logits = nullptr;  // [n or 1, vocab_size]; may be nullptr for `last`: they stay in the session
+};
+
+using Progress = std::function<void(int64_t done, int64_t total)>;
+
+class Engine {
+ public:
+  Engine(const std::string& path, const EngineOptions& options);
+
+  const TextConfig& text() const { return text_config_; }
+  const VisionConfig* vision() const { return vision_config_ ? &*vision_config_ : nullptr; }
+  const gguf::File& file() const { return file_; }
+  const gguf::File* vision_file() const { return vision_file_ ? &*vision_file_ : vision() ? &file_ : nullptr; }
+  const std::vector<std::string>& warnings() const { return store_.warnings; }
+  const Backend& backend() const { return *backend_; }
+  KvType default_kv_type() const;  // f16; f32 for float32 weights
+
+  // Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
+  void vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
+  void encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
+
+  // One step of several sessions. Everything is checked before anything is computed. A slice larger than `chunk` advances its
+  // session chunk by chunk, so that an interrupt leaves whole chunks behind. The same slice gives the same bits whatever
+  // else is in the batch.
+  void step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt);
+
+ private:
+  class Call;
+  MoonVit& require_vision();
+  void check_slices(const std::vector<Slice>& slices) const;
+  void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
+  void prefill(Slice& slice, int64_t chunk, const Progress& progress);
+  void decode(std::vector<Slice*>& slices);
+
+  gguf::File file_;
+  std::optional<gguf::File> vision_file_;
+  TextConfig text_config_;
+  std::optional<VisionConfig> vision_config_;
+  WeightStore store_;
+  TextWeights text_weights_;
+  std::optional<VisionWeights> vision_weights_;
+  std::unique_ptr<Backend> backend_;
+  std::optional<Decoder> decoder_;
+  std::optional<MoonVit> moonvit_;
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+  int fork_generation_ = 0;
+};
+
+class Session {
+ public:
+  // n_ctx 1 to the model's context length.
+  Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type);
+  int64_t n_past() const { return n_past_; }
+  int64_t n_ctx() const { return cache_.n_ctx(); }
+  const KvCache& cache() const { return cache_; }
+  Engine& engine() { return *engine_; }
+  const std::shared_ptr<Engine>& engine_ptr() const { return engine_; }
+  const std::vector<float>& logits() const { return logits_; }  // of the last position; empty before the first step
+  void truncate(int64_t n_past);
+
+ private:
+  friend class Engine;
+  static int64_t checked_context(const Engine& engine, int64_t n_ctx);
+  std::shared_ptr<Engine> engine_;
+  KvCache cache_;
+  int64_t n_past_ = 0;
+  std::vector<float> logits_;
+};
+
+constexpr int64_t kDefaultChunk = 1024;
+
+}  // namespace kimi

@@ -1,0 +1,89 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace kimi {
+namespace {
+
+void check_real(const char* name, float value, double low, double high) {
+  if (!(value >= low && value <= high))
+    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name, static_cast<double>(value), low, high);
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplerOptions& options) : options_(options), state_(options.seed) {
+  check_real("temperature", options.temperature, 0, 100);
+  check_real("top_p", options.top_p, 0, 1);
+  check_real("min_p", options.min_p, 0, 1);
+  check_real("repeat_penalty", options.repeat_penalty, 0.01, 100);
+  KIMI_CHECK(options.top_k >= 0, ErrorKind::bad_request, "request.top_k", "top_k is %lld, expected 0 (all) or more", static_cast<long long>(options.top_k));
+  KIMI_CHECK(options.repeat_last_n >= 0 && options.repeat_last_n <= (1 << 24), ErrorKind::bad_request, "request.repeat_last_n", "repeat_last_n is %lld, expected 0 to 2^24",
+             static_cast<long long>(options.repeat_last_n));
+}
+
+// SplitMix64 (Steele, Lea and Flood 2014): one addition and a finaliser.
+double Sampler::uniform() {
+  uint64_t z = state_ += 0x9e3779b97f4a7c15ull;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  return static_cast<double>(z >> 11) * 0x1p-53;
+}
+
+void Sampler::accept(int32_t token) {
+  if (options_.repeat_last_n == 0) return;
+  recent_.push_back(token);
+  if (static_cast<int64_t>(recent_.size()) > options_.repeat_last_n) recent_.pop_front();
+}
+
+int32_t Sampler::sample(std::span<const float> logits) {
+  scores_.assign(logits.begin(), logits.end());
+  if (options_.repeat_penalty != 1.0f) {
+    std::vector<int32_t> seen(recent_.begin(), recent_.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    for (int32_t token : seen)
+      if (token >= 0 && static_cast<size_t>(token) < scores_.size()) {
+        float& score = scores_[static_cast<size_t>(token)];
+        score = score > 0 ? score / options_.repeat_penalty : score * options_.repeat_penalty;
+      }
+  }
+  int64_t best = -1;
+  for (size_t i = 0; i < scores_.size(); ++i)
+    if (!std::isnan(scores_[i]) && scores_[i] != INFINITY && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)])) best = static_cast<int64_t>(i);
+  KIMI_CHECK(best >= 0 && std::isfinite(scores_[static_cast<size_t>(best)]), ErrorKind::bad_model_file, "model.not_finite",
+             "the model produced no finite number for any token: its file is damaged (kimi-vl inspect --check finds where)");
+  if (options_.temperature == 0.0f || options_.top_k == 1) return static_cast<int32_t>(best);
+
+  // Candidates no further from the best than float probabilities can show, most likely first.
+  const float top = scores_[static_cast<size_t>(best)], inverse = 1.0f / options_.temperature;
+  const auto by_score = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+  candidates_.clear();
+  for (size_t i = 0; i < scores_.size(); ++i) {
+    const float weight = std::exp((scores_[i] - top) * inverse);
+    if (weight > 1e-12f && weight >= options_.min_p) candidates_.emplace_back(weight, static_cast<int32_t>(i));
+  }
+  std::sort(candidates_.begin(), candidates_.end(), by_score);
+  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < candidates_.size()) candidates_.resize(static_cast<size_t>(options_.top_k));
+  double total = 0;
+  for (const auto& candidate : candidates_) total += candidate.first;
+  if (options_.top_p < 1.0f) {
+    double kept = 0;
+    size_t count = 0;
+    while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) kept += candidates_[count++].first;
+    candidates_.resize(count);
+    total = kept;
+  }
+  double target = uniform() * total;
+  for (const auto& candidate : candidates_) {
+    target -= candidate.first;
+    if (target < 0) return candidate.second;
+  }
+  return candidates_.back().second;
+}
+
+}  // namespace kimi

@@ -1,6 +1,7 @@
 """The command line: `kimi-vl run`, `chat`, `inspect`, `doctor`.
 
-Owns what a person types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the public Python API.
+Owns what a person types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the
+public Python API.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line (default: sys.argv) and returns the exit code of the process. Never lets an exception out."""
+    """Runs the command line (default: sys.argv) and returns the exit code of the process. Never lets an exception
+    out."""
     from . import app
 
     try:

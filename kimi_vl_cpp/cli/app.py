@@ -1,7 +1,8 @@
 """The commands and their options, and what happens when one fails.
 
-A typer function only turns the command line into an options object and a job; the job runs outside of typer, so that errors, Ctrl-C and
-exit codes are ours alone. The modules of the commands, and with them the model, are imported when a job starts: --help stays quick.
+A typer function only turns the command line into an options object and a job; the job runs outside of typer, so that
+errors, Ctrl-C and exit codes are ours alone. The modules of the commands, and with them the model, are imported when a
+job starts: --help stays quick.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ Temp = Annotated[
     typer.Option("--temp", metavar="X", help="Temperature; 0 always takes the likeliest token. Default: the model's."),
 ]
 TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0 is off.")]
-TopP = Annotated[float | None, typer.Option("--top-p", metavar="X", help="Only the likeliest tokens up to probability X.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", metavar="X", help="Only the likeliest tokens up to probability X.")
+]
 MinP = Annotated[
     float | None,
     typer.Option("--min-p", metavar="X", help="Only tokens at least X times as likely as the likeliest; 0 is off."),
@@ -106,11 +109,18 @@ def _root(
 
 @app.command("run")
 def _run(
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
+    ] = None,
     model: Model = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="A picture; '-' reads it from standard input. May be given several times."),
+        typer.Option(
+            "-i",
+            "--image",
+            metavar="FILE",
+            help="A picture; '-' reads it from standard input. May be given several times.",
+        ),
     ] = None,
     file: Annotated[
         str | None,
@@ -144,7 +154,7 @@ def _run(
 
         return run.run(
             run.Options(
-                opening=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
+                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
@@ -165,7 +175,9 @@ def _chat(
     model: Model = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="A picture for the first message. May be given several times."),
+        typer.Option(
+            "-i", "--image", metavar="FILE", help="A picture for the first message. May be given several times."
+        ),
     ] = None,
     mmproj: Mmproj = None,
     load: Annotated[str | None, typer.Option("--load", metavar="FILE", help="Go on with a saved conversation.")] = None,
@@ -192,7 +204,7 @@ def _chat(
 
         return chat.run(
             chat.Options(
-                opening=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
+                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 images=tuple(image or ()),
                 load=load,
@@ -272,14 +284,16 @@ def report(failure: Exception, terminal: Terminal) -> int:
         _report_parse_error(failure, terminal)
         return errors.EXIT_USAGE
     elif isinstance(failure, MemoryError):
-        terminal.error("out of memory: use a smaller context (-c), a smaller picture (--in-token-limit) or a smaller quantization")
+        terminal.error(
+            "out of memory: use a smaller context (-c), a smaller picture (--in-token-limit) or a smaller quantization"
+        )
     elif isinstance(failure, OSError):
         terminal.error(exits.describe_os_error(failure))
     else:
         terminal.error(f"unexpected {type(failure).__name__}: {failure}", "internal")
         terminal.say(
-            "This is a fault of kimi-vl, not yours. Run it again with KIMI_VL_LOG=debug in the environment to see where it happened,\n"
-            "and report that together with the output of `kimi-vl doctor`.",
+            "This is a fault of kimi-vl, not yours. Run it again with KIMI_VL_LOG=debug in the environment to see\n"
+            "where it happened, and report that together with the output of `kimi-vl doctor`.",
             DIM,
         )
     return errors.exit_code(failure)

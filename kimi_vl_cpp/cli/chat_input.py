@@ -1,10 +1,12 @@
 """Where the messages of a chat come from: an editor line on a terminal, plain lines otherwise.
 
-Both readers give whole messages, which may have several lines. `Interrupted` is Ctrl-C at the prompt; EOFError is the end.
+Both readers give whole messages, which may have several lines. KeyboardInterrupt is Ctrl-C at the prompt; EOFError
+is the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -68,7 +70,8 @@ class Lines:
 
 
 class Editor:
-    """prompt_toolkit: history across sessions, Tab completes commands and paths, Alt-Enter or a final backslash breaks the line."""
+    """prompt_toolkit: history across sessions, Tab completes commands and paths, Alt-Enter or a final backslash breaks
+    the line."""
 
     interactive = True
 
@@ -99,10 +102,8 @@ def _history() -> Any:
         """A full disk or a folder that became read-only costs the history, never the conversation."""
 
         def store_string(self, string: str) -> None:
-            try:
+            with contextlib.suppress(OSError):
                 super().store_string(string)
-            except OSError:
-                pass
 
         def load_history_strings(self) -> Iterable[str]:
             try:

@@ -1,7 +1,7 @@
 """`kimi-vl doctor`: is this computer fit for Kimi-VL, and does the runtime compute right on it?
 
-The self-test makes a small random model, shows it a text and a picture through every instruction set that the processor has, and holds
-the results against each other and against stored ones.
+The self-test makes a small random model, shows it a text and a picture through every instruction set that the
+processor has, and holds the results against each other and against stored ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import __version__, errors
 from . import system
-from .inspect import OVERHEAD_BYTES, SAMPLE_CONTEXT
+from .inspect import SAMPLE_CONTEXT, needed_bytes
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
@@ -72,32 +72,39 @@ def run(options: Options, terminal: Terminal) -> int:
 def make_report(progress: Progress) -> dict[str, Any]:
     """Everything that doctor knows, as plain values fit for JSON."""
     memory, processors = system.memory(), system.processors()
-    usable = memory.usable
     report: dict[str, Any] = {
         "versions": _versions(),
         "processor": {"name": system.cpu_name(), "machine": platform.machine(), **asdict(processors)},
-        "memory": {**asdict(memory), "usable": usable},
-        "quantizations": [
-            {
-                "name": name,
-                "needs_bytes": (needs := size + MMPROJ_BYTES + OVERHEAD_BYTES + SAMPLE_CONTEXT * KV_BYTES_PER_TOKEN),
-                "fits_now": None if usable is None else needs <= usable,
-                "fits_computer": None if memory.total is None else needs <= min(memory.total, memory.limit or memory.total),
-            }
-            for name, size in QUANTIZATIONS.items()
-        ],
+        "memory": {**asdict(memory), "usable": memory.usable},
     }
     try:
         from .. import _core
     except ImportError as failure:
-        report["self_test"] = asdict(SelfTest(problems=[f"the compiled core cannot be loaded: {failure}; install the package again"]))
+        report["self_test"] = asdict(
+            SelfTest(problems=[f"the compiled core cannot be loaded: {failure}; install the package again"])
+        )
         report["ok"] = False
         return report
     report["processor"] |= {"features": _core.cpu_info(), "isas": _core.isas(), "threads": _core.cpu_count()}
+    report["quantizations"] = _quantizations(memory)
     test = self_test(progress)
     report["self_test"] = asdict(test)
     report["ok"] = test.ok
     return report
+
+
+def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
+    """What each quantization of the full model needs, and whether it fits now or at all."""
+    from ..memory import memory_limit_bytes
+
+    usable, limit = memory.usable, memory_limit_bytes()
+    rows = []
+    for name, size in QUANTIZATIONS.items():
+        needs = needed_bytes(size + MMPROJ_BYTES, KV_BYTES_PER_TOKEN)
+        fits_now = None if usable is None else needs <= usable
+        fits = None if limit is None else needs <= limit
+        rows.append({"name": name, "needs_bytes": needs, "fits_now": fits_now, "fits": fits})
+    return rows
 
 
 def _versions() -> dict[str, str]:
@@ -138,12 +145,13 @@ def _compare_isas(folder: Path, test: SelfTest, progress: Progress) -> None:
     rows, columns = np.mgrid[0:84, 0:112]
     picture = np.stack([rows * 3, columns * 2, (rows + columns) % 256], axis=-1).astype(np.uint8)
     reference: dict[str, Any] = {}
+    result: dict[str, Any]
     for isa in (row["name"] for row in _core.isas() if row["supported"]):
         progress.show(f"testing {isa}")
         started = time.monotonic()
         with KimiVL(tiny.text, mmproj=tiny.mmproj, n_ctx=512, isa=isa) as model:
             embedding = model.encode_image(picture)
-            parts = [model.tokenize("What is this?"), embedding, model.tokenize("Answer.")]
+            parts: list[Any] = [model.tokenize("What is this?"), embedding, model.tokenize("Answer.")]
             logits = model.logits(parts)
             answer = list(model.generate(parts, max_new_tokens=8, temperature=0))
         result = {"embedding": embedding, "logits": logits, "answer": answer}
@@ -157,10 +165,9 @@ def _compare_isas(folder: Path, test: SelfTest, progress: Progress) -> None:
             continue
         differences = [_difference(result[name], reference[name]) for name in ("embedding", "logits")]
         row["difference"] = max(differences)
-        if max(differences) > LOGITS_TOLERANCE:
-            test.problems.append(
-                f"{isa}: results differ from {reference['isa']} by {max(differences):.1e} of the largest value, at most {LOGITS_TOLERANCE:.0e}"
-            )
+        if row["difference"] > LOGITS_TOLERANCE:
+            by = f"{row['difference']:.1e} of the largest value, at most {LOGITS_TOLERANCE:.0e}"
+            test.problems.append(f"{isa}: results differ from {reference['isa']} by {by}")
         if answer != reference["answer"]:
             test.problems.append(f"{isa}: answers {answer}, but {reference['isa']} answers {reference['answer']}")
     with KimiVL(tiny.text, mmproj=tiny.mmproj, n_ctx=512) as model:
@@ -182,7 +189,10 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
     versions = report["versions"]
     row("kimi-vl-cpp", f"{versions['kimi-vl-cpp']} on Python {versions['python']} ({sys.executable})")
     row("system", versions["system"])
-    row("packages", ", ".join(f"{name} {v}" for name, v in versions.items() if name not in ("kimi-vl-cpp", "python", "system")))
+    row(
+        "packages",
+        ", ".join(f"{name} {v}" for name, v in versions.items() if name not in ("kimi-vl-cpp", "python", "system")),
+    )
     head("Processor")
     _print_processor(report, row, terminal)
     head("Memory")
@@ -190,13 +200,21 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
     head("Self-test")
     test = report["self_test"]
     for result in test["results"]:
-        row(result["isa"], f"text, picture and answer in {result['seconds']:.2f} s, difference {result.get('difference', 0):.0e}")
+        row(
+            result["isa"],
+            f"text, picture and answer in {result['seconds']:.2f} s, difference {result.get('difference', 0):.0e}",
+        )
     for problem in test["problems"]:
         terminal.print("  " + terminal.style(problem, RED, err=False))
     if test["ok"]:
         terminal.print("  " + terminal.style(f"passed in {test['seconds']:.1f} s", GREEN, err=False))
     else:
-        terminal.print("  " + terminal.style("FAILED: do not trust answers on this computer; please report this output", BOLD, RED, err=False))
+        terminal.print(
+            "  "
+            + terminal.style(
+                "FAILED: do not trust answers on this computer; please report this output", BOLD, RED, err=False
+            )
+        )
 
 
 def _print_processor(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
@@ -212,7 +230,11 @@ def _print_processor(report: dict[str, Any], row: Any, terminal: Terminal) -> No
         requires = isa["requires"] if isinstance(isa["requires"], str) else " ".join(isa["requires"])
         state = "chosen" if isa["name"] == chosen else "available" if isa["supported"] else "not on this processor"
         colour = GREEN if isa["name"] == chosen else "" if isa["supported"] else DIM
-        row(isa["name"], terminal.style(state, *([colour] if colour else []), err=False) + (f"  (needs {requires})" if requires else ""))
+        row(
+            isa["name"],
+            terminal.style(state, *([colour] if colour else []), err=False)
+            + (f"  (needs {requires})" if requires else ""),
+        )
     reasons = [f"{cpu['present']} in the computer"]
     if cpu["allowed"] != cpu["present"]:
         reasons.append(f"{cpu['allowed']} allowed by affinity")
@@ -230,8 +252,8 @@ def _print_memory(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
     if memory["limit"] is not None:
         row("cgroup limit", f"{human_bytes(memory['limit'])}, {human_bytes(memory['limit_used'] or 0)} of it used")
     now = [q["name"] for q in report["quantizations"] if q["fits_now"]]
-    later = [q["name"] for q in report["quantizations"] if q["fits_computer"] and not q["fits_now"]]
-    no = [q["name"] for q in report["quantizations"] if not q["fits_computer"]]
+    later = [q["name"] for q in report["quantizations"] if q["fits"] and not q["fits_now"]]
+    no = [q["name"] for q in report["quantizations"] if not q["fits"]]
     row("fits now", ", ".join(now) or terminal.style("no quantization", YELLOW, err=False))
     if later:
         row("fits", f"{', '.join(later)} when other programs are closed")

@@ -1,4 +1,5 @@
-"""How a command goes wrong: mistakes of usage, and the words for files that are not there. Exit codes are those of errors.py."""
+"""How a command goes wrong: mistakes of usage, and the words for files that are not there. Exit codes are those of
+errors.py."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ MODEL_SUFFIXES = frozenset({".gguf"})
 HOW_TO_GET_A_MODEL = (
     "Download a model and its vision file (mmproj), for example Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf (10.5 GB) and\n"
     "mmproj-Kimi-VL-A3B-Thinking-2506-Q8_0.gguf (0.6 GB), from https://huggingface.co/ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF\n"
-    "into one folder, then: kimi-vl run -m Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf -i photo.jpg \"What is this?\""
+    'into one folder, then: kimi-vl run -m Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf -i photo.jpg "What is this?"'
 )
 
 
@@ -31,7 +32,8 @@ class UsageError(errors.BadRequest):
 
 
 def nearest_names(path: str | os.PathLike[str], suffixes: Iterable[str] = (), n: int = 3) -> list[str]:
-    """Names in the folder of `path` that look like what was meant; with `suffixes`, only files that end so, near or not."""
+    """Names in the folder of `path` that look like what was meant; with `suffixes`, only files that end so, near or
+    not."""
     wanted = Path(path)
     wanted_suffixes = set(suffixes)
     try:
@@ -60,7 +62,8 @@ def describe_missing(path: str | os.PathLike[str], what: str, suffixes: Sequence
 
 
 def check_readable(path: str, what: str, suffixes: frozenset[str], error: type[errors.KimiVLError], code: str) -> None:
-    """Raises `error` when `path` is not a file that can be opened; cheap, so that a typing mistake is told before a model is loaded."""
+    """Raises `error` when `path` is not a file that can be opened; cheap, so that a typing mistake is told before a
+    model is loaded."""
     try:
         if os.path.isdir(path):
             names = nearest_names(os.path.join(path, ""), suffixes)

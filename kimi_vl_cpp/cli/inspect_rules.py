@@ -1,14 +1,15 @@
 """What a GGUF file must hold to work as Kimi-VL, as data: keys, tensors with their shapes, special tokens.
 
-Judges a file from its directory alone and collects everything that is wrong, where loading would stop at the first fault.
-Refuses to touch tensor data. Names and shapes: docs/model-spec of the format (`ne` order, the contiguous dimension first).
+Judges a file from its directory alone and collects everything that is wrong, where loading would stop at the first
+fault. Refuses to touch tensor data. Names and shapes: docs/model-spec of the format (`ne` order, the contiguous
+dimension first).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Severity = Literal["error", "warning", "note"]
 Shape = tuple[int, ...]
@@ -44,7 +45,7 @@ class Tensor(Protocol):
 class Gguf(Protocol):
     """The part of _core.GGUFFile that the rules read."""
 
-    def get(self, key: str) -> object | None: ...
+    def get(self, key: str) -> Any: ...
     def keys(self) -> list[str]: ...
 
 
@@ -88,15 +89,15 @@ def _short(value: object) -> str:
 
 def is_text_model(gguf: Gguf) -> bool:
     """True for a file of the decoder's architecture."""
-    return gguf.get("general.architecture") == "deepseek2"
+    return bool(gguf.get("general.architecture") == "deepseek2")
 
 
 def has_vision(gguf: Gguf, tensors: Iterable[Tensor]) -> bool:
     """True for an mmproj file, and for one file that holds both halves."""
-    return gguf.get("general.architecture") == "clip" or any(t.name.startswith("v.blk.") for t in tensors)
+    return bool(gguf.get("general.architecture") == "clip") or any(t.name.startswith("v.blk.") for t in tensors)
 
 
-def judge(gguf: Gguf, tensors: list[Tensor], tokens: list[str] | None) -> list[Finding]:
+def judge(gguf: Gguf, tensors: Sequence[Tensor], tokens: list[str] | None) -> list[Finding]:
     """Everything to be said about the file, errors first."""
     findings: list[Finding] = []
     architecture = gguf.get("general.architecture")
@@ -104,7 +105,10 @@ def judge(gguf: Gguf, tensors: list[Tensor], tokens: list[str] | None) -> list[F
     if not text and architecture != "clip":
         name = f"{_short(architecture)}" if architecture is not None else "missing"
         findings.append(
-            Finding("error", f"general.architecture: {name}, expected deepseek2 (text model) or clip (vision file); this is not a Kimi-VL file")
+            Finding(
+                "error",
+                f"general.architecture: {name}, expected deepseek2 (model) or clip (vision file): not a Kimi-VL file",
+            )
         )
         return findings
     by_name = {t.name: t for t in tensors}
@@ -126,18 +130,23 @@ def _names(names: list[str], n: int = 3) -> str:
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
-def _judge_types(by_name: dict[str, Tensor], known: set[str], findings: list[Finding]) -> None:
+def _judge_types(by_name: Mapping[str, Tensor], known: set[str], findings: list[Finding]) -> None:
     unsupported: dict[str, list[str]] = {}
     for tensor in by_name.values():
         if not tensor.supported and tensor.name in known:
             unsupported.setdefault(tensor.type, []).append(tensor.name)
     for type_name, names in sorted(unsupported.items()):
         findings.append(
-            Finding("error", f"type {type_name} cannot be read: {_names(names)}; use a file quantized to a supported type (Q4_K_M, Q8_0, …)")
+            Finding(
+                "error",
+                f"type {type_name} cannot be read: {_names(names)}; use a file of another type (Q4_K_M, Q8_0, …)",
+            )
         )
 
 
-def _expect(by_name: dict[str, Tensor], known: set[str], findings: list[Finding], wanted: Iterator[tuple[str, Shape]]) -> None:
+def _expect(
+    by_name: Mapping[str, Tensor], known: set[str], findings: list[Finding], wanted: Iterator[tuple[str, Shape]]
+) -> None:
     """Checks presence and shape of every wanted tensor; missing ones are gathered into one finding per kind."""
     missing: dict[str, list[str]] = {}
     for name, shape in wanted:
@@ -147,9 +156,15 @@ def _expect(by_name: dict[str, Tensor], known: set[str], findings: list[Finding]
             kind = ".".join("N" if part.isdigit() else part for part in name.split("."))
             missing.setdefault(kind, []).append(name)
         elif _trim(tensor.ne) != _trim(shape):
-            findings.append(Finding("error", f"tensor {name}: shape {list(tensor.ne)}, expected {list(shape)} from the metadata"))
+            findings.append(
+                Finding("error", f"tensor {name}: shape {list(tensor.ne)}, expected {list(shape)} from the metadata")
+            )
     for kind, names in missing.items():
-        what = f"tensor {names[0]}: missing" if len(names) == 1 else f"tensors {kind}: {len(names)} missing ({_names(names)})"
+        what = (
+            f"tensor {names[0]}: missing"
+            if len(names) == 1
+            else f"tensors {kind}: {len(names)} missing ({_names(names)})"
+        )
         findings.append(Finding("error", what))
 
 
@@ -160,7 +175,7 @@ def _trim(shape: Shape) -> Shape:
     return shape
 
 
-def _judge_text(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], findings: list[Finding]) -> None:
+def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], findings: list[Finding]) -> None:
     before = len(findings)
     keys = Keys(gguf, findings)
     prefix = "deepseek2."
@@ -178,11 +193,19 @@ def _judge_text(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], finding
     key_dim = keys.count(prefix + ("attention.key_length" if legacy else "attention.key_length_mla"))
     value_dim = keys.count(prefix + ("attention.value_length" if legacy else "attention.value_length_mla"))
     if gguf.get(prefix + "attention.q_lora_rank"):
-        findings.append(Finding("error", f"key {prefix}attention.q_lora_rank: this is a larger DeepSeek-style model; Kimi-VL has none"))
+        findings.append(
+            Finding(
+                "error", f"key {prefix}attention.q_lora_rank: this is a larger DeepSeek-style model; Kimi-VL has none"
+            )
+        )
     if len(findings) > before:
         return
     if n_layers > 1024 or key_dim <= rope:
-        findings.append(Finding("error", f"metadata makes no sense: {n_layers} layers, key length {key_dim}, rope dimensions {rope}"))
+        findings.append(
+            Finding(
+                "error", f"metadata makes no sense: {n_layers} layers, key length {key_dim}, rope dimensions {rope}"
+            )
+        )
         return
     nope = key_dim - rope
     vocabulary = by_name["token_embd.weight"].ne[-1] if "token_embd.weight" in by_name else 0
@@ -224,9 +247,13 @@ def _judge_text(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], finding
                 yield b + "ffn_down_shexp.weight", (shared * expert_inter, hidden)
 
     _expect(by_name, known, findings, wanted())
-    known |= {n for n in by_name if n.endswith(".attn_kv_b.weight")}  # beside the split pair it is redundant, not unknown
+    known |= {
+        n for n in by_name if n.endswith(".attn_kv_b.weight")
+    }  # beside the split pair it is redundant, not unknown
     if legacy:
-        findings.append(Finding("note", "older layout (attn_kv_b in one piece): fine, it is split when the model is loaded"))
+        findings.append(
+            Finding("note", "older layout (attn_kv_b in one piece): fine, it is split when the model is loaded")
+        )
     if "blk.0.ffn_gate_up_exps.weight" in by_name or f"blk.{dense}.ffn_gate_up_exps.weight" in by_name:
         findings.append(Finding("note", "fused ffn_gate_up_exps: fine"))
     if "output.weight" not in by_name and vocabulary:
@@ -240,27 +267,39 @@ def _judge_text(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], finding
 
 def _judge_tokens(gguf: Gguf, tokens: list[str] | None, findings: list[Finding]) -> None:
     if not tokens:
-        findings.append(Finding("error", "key tokenizer.ggml.tokens: missing or empty; text cannot be turned into tokens"))
+        findings.append(
+            Finding("error", "key tokenizer.ggml.tokens: missing or empty; text cannot be turned into tokens")
+        )
         return
     present = set(tokens)
     for names in SPECIAL_TOKENS:
         if not present.intersection(names):
             media = names[0].startswith("<|media")
             consequence = "pictures cannot be placed in a prompt" if media else "the chat format cannot be written"
-            findings.append(Finding("error", f"special token {' or '.join(names)}: not in the vocabulary; {consequence}"))
+            findings.append(
+                Finding("error", f"special token {' or '.join(names)}: not in the vocabulary; {consequence}")
+            )
     for role, name in (("bos", "[BOS]"), ("eos", "[EOS]")):
         if gguf.get(f"tokenizer.ggml.{role}_token_id") is None:
             found = f"found by its name {name}" if name in present else f"and no {name} in the vocabulary"
-            findings.append(Finding("note" if name in present or role == "bos" else "warning", f"tokenizer.ggml.{role}_token_id absent: {found}"))
+            findings.append(
+                Finding(
+                    "note" if name in present or role == "bos" else "warning",
+                    f"tokenizer.ggml.{role}_token_id absent: {found}",
+                )
+            )
     if not isinstance(gguf.get("tokenizer.chat_template"), str):
         findings.append(Finding("note", "no chat template in the file: not needed, Kimi-VL's own format is built in"))
 
 
-def _judge_vision(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], findings: list[Finding]) -> None:
+def _judge_vision(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], findings: list[Finding]) -> None:
     projector = gguf.get("clip.projector_type") or gguf.get("clip.vision.projector_type")
     if projector not in PROJECTORS:
         findings.append(
-            Finding("error", f"key clip.projector_type: {_short(projector)}, expected kimivl; this is the vision file of another model")
+            Finding(
+                "error",
+                f"key clip.projector_type: {_short(projector)}, expected kimivl: the vision file of another model",
+            )
         )
         return
     before = len(findings)
@@ -313,4 +352,9 @@ def _judge_vision(gguf: Gguf, by_name: dict[str, Tensor], known: set[str], findi
     _expect(by_name, known, findings, wanted())
     side = round(positions**0.5)
     if side * side != positions:
-        findings.append(Finding("error", f"tensor v.position_embd.weight: {positions} positions, expected a square number (64 x 64 = 4096)"))
+        findings.append(
+            Finding(
+                "error",
+                f"tensor v.position_embd.weight: {positions} positions, expected a square number (64 x 64 = 4096)",
+            )
+        )

@@ -48,7 +48,7 @@ def sampling(
     from ..sampling import resolve
     from ..types import SamplingDefaults
 
-    given = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_tokens,
         "temperature": temp,
         "top_k": top_k,
@@ -58,7 +58,7 @@ def sampling(
         "seed": seed,
         "stop": stop or None,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
     return given
 
@@ -82,11 +82,15 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
     path = check_model(opening)
     from ..model import KimiVL
 
-    optional = {"n_ctx": opening.n_ctx, "in_token_limit": opening.in_token_limit}
-    given = {name: value for name, value in optional.items() if value is not None}
     try:
         return KimiVL(
-            path, mmproj=opening.mmproj, n_threads=opening.n_threads, isa=opening.isa, progress=progress, **given
+            path,
+            mmproj=opening.mmproj,
+            n_ctx=opening.n_ctx,
+            n_threads=opening.n_threads,
+            isa=opening.isa,
+            in_token_limit=opening.in_token_limit,
+            progress=progress,
         )
     finally:
         progress.clear()
@@ -131,7 +135,9 @@ def decode_text(data: bytes, what: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
-        raise exits.UsageError(f"{what}: not UTF-8 text (byte {failure.start} is 0x{data[failure.start]:02x})") from None
+        raise exits.UsageError(
+            f"{what}: not UTF-8 text (byte {failure.start} is 0x{data[failure.start]:02x})"
+        ) from None
 
 
 def timings_line(response: Response) -> str:

@@ -1,7 +1,8 @@
 """Paths of pictures in what a person types, pastes or drops into a terminal.
 
-Terminals and file managers write a dropped file in several ways: as it is, in quotes, with backslashes before spaces, or as a file://
-address. Owns these spellings. A word counts as a picture only if the file exists, so ordinary text is never taken for one.
+Terminals and file managers write a dropped file in several ways: as it is, in quotes, with backslashes before spaces,
+or as a file:// address. Owns these spellings. A word counts as a picture only if the file exists, so ordinary text is
+never taken for one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _WORD = re.compile(r"""'[^'\n]*'|"[^"\n]*"|(?:\\.|[^\s\\])+""")
 
 
 def spellings(text: str) -> list[str]:
-    """The paths that `text` may mean, likeliest first: as it stands, without quotes, unescaped, decoded from file://."""
+    """The paths that `text` may mean, likeliest first: as it stands, without quotes, unescaped, decoded from
+    file://."""
     text = text.strip()
     found = [text]
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
@@ -60,8 +62,8 @@ def looks_like_path(text: str) -> bool:
 def split_pictures(message: str) -> tuple[list[str], str]:
     """The pictures at the beginning and at the end of a message, and the text that is left.
 
-    A message that consists of pictures alone may name them in any way. Beside other text only words that are plainly paths are taken
-    (with a slash, quoted, or file://), so that "what is in photo.jpg" keeps its last word.
+    A message that consists of pictures alone may name them in any way. Beside other text only words that are plainly
+    paths are taken (with a slash, quoted, or file://), so that "what is in photo.jpg" keeps its last word.
     """
     whole = picture(message)
     if whole is not None:
@@ -70,7 +72,9 @@ def split_pictures(message: str) -> tuple[list[str], str]:
     meanings = [picture(word.group()) for word in words]
     if words and all(meanings):
         return [path for path in meanings if path], ""
-    plain = [path if path and _plainly_a_path(word.group()) else None for path, word in zip(meanings, words, strict=True)]
+    plain = [
+        path if path and _plainly_a_path(word.group()) else None for path, word in zip(meanings, words, strict=True)
+    ]
     first = 0
     while first < len(words) and plain[first]:
         first += 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Options:
     """The command line of `run`."""
 
-    opening: opening.Opening
+    files: opening.Opening
     sampling: opening.Sampling
     prompt: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
@@ -38,10 +38,10 @@ class Options:
 
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
-    opening.check_model(options.opening)
+    opening.check_model(options.files)
     prompt, images = gather(options)
     progress = Progress(terminal)
-    with opening.open_model(options.opening, progress) as model:
+    with opening.open_model(options.files, progress) as model:
         if options.json:
             response = _ask_quietly(model, prompt, images, options, progress)
             terminal.out.write(json.dumps(_as_json(response, model, options), ensure_ascii=False) + "\n")
@@ -81,12 +81,16 @@ def gather(options: Options) -> tuple[str, list[str | bytes]]:
 
 
 def _read_prompt_from_stdin() -> str:
-    return opening.decode_text(opening.read_stdin_bytes(opening.MAX_PROMPT_BYTES, "prompt"), "prompt from standard input")
+    return opening.decode_text(
+        opening.read_stdin_bytes(opening.MAX_PROMPT_BYTES, "prompt"), "prompt from standard input"
+    )
 
 
 def _read_picture_from_stdin() -> bytes:
     if is_terminal(sys.stdin):
-        raise exits.UsageError("-i - reads a picture from standard input, which is a terminal: use < photo.jpg or a pipe")
+        raise exits.UsageError(
+            "-i - reads a picture from standard input, which is a terminal: use < photo.jpg or a pipe"
+        )
     data = opening.read_stdin_bytes(opening.MAX_PICTURE_BYTES, "picture")
     if not data:
         raise errors.BadImage("picture from standard input: it is empty", "image.empty")
@@ -131,5 +135,5 @@ def _as_json(response: Response, model: KimiVL, options: Options) -> dict[str, A
     result = response.to_dict()
     fields = ("text", "thinking", "finish_reason", "usage", "timings", "notices", "seed")
     chosen = {name: result[name] for name in fields}
-    chosen["model"] = {"name": model.name, "variant": model.variant, "file": options.opening.model}
+    chosen["model"] = {"name": model.name, "variant": model.variant, "file": options.files.model}
     return chosen

@@ -31,7 +31,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Processors:
-    """present: of the computer. allowed: by affinity (taskset, cpusets). quota: CPUs' worth of time by cgroup, or None."""
+    """present: of the computer. allowed: by affinity (taskset, cpusets). quota: CPUs' worth of time by cgroup, or
+    None."""
 
     present: int
     allowed: int

@@ -2,8 +2,9 @@
 
 Owns every escape sequence of the command line. Refuses to know models: it gets stages, pieces of text and numbers.
 
-Two rules hold everywhere. Standard output carries the answer and nothing else, so that it can be piped; progress, notes, timings and
-errors go to standard error. What a file or a model wrote never reaches a terminal with its control characters in it.
+Two rules hold everywhere. Standard output carries the answer and nothing else, so that it can be piped; progress,
+notes, timings and errors go to standard error. What a file or a model wrote never reaches a terminal with its control
+characters in it.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def is_terminal(stream: object) -> bool:
 class Terminal:
     """The two output streams and what each can show."""
 
-    def __init__(self, out: TextIO | None = None, err: TextIO | None = None, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, out: TextIO | None = None, err: TextIO | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         env = os.environ if env is None else env
         self.out = out if out is not None else _stream(sys.stdout)
         self.err = err if err is not None else _stream(sys.stderr)
@@ -100,8 +103,8 @@ class Terminal:
             pass
 
     def print(self, text: str = "") -> None:
-        """A line on standard output."""
-        self.out.write((printable(text) if self.out_tty else text) + "\n")
+        """A line on standard output. Text from a file must have gone through `printable`."""
+        self.out.write(text + "\n")
         self.out.flush()
 
     def width(self) -> int:
@@ -117,7 +120,7 @@ class Terminal:
 
 
 def _stream(stream: TextIO | None) -> TextIO:
-    return stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (closed at exit)
+    return stream if stream is not None else open(os.devnull, "w", encoding="utf-8")
 
 
 _STAGES = {"load": "loading the model", "encode": "looking at the picture", "prefill": "reading the prompt"}
@@ -193,9 +196,10 @@ def _duration(seconds: float) -> str:
 class AnswerWriter:
     """Writes an answer as it comes: the answer proper on standard output, the reasoning where a person sees it.
 
-    thinking "auto": dimmed before the answer when standard output is a terminal; when it is not, dimmed on standard error if that is a
-    terminal, else left out: a pipe or a file receives the answer alone. "show": always on standard output, between ◁think▷ and
-    ◁/think▷ where it cannot be dimmed. "hide": never; a terminal shows that the model is thinking.
+    thinking "auto": dimmed before the answer when standard output is a terminal; when it is not, dimmed on standard
+    error if that is a terminal, else left out: a pipe or a file receives the answer alone. "show": always on standard
+    output, between ◁think▷ and ◁/think▷ where it cannot be dimmed. "hide": never; a terminal shows that the model is
+    thinking.
     """
 
     def __init__(self, terminal: Terminal, progress: Progress, thinking: ThinkingMode = "auto") -> None:

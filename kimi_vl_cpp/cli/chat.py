@@ -1,0 +1,211 @@
+"""`kimi-vl chat`: a conversation at a terminal, or line by line through a pipe.
+
+Owns the loop, Ctrl-C and the pictures that wait for the next message; the commands are in chat_commands.py. Answers go
+to standard output and everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .. import errors
+from . import chat_commands, opening, paths
+from .chat_input import Reader, make_reader
+from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
+
+if TYPE_CHECKING:
+    from ..conversation import Conversation
+    from ..generate import PieceStream
+    from ..model import KimiVL
+    from ..processor import ProcessedImage
+    from ..types import Response
+
+TWICE_SECONDS = 1.0  # two Ctrl-C within this time leave
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `chat`."""
+
+    files: opening.Opening
+    sampling: opening.Sampling
+    images: tuple[str, ...] = ()
+    load: str | None = None
+    system: str | None = None
+    timings: bool = False
+    thinking: ThinkingMode = "auto"
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A picture that goes with the next message. path: where it was read; seen: as the model will see it."""
+
+    path: str
+    seen: ProcessedImage
+
+
+class Leave(Exception):
+    """The person wants to go; `code` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class Chat:
+    """One conversation and what belongs to it while it runs."""
+
+    model: KimiVL
+    conversation: Conversation
+    options: Options
+    terminal: Terminal
+    progress: Progress
+    attached: list[Attached] = field(default_factory=list)
+    last: Response | None = None
+    file: str | None = None  # of /save and /load
+    n_regenerated: int = 0
+    first_failure: int = errors.EXIT_OK
+    _last_interrupt: float = float("-inf")
+    _armed: bool = False  # Ctrl-C was pressed and nothing else since
+
+    def loop(self, reader: Reader) -> int:
+        """Reads and answers until the end; returns the exit code."""
+        while True:
+            try:
+                message = reader.read(self.prompt())
+                self._armed = False
+                self.handle(message)
+            except EOFError:
+                return errors.EXIT_OK if reader.interactive else self.first_failure
+            except Leave as leave:
+                return leave.code
+            except KeyboardInterrupt:
+                if not reader.interactive or self.interrupted():
+                    return errors.EXIT_CANCELLED
+                self.terminal.say("Press Ctrl-C again to leave.", DIM)
+            except errors.KimiVLError as failure:
+                self.fail(failure)
+
+    def prompt(self) -> str:
+        """What stands before the cursor: how many pictures wait, and a sign."""
+        return f"[{plural(len(self.attached), 'picture')}] > " if self.attached else "> "
+
+    def interrupted(self) -> bool:
+        """Notes a Ctrl-C; True when it is the second one and means leaving."""
+        now = time.monotonic()
+        leave = self._armed or now - self._last_interrupt < TWICE_SECONDS
+        self._last_interrupt, self._armed = now, True
+        return leave
+
+    def fail(self, failure: errors.KimiVLError) -> None:
+        """Shows an error; the conversation goes on."""
+        self.progress.clear()
+        self.terminal.error(str(failure), failure.code)
+        if isinstance(failure, errors.ContextFull):
+            self.terminal.say("/undo or /clear makes room; a larger context is chosen at the start with -c.", DIM)
+        self.first_failure = self.first_failure or errors.exit_code(failure)
+
+    def handle(self, message: str) -> None:
+        """One message: a command, pictures, a question, or pictures with a question."""
+        if not message.strip():
+            return
+        pictures, text = paths.split_pictures(message)
+        if not pictures and chat_commands.is_command(message):
+            chat_commands.execute(self, message.strip())
+            return
+        if not pictures and paths.looks_like_path(message) and "\n" not in message.strip():
+            opening.check_picture(paths.spellings(message)[-1])
+        for path in pictures:
+            self.attach(path)
+        if text.strip():
+            self.ask(text.strip("\n"))
+
+    def attach(self, path: str) -> None:
+        """Reads a picture for the next message and says how the model will see it. Raises KimiVLError."""
+        opening.check_picture(path)
+        seen = self.model.process_image(path)
+        self.attached.append(Attached(path, seen))
+        (width, height), (seen_width, seen_height) = seen.original_size, seen.resized_size
+        resized = "" if (width, height) == (seen_width, seen_height) else f", seen as {seen_width}x{seen_height}"
+        self.terminal.say(
+            f"{opening.display_name(path)}: {width}x{height}{resized}, {plural(seen.n_tokens, 'token')}; "
+            "it goes with your next message",
+            DIM,
+        )
+        for notice in seen.notices:
+            self.terminal.note(f"{opening.display_name(path)}: {notice}")
+
+    def ask(self, text: str) -> None:
+        """Asks with the pictures that wait. They stay waiting when the question does not become part of the
+        conversation."""
+        pictures = [picture.path for picture in self.attached]
+        before = len(self.conversation.turns)
+        try:
+            self.answer(
+                lambda: self.conversation.ask(
+                    text, images=pictures, stream=True, progress=self.progress, **self.options.sampling
+                )
+            )
+        finally:
+            if len(self.conversation.turns) > before:
+                self.attached.clear()
+
+    def answer(self, start: Callable[[], PieceStream]) -> None:
+        """Streams an answer. Ctrl-C stops it and keeps what was said; KimiVLError comes out."""
+        writer = AnswerWriter(self.terminal, self.progress, self.options.thinking)
+        stream: PieceStream | None = None
+        stopped = False
+        try:
+            stream = start()
+            for piece in stream:
+                writer.write(piece.kind, piece.text)
+        except KeyboardInterrupt:
+            stopped = True
+            self.interrupted()
+        finally:
+            if stream is not None:
+                stream.close()
+            self.progress.clear()
+            writer.finish()
+        response = stream.result if stream is not None else None
+        if stopped:
+            begun = response is not None and bool(response.token_ids)
+            kept = "/regen answers again, /undo takes the question back" if begun else "The question was not answered"
+            self.terminal.say(f"Stopped. {kept}; Ctrl-C again leaves.", DIM)
+        if response is None or not response.token_ids:
+            return
+        self.last = response
+        opening.explain_end(response, self.terminal)
+        if self.options.timings:
+            self.terminal.say(opening.timings_line(response), DIM)
+
+
+def run(options: Options, terminal: Terminal) -> int:
+    """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
+    opening.check_model(options.files)
+    for path in options.images:
+        opening.check_picture(path)
+    progress = Progress(terminal)
+    with opening.open_model(options.files, progress) as model:
+        chat = Chat(model, model.conversation(options.system), options, terminal, progress)
+        reader = make_reader(terminal, chat_commands.NAMES)
+        if reader.interactive:
+            greet(model, terminal)
+        if options.load is not None:
+            chat_commands.load(chat, options.load)
+        for path in options.images:
+            chat.attach(path)
+        return chat.loop(reader)
+
+
+def greet(model: KimiVL, terminal: Terminal) -> None:
+    """Says what was loaded and how to begin."""
+    vision = "" if model.has_vision else ", text only (no vision file was found: --mmproj names one)"
+    terminal.say(
+        f"{model.name}, {human_count(model.n_ctx)} tokens of context, {plural(model.n_threads, 'thread')}{vision}"
+    )
+    terminal.say("Type a message, or drop a picture here. /help tells the commands, Ctrl-D leaves.", DIM)

@@ -1,0 +1,174 @@
+"""The commands of a chat: /image, /undo, /regen, /clear, /save, /load, /stats, /help, /exit.
+
+A command is a line that begins with a slash and one of these names; a path of an existing picture is never one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .. import errors
+from . import chat_store, exits, opening, paths, system
+from .terminal import DIM, human_bytes, human_count, plural
+
+if TYPE_CHECKING:
+    from .chat import Chat
+
+HELP = """\
+/image PATH   add a picture to the next message (or just paste or drop its path)
+/undo         take the last question and its answer back
+/regen        answer the last question again
+/clear        forget everything and begin anew
+/save FILE    write the conversation to a file
+/load FILE    go on with a saved conversation
+/stats        tokens, speed and memory
+/help         this list
+/exit         leave (also Ctrl-D, or Ctrl-C twice)
+Enter sends; Alt-Enter, or a backslash at the end of a line, begins a new line. Ctrl-C stops an answer.
+A message that begins with a slash: put a space before it."""
+
+
+def is_command(message: str) -> bool:
+    """True for a message that is meant as a command: it begins with a slash and is not spelled like a path."""
+    word = message.split(maxsplit=1)[0]
+    return message.startswith("/") and (word in COMMANDS or not paths.looks_like_path(message))
+
+
+def execute(chat: Chat, line: str) -> None:
+    """Carries out a command. Raises KimiVLError, and Leave for /exit."""
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    command = COMMANDS.get(word)
+    if command is None:
+        near = difflib.get_close_matches(word, NAMES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "/help lists the commands"
+        raise exits.UsageError(f"unknown command {word}: {hint}")
+    if rest and word not in ("/image", "/save", "/load"):
+        raise exits.UsageError(f"{word} takes nothing after it, got {rest!r}")
+    command(chat, rest)
+
+
+def image(chat: Chat, rest: str) -> None:
+    """/image PATH [PATH …]"""
+    if not rest:
+        names = ", ".join(opening.display_name(picture.path) for picture in chat.attached)
+        waiting = f"waiting for your next message: {names}" if names else "no picture is waiting"
+        raise exits.UsageError(f"/image needs the path of a picture ({waiting})")
+    whole = paths.existing_file(rest)
+    if whole is not None:
+        chat.attach(whole)
+        return
+    pictures, left = paths.split_pictures(rest)
+    if left or not pictures:
+        pictures = [paths.spellings(rest)[-1]]  # attach() says that it is missing and what might be meant
+    for path in pictures:
+        chat.attach(path)
+
+
+def undo(chat: Chat, rest: str) -> None:
+    """/undo: a waiting picture first, then the last turn."""
+    if chat.attached:
+        chat.terminal.say(f"{opening.display_name(chat.attached.pop().path)} is no longer waiting.", DIM)
+        return
+    if not chat.conversation.turns:
+        raise exits.UsageError("/undo: nothing was asked yet")
+    chat.conversation.undo()
+    chat.last = None
+    n_turns = len(chat.conversation.turns)
+    chat.terminal.say(f"Took the last question back; {plural(n_turns, 'question')} left.", DIM)
+
+
+def regen(chat: Chat, rest: str) -> None:
+    """/regen: with another seed, or it would be the same answer."""
+    options = dict(chat.options.sampling)
+    chat.n_regenerated += 1
+    if "seed" in options:
+        options["seed"] = (int(options["seed"]) + chat.n_regenerated) % (1 << 64)
+    chat.answer(lambda: chat.conversation.regenerate(stream=True, progress=chat.progress, **options))
+
+
+def clear(chat: Chat, rest: str) -> None:
+    """/clear: everything but the system message."""
+    chat.conversation.clear()
+    chat.attached.clear()
+    chat.last = None
+    chat.terminal.say("Everything forgotten.", DIM)
+
+
+def save(chat: Chat, rest: str) -> None:
+    """/save FILE"""
+    target = paths.spellings(rest)[-1] if rest else chat.file
+    if target is None:
+        raise exits.UsageError("/save needs the name of a file, for example /save talk.json")
+    chat_store.save(chat.conversation, chat.model, target)
+    chat.file = target
+    chat.terminal.say(f"Saved to {target}.", DIM)
+
+
+def load(chat: Chat, rest: str) -> None:
+    """/load FILE"""
+    if not rest:
+        raise exits.UsageError("/load needs the name of a file that /save wrote")
+    source = paths.existing_file(rest) or paths.spellings(rest)[-1]
+    conversation, saved_with = chat_store.load(chat.model, source)
+    chat.conversation.close()
+    chat.conversation = conversation
+    chat.attached.clear()
+    chat.last, chat.file = None, source
+    if saved_with and saved_with != chat.model.name:
+        chat.terminal.note(f"this conversation was held with another model, {saved_with}")
+    chat.terminal.say(f"Loaded {source}: {plural(len(conversation.turns), 'question')}.", DIM)
+    if conversation.turns:
+        chat.terminal.say(f"The last one was: {_shortened(conversation.turns[-1].text)}", DIM)
+
+
+def _shortened(text: str, n: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= n else line[: n - 1] + "…"
+
+
+def stats(chat: Chat, rest: str) -> None:
+    """/stats"""
+    model, last = chat.model, chat.last
+    say = chat.terminal.say
+    if last is not None:
+        used = last.usage.prompt_tokens + last.usage.completion_tokens
+        say(f"context      {human_count(used)} of {human_count(model.n_ctx)} tokens ({100 * used // model.n_ctx} %), "
+            f"{human_count(last.usage.image_tokens)} of them pictures")  # fmt: skip
+        say(f"last answer  {opening.timings_line(last)}")
+    else:
+        say(f"context      {human_count(model.n_ctx)} tokens; no answer yet")
+    resident = system.resident_bytes()
+    if resident is not None:
+        say(f"memory       {human_bytes(resident)}, the parts of the model file in use included")
+    threads = plural(model.n_threads, "thread")
+    say(f"model        {model.name} ({model.variant}), {threads}, {model.engine.config['isa']}")
+
+
+def show_help(chat: Chat, rest: str) -> None:
+    """/help"""
+    chat.terminal.say(HELP)
+
+
+def leave(chat: Chat, rest: str) -> None:
+    """/exit"""
+    from .chat import Leave
+
+    raise Leave(errors.EXIT_OK)
+
+
+COMMANDS: dict[str, Callable[[Chat, str], None]] = {
+    "/image": image,
+    "/undo": undo,
+    "/regen": regen,
+    "/clear": clear,
+    "/save": save,
+    "/load": load,
+    "/stats": stats,
+    "/help": show_help,
+    "/exit": leave,
+    "/quit": leave,
+}
+NAMES = tuple(COMMANDS)

@@ -34,7 +34,7 @@ struct TensorInfo {
   uint32_t type_id = 0;
   const quant::Format* format = nullptr;  // nullptr: a type we cannot read (the file still opens, for `inspect`)
   const uint8_t* data = nullptr;          // in the mapping of its shard; nullptr when format is nullptr
-  uint64_t n_bytes = 0;                   // 0 when format is nullptr
+  uint64_t n_bytes = 0;                   // in the file; known also when format is nullptr
   uint64_t file_offset = 0;               // absolute, in its shard
   int shard = 0;
   uint64_t n_elems() const { return static_cast<uint64_t>(ne[0]) * ne[1] * ne[2] * ne[3]; }
@@ -44,6 +44,8 @@ class File {
  public:
   // Opens `path`; of a split file, any shard may be named and all are opened. Throws Error(bad_model_file, "gguf.*").
   static File open(const std::string& path);
+  // The same from borrowed memory, which must outlive the result: one shard, no system calls. For tests and fuzzing.
+  static File from_memory(const uint8_t* data, uint64_t size, const std::string& name);
   File(File&&) noexcept;
   File& operator=(File&&) noexcept;
   ~File();

@@ -10,7 +10,6 @@
 #include "backend/cpu/kernel_table.h"
 #include "base/cpu_count.h"
 #include "base/memory.h"
-#include "bind_gguf.h"
 #include "bindings.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
@@ -134,6 +133,11 @@ py::dict config_dict(const Engine& engine) {
   return d;
 }
 
+// A GGUFFile of Python's that keeps the engine open instead of the file.
+std::shared_ptr<gguf::File> shared_file(const std::shared_ptr<Engine>& engine, const gguf::File* file) {
+  return {engine, const_cast<gguf::File*>(file)};
+}
+
 Pixels pixels_of(const py::array& array) {
   KIMI_CHECK(py::isinstance<py::array_t<uint8_t>>(array) && array.ndim() == 3 && array.shape(2) == 3, ErrorKind::bad_request, "request.pixels",
              "pixels must be a uint8 array of shape [H, W, 3]");
@@ -233,7 +237,7 @@ void decode(PySession& self, int32_t token) {
   Session& session = self.get();
   const std::shared_ptr<Engine> engine = session.engine_ptr();
   std::vector<Slice> slices = {{&session, {{&token, nullptr, 1}}, Logits::last, nullptr}};
-  Guarded guarded(py::none());
+  Guarded guarded{py::object(py::none())};
   guarded.run([&] { engine->step(slices, 0, {}, &guarded); });
 }
 
@@ -288,11 +292,11 @@ void bind_engine(py::module_& m) {
            }),
            py::arg("path"), py::arg("mmproj") = py::none(), py::arg("n_threads") = 0, py::arg("isa") = "auto")
       .def_property_readonly("config", [](const PyEngine& self) { return config_dict(self.get()); })
-      .def_property_readonly("gguf", [](const PyEngine& self) { return wrap_gguf(self.engine, &self.get().file()); })
+      .def_property_readonly("gguf", [](const PyEngine& self) { return shared_file(self.engine, &self.get().file()); })
       .def_property_readonly("vision_gguf",
                              [](const PyEngine& self) -> py::object {
                                const gguf::File* file = self.get().vision_file();
-                               return file ? wrap_gguf(self.engine, file) : py::object(py::none());
+                               return file ? py::cast(shared_file(self.engine, file)) : py::object(py::none());
                              })
       .def("vision_tower", [](PyEngine& self, const py::array& pixels, py::object progress) { return encode(self, pixels, std::move(progress), true); }, py::arg("pixels"),
            py::arg("progress") = py::none())

@@ -1,44 +1,48 @@
-// The int8 kernels of the avx512 table: for now loops/int8.h for every format, compiled for this instruction set.
-#include "backend/cpu/loops/int8.h"
+// The int8 half of the avx512 table: quantize_row here, the others in int8_gemv.cpp, int8_pack.cpp and int8_gemm.cpp.
+#include "backend/cpu/avx512/int8.h"
+#include "backend/cpu/avx512/intrinsics.h"
+
+
+#include "base/f16.h"
 
 namespace kimi::cpu {
 namespace {
 
-constexpr int kLanes = 16;
-
+// loops/int8.h defines the result, bit by bit, also for what is not finite.
 void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
-  loops::quantize_row(x, k, q, scale, sum, isum);
-}
-
-template <quant::Type type>
-void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
-  loops::gemv<type>(w, row_bytes, n_rows, x, n_x, out, out_stride);
-}
-
-template <quant::Type type>
-void pack_panel(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out) {
-  loops::pack_panel<type, kLanes>(w, row_bytes, n_rows, k, out);
-}
-
-void gemm_panel(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
-  loops::gemm_panel<kLanes>(panel, x, rows, n_x, out, out_stride);
-}
-
-template <quant::Type type>
-void fill_type(KernelTable* table) {
-  table->gemv_q8[static_cast<int>(type)] = gemv<type>;
-  table->pack_panel_q8[static_cast<int>(type)] = pack_panel<type>;
+  const __m512 limit = _mm512_set1_ps(127.0f), lower = _mm512_set1_ps(-127.0f);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t g = 0; g < k / 32; ++g) {
+    const __m512 a = _mm512_loadu_ps(x + 32 * g), b = _mm512_loadu_ps(x + 32 * g + 16);
+    const __m512i bits_a = _mm512_and_si512(_mm512_castps_si512(a), magnitude), bits_b = _mm512_and_si512(_mm512_castps_si512(b), magnitude);
+    const int32_t amax_bits = _mm512_reduce_max_epi32(_mm512_max_epi32(bits_a, bits_b));
+    const float amax = f32_from_bits(static_cast<uint32_t>(amax_bits));
+    const float inverse = amax_bits != 0 ? 127.0f / amax : 0.0f;
+    const auto rounded = [&](__m512 v) {
+      v = _mm512_mul_ps(v, _mm512_set1_ps(inverse));
+      const __mmask16 ordered = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+      v = _mm512_max_ps(_mm512_min_ps(v, limit), lower);
+      return _mm512_maskz_cvt_roundps_epi32(ordered, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    };
+    const __m512i qa = rounded(a), qb = rounded(b);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 32 * g), _mm512_cvtepi32_epi8(qa));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 32 * g + 16), _mm512_cvtepi32_epi8(qb));
+    scale[g] = amax / 127.0f;
+    isum[2 * g] = _mm512_reduce_add_epi32(qa);
+    isum[2 * g + 1] = _mm512_reduce_add_epi32(qb);
+    sum[2 * g] = scale[g] * static_cast<float>(isum[2 * g]);
+    sum[2 * g + 1] = scale[g] * static_cast<float>(isum[2 * g + 1]);
+  }
 }
 
 }  // namespace
 
 void fill_int8_avx512(KernelTable* table) {
   table->quantize_row = quantize_row;
-  table->panel_lanes = kLanes;
-  table->gemm_panel_q8 = gemm_panel;
-#define KIMI_FILL(name) fill_type<quant::Type::name>(table);
-  KIMI_QUANT_TYPES(KIMI_FILL)
-#undef KIMI_FILL
+  table->panel_lanes = avx512::kPanelLanes;
+  table->gemm_panel_q8 = avx512::gemm_panel_q8;
+  avx512::fill_gemv_q8(table);
+  avx512::fill_pack_q8(table);
 }
 
 }  // namespace kimi::cpu

@@ -1,0 +1,172 @@
+// gemv_q8 and pack_panel_q8 of kernel_table.h for an instruction set with int8 lanes (see lane_formats.h for L).
+//
+// The arithmetic of an output element is that of loops/int8.h, operation by operation, with fused multiply-adds: exact integer dot of a
+// group, then acc = fma(dot, w_scale * x_scale, acc), then acc = fma(-w_min, x_sum, acc), groups in order. So the bits agree between
+// GEMV and GEMM, and between every instruction set that has FMA.
+#pragma once
+#include "backend/cpu/kernel_table.h"
+#include "backend/cpu/loops/lane_formats.h"
+
+namespace kimi::cpu::loops {
+
+// Where a block of `n_rows` < kWidth rows is copied, so that the lanes without a row read zeros (which unpack to the value 0)
+// and no byte outside the rows is touched.
+template <class L, Type type>
+struct PartialRows {
+  static constexpr int kBytes = sizeof(typename quant::BlockTraits<type>::Block);
+  alignas(64) uint8_t bytes[L::kWidth * kBytes];
+
+  __attribute__((always_inline)) explicit PartialRows(int64_t n_rows) {
+    if (n_rows < L::kWidth) __builtin_memset(bytes, 0, sizeof(bytes));
+  }
+  __attribute__((always_inline)) LaneRows<L> copy(const uint8_t* first, int64_t row_bytes, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; ++r) __builtin_memcpy(bytes + r * kBytes, first + r * row_bytes, kBytes);
+    return LaneRows<L>::at(bytes, kBytes);
+  }
+};
+
+// ---- GEMV ----------------------------------------------------------------------------------------------------------
+
+// One block of kWidth rows against T activation rows.
+template <class L, Type type, int T>
+struct DotSink {
+  using Lanes = L;
+  using Traits = quant::BlockTraits<type>;
+  typename L::F acc[T];
+  const int8_t* q[T];  // where the block begins, in each activation row
+  const float* scale[T];
+  const float* sum[T];
+  const int32_t* isum[T];
+
+  template <int g, int n>
+  __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
+    constexpr int kAt = g * Traits::group, kSum = kAt / 16;
+    for (int t = 0; t < T; ++t) {
+      int32_t x_isum = 0;
+      if constexpr (Unpack<type>::bias != 0) x_isum = Traits::group == 16 ? isum[t][kSum] : isum[t][kSum] + isum[t][kSum + 1];
+      const auto dot = L::to_float(L::template dot<n, Unpack<type>::bias, Unpack<type>::max_u>(u, q[t] + kAt, x_isum));
+      acc[t] = L::multiply_add(dot, L::multiply(w_scale, L::splat_float(scale[t][kAt / 32])), acc[t]);
+      if constexpr (Traits::has_min) {
+        const float x_sum = Traits::group == 16 ? sum[t][kSum] : sum[t][kSum] + sum[t][kSum + 1];
+        acc[t] = L::subtract_product(w_min, L::splat_float(x_sum), acc[t]);
+      }
+    }
+  }
+};
+
+// kWidth rows (the first n_rows of them real) against activation rows j[0 .. T).
+template <class L, Type type, int T>
+KIMI_INLINE void gemv_rows(const uint8_t* w, int64_t row_bytes, int64_t n_rows, bool more_follow, const Q8Rows& x, const int64_t* j,
+                           typename L::F* acc) {
+  using Traits = quant::BlockTraits<type>;
+  constexpr int kBytes = sizeof(typename Traits::Block);
+  DotSink<L, type, T> sink;
+  for (int t = 0; t < T; ++t) {
+    sink.acc[t] = L::zero();
+    sink.q[t] = x.q + j[t] * x.k;
+    sink.scale[t] = x.scale + j[t] * (x.k / 32);
+    sink.sum[t] = x.sum + j[t] * (x.k / 16);
+    sink.isum[t] = x.isum + j[t] * (x.k / 16);
+  }
+  PartialRows<L, type> partial(n_rows);
+  LaneRows<L> rows = LaneRows<L>::at(w, row_bytes);
+  const uint8_t* next = w + L::kWidth * row_bytes;
+  for (int64_t b = 0; b < x.k / Traits::elems; ++b) {
+    if (more_follow) {
+      for (int i = 0; i < (L::kWidth * kBytes + 63) / 64; ++i) __builtin_prefetch(next + 64 * i);
+      next += L::kWidth * kBytes;
+    }
+    Unpack<type>::template run<L>(n_rows < L::kWidth ? partial.copy(w + b * kBytes, row_bytes, n_rows) : rows, sink);
+    for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
+    for (int t = 0; t < T; ++t) {
+      sink.q[t] += Traits::elems;
+      sink.scale[t] += Traits::elems / 32;
+      sink.sum[t] += Traits::elems / 16;
+      sink.isum[t] += Traits::elems / 16;
+    }
+  }
+  for (int t = 0; t < T; ++t) acc[t] = sink.acc[t];
+}
+
+template <class L, Type type, int T>
+__attribute__((noinline)) static void gemv_columns(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t j0,
+                                                   int64_t n_x, float* out, int64_t out_stride) {
+  int64_t j[T];
+  for (int t = 0; t < T; ++t) j[t] = j0 + (t < n_x ? t : n_x - 1);  // columns beyond the last repeat it
+  for (int64_t r = 0; r < n_rows; r += L::kWidth) {
+    const int64_t n = n_rows - r < L::kWidth ? n_rows - r : L::kWidth;
+    typename L::F acc[T];
+    gemv_rows<L, type, T>(static_cast<const uint8_t*>(w) + r * row_bytes, row_bytes, n, n_rows - r >= 2 * L::kWidth, x, j, acc);
+    for (int t = 0; t < T; ++t) {
+      if (t >= n_x) break;
+      float* to = out + (j0 + t) * out_stride + r;
+      if (n == L::kWidth) {
+        L::store_floats(to, acc[t]);
+      } else {
+        L::store_some(to, acc[t], n);
+      }
+    }
+  }
+}
+
+template <class L, Type type>
+KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
+  for (int64_t j0 = 0; j0 < n_x; j0 += 8) {
+    const int64_t n = n_x - j0;
+    if (n == 1) {
+      gemv_columns<L, type, 1>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
+    } else if (n == 2) {
+      gemv_columns<L, type, 2>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
+    } else if (n <= 4) {
+      gemv_columns<L, type, 4>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
+    } else {
+      gemv_columns<L, type, 8>(w, row_bytes, n_rows, x, j0, n < 8 ? n : 8, out, out_stride);
+    }
+  }
+}
+
+// ---- panels --------------------------------------------------------------------------------------------------------
+
+// One block of kWidth rows into its place in a panel of `lanes` rows.
+template <class L, Type type, int lanes>
+struct PanelSink {
+  using Lanes = L;
+  using Traits = quant::BlockTraits<type>;
+  uint8_t* q;
+  float* scale;
+  float* min;
+
+  template <int g, int n>
+  __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
+    constexpr uint32_t kRest = 128 - Unpack<type>::bias;  // the panel's bias is 128
+    for (int i = 0; i < n; ++i)
+      L::store(q + (g * n + i) * lanes * 4, kRest ? L::add_bytes(u[i], L::splat(kRest * 0x01010101u)) : u[i]);
+    L::store_floats(scale + g * lanes, w_scale);
+    if constexpr (Traits::has_min) L::store_floats(min + g * lanes, w_min);
+  }
+};
+
+template <class L, Type type, int lanes>
+KIMI_INLINE void pack_lanes(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out) {
+  using Traits = quant::BlockTraits<type>;
+  constexpr int kBytes = sizeof(typename Traits::Block);
+  out->group = Traits::group;
+  out->has_min = Traits::has_min;
+  out->k = k;
+  for (int64_t r = 0; r < lanes; r += L::kWidth) {
+    const int64_t left = n_rows - r, n = left < 0 ? 0 : left < L::kWidth ? left : L::kWidth;
+    const uint8_t* first = static_cast<const uint8_t*>(w) + (n ? r * row_bytes : 0);
+    PanelSink<L, type, lanes> sink{out->q + 4 * r, out->scale + r, Traits::has_min ? out->min + r : nullptr};
+    PartialRows<L, type> partial(n);
+    LaneRows<L> rows = LaneRows<L>::at(first, row_bytes);
+    for (int64_t b = 0; b < k / Traits::elems; ++b) {
+      Unpack<type>::template run<L>(n < L::kWidth ? partial.copy(first + b * kBytes, row_bytes, n) : rows, sink);
+      for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
+      sink.q += Traits::elems * lanes;
+      sink.scale += Traits::groups * lanes;
+      if constexpr (Traits::has_min) sink.min += Traits::groups * lanes;
+    }
+  }
+}
+
+}  // namespace kimi::cpu::loops

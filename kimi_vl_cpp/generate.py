@@ -101,6 +101,9 @@ class Generation:
         self._decoder = host.tokenizer.stream()
         self._splitter = ThinkingSplitter()
         self._matcher = StopMatcher(job.params.stop)
+        # The splitter keeps white space back that may turn out to be at the end of the answer. This one sees the same
+        # text without that delay, so that a stop string of white space ends the answer at once.
+        self._scout = StopMatcher(job.params.stop)
 
     def run(self) -> Generator[Piece, None, Response]:
         """The pieces. Ends with the response; on an error or Ctrl-C what was computed stays reusable."""
@@ -149,7 +152,13 @@ class Generation:
             notices=list(self.job.notices),
             token_ids=tuple(self._ids),
             seed=self.job.params.seed,
+            stop_string=self.stop_string,
         )
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string met, or None."""
+        return self._matcher.hit or self._scout.hit
 
     # The stages
 
@@ -196,7 +205,7 @@ class Generation:
                 return
             self._ids.append(token)
             yield from self._pieces(self._decoder.push(token))
-            if self._matcher.hit is not None:
+            if self.stop_string is not None:
                 self.finish = "stop"
                 return
             if len(self._ids) >= self.job.max_new_tokens:
@@ -208,9 +217,16 @@ class Generation:
             self._decode_s += seconds
 
     def _pieces(self, text: str) -> Generator[Piece, None, None]:
-        if text:
-            for kind, chunk in self._splitter.push(text):
-                yield from self._piece(kind, chunk)
+        if not text:
+            return
+        was_thinking = self._splitter.thinking
+        chunks = self._splitter.push(text)
+        if was_thinking or self._splitter.thinking:
+            self._scout = StopMatcher(self.job.params.stop)
+        else:
+            self._scout.push(text)
+        for kind, chunk in chunks:
+            yield from self._piece(kind, chunk)
 
     def _piece(self, kind: str, chunk: str) -> Generator[Piece, None, None]:
         if kind == "thinking":
@@ -232,6 +248,8 @@ class Generation:
         if held:
             self._text.append(held)
             yield Piece(held, "text")
+        if self.stop_string is not None and self.finish == "length":
+            self.finish = "stop"
 
     # Turns, time and cancelling
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ImageCache:
-    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing. Safe to use from many threads."""
+    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

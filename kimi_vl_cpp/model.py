@@ -32,7 +32,7 @@ from .errors import BadRequest, OutOfMemory
 from .gate import Gate
 from .generate import Generation, Job, PieceStream, encode_cached
 from .image_cache import ImageCache
-from .memory import check_memory
+from .memory import check_memory, shrink_to_fit
 from .parts import Part, prepare_parts
 from .processor import ImageProcessor, ProcessedImage
 from .requests import build_job, check_images, check_text
@@ -105,17 +105,20 @@ class KimiVL:
         if progress is not None:
             progress("load", 0, 1)
         files = model_files.resolve(path, mmproj)
+        size = (n_ctx or files.context_length) if n_ctx is not None else min(DEFAULT_N_CTX, files.context_length)
         if memory_check:
-            check_memory(files, DEFAULT_N_CTX if n_ctx is None else n_ctx)
-        self.engine = _core.Engine(str(files.text), files.mmproj and str(files.mmproj), threads, isa)
+            size = shrink_to_fit(files, size, _MIN_N_CTX) if n_ctx is None else size
+            check_memory(files, size)
+        vision_path = None if files.mmproj is None else str(files.mmproj)
+        self.engine = _core.Engine(str(files.text), vision_path, threads, isa)
         self.gate = Gate(self.engine.close)
         try:
             config = self.engine.config
-            self.tokenizer = Tokenizer.from_gguf(self.engine.gguf)
+            self.has_vision = bool(config["has_vision"])
+            self.tokenizer = Tokenizer.from_gguf(self.engine.gguf, vision=self.has_vision)
             self.variant = detect_variant(self.engine.gguf.get, files.text)
             self.defaults = DEFAULTS[self.variant]
             self.name = str(config.get("name") or files.text.stem)
-            self.has_vision = bool(config["has_vision"])
             self.files = files
             limit = default_in_token_limit(self.variant) if in_token_limit is None else in_token_limit
             self.processor = ImageProcessor(
@@ -126,7 +129,7 @@ class KimiVL:
             )
             self.image_cache = ImageCache(image_cache_bytes)
             self._kv_type = kv_type
-            main = self._main_timeline(n_ctx, int(config["context_length"]))
+            main = self._main_timeline(size, may_shrink=n_ctx is None)
             self.n_ctx = main.n_ctx
             self._idle: deque[Timeline] = deque([main], maxlen=1)
         except BaseException:
@@ -315,11 +318,10 @@ class KimiVL:
     def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. special: whether special tokens appear in it.
 
-        Raises BadRequest for an id outside of the vocabulary.
+        Raises BadRequest (code "request.token_id") for what is no id of the vocabulary.
         """
         self.gate.check()
-        checked = [sampling.check_int("ids", token, 0, self.n_vocab - 1) for token in ids]
-        return self.tokenizer.decode(checked, special=special)
+        return self.tokenizer.decode(ids, special=special)
 
     def process_image(self, image: ImageInput) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest when there is no vision file."""
@@ -447,23 +449,21 @@ class KimiVL:
         finally:
             self.give_back(timeline)
 
-    def _main_timeline(self, n_ctx: int | None, context_length: int) -> Timeline:
-        if n_ctx is not None:
-            if n_ctx > context_length:
-                raise BadRequest(
-                    f"n_ctx: got {n_ctx}, but the model was trained for {context_length} tokens: "
-                    f"use n_ctx <= {context_length}, or 0 for all of them",
-                    "request.n_ctx",
-                )
-            return self.new_timeline(n_ctx or context_length)
-        size = min(DEFAULT_N_CTX, context_length)
+    def _main_timeline(self, n_ctx: int, may_shrink: bool) -> Timeline:
+        context_length = int(self.engine.config["context_length"])
+        if n_ctx > context_length:
+            raise BadRequest(
+                f"n_ctx: got {n_ctx}, but the model was trained for {context_length} tokens: "
+                f"use n_ctx <= {context_length}, or 0 for all of them",
+                "request.n_ctx",
+            )
         while True:
             try:
-                return self.new_timeline(size)
+                return self.new_timeline(n_ctx)
             except OutOfMemory:
-                if size // 2 < _MIN_N_CTX:
+                if not may_shrink or n_ctx // 2 < _MIN_N_CTX:
                     raise
-                size //= 2
+                n_ctx //= 2
 
     def _stage(self, stage: str, progress: Progress | None) -> Any:
         """The core's progress callback for a call outside of a Generation; ends the call when the model is closed."""

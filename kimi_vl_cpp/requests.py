@@ -77,7 +77,8 @@ def build_job(
     keys = flatten([_placed(part, pictures) for part in parts])
     n_prompt = n_positions(keys)
     if n_prompt + 1 > n_ctx:
-        raise context_full(n_prompt - n_image, [picture.n_tokens for picture in pictures], n_ctx, model)
+        sizes = [key.n_tokens for key in keys if isinstance(key, Picture)]
+        raise context_full(n_prompt - sum(sizes), sizes, n_ctx, model)
     return Job(
         keys=keys,
         pixels=pixels,
@@ -101,7 +102,7 @@ def splice_answers(tokenizer: Tokenizer, parts: Sequence[Part], answers: Mapping
     """
     if not answers:
         return list(parts)
-    opens, middle, ends = (tokenizer.special[name] for name in ("<|im_assistant|>", "<|im_middle|>", "<|im_end|>"))
+    opens, middle, ends = tokenizer.im_assistant_id, tokenizer.im_middle_id, tokenizer.im_end_id
     result: list[Part] = []
     turn = -1
     state = "outside"  # -> "role" -> "content" of an answer that is replaced -> "outside"
@@ -138,9 +139,10 @@ def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: KimiVL
     allowed = int(model.engine.config["context_length"])
     fits = [f"n_ctx={needed} or more" if needed <= allowed else f"not even the model's full context of {allowed}"]
     if pictures:
-        n_fit, room = 0, n_ctx - 1 - n_text
-        while n_fit < len(pictures) and pictures[n_fit] <= room:
-            room -= pictures[n_fit]
+        frame = len(model.tokenizer.encode("image")) + 3  # the template's tokens around a picture, which go with it
+        n_fit, room = 0, n_ctx - 1 - (n_text - frame * len(pictures))
+        while n_fit < len(pictures) and pictures[n_fit] + frame <= room:
+            room -= pictures[n_fit] + frame
             n_fit += 1
         fits.append(f"the first {n_fit} of the {len(pictures)} pictures" if n_fit else "none of the pictures")
         fits.append(f"smaller pictures (in_token_limit is {model.processor.in_token_limit} patches, 4 to a token)")

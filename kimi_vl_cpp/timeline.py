@@ -82,7 +82,7 @@ class Timeline:
             self.session.truncate(n_recorded)
 
     def shared(self, keys: Sequence[Key]) -> int:
-        """How many of `keys` it holds already, at most all but the last: the last one must be computed for its logits."""
+        """How many of `keys` it holds already, at most all but the last: the last one gives the logits."""
         return min(common_prefix(self.keys, keys), max(len(keys) - 1, 0))
 
     def rewind(self, keys: Sequence[Key]) -> int:

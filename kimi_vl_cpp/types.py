@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
-"""Why an answer ended: the model or a stop string ended it; the token limit or the context did; somebody cancelled it."""
+"""Why an answer ended: the model or a stop string ended it; the token limit or the context did; it was cancelled."""
 
 PieceKind = Literal["thinking", "text"]
 """What a streamed piece belongs to: the reasoning between the thinking marks, or the answer."""
@@ -87,6 +87,7 @@ class Response:
     finish_reason: see `FinishReason`. notices: what the caller should know about how the request was understood (for
     example that only the first frame of an animated picture was used). token_ids: the ids produced, reasoning included,
     without the end-of-turn token. seed: the seed used, which gives the same answer again when passed in.
+    stop_string: the stop string that ended the answer, None when something else did.
     """
 
     text: str = ""
@@ -97,6 +98,7 @@ class Response:
     notices: list[str] = field(default_factory=list)
     token_ids: tuple[int, ...] = ()
     seed: int = 0
+    stop_string: str | None = None
 
     def __str__(self) -> str:
         return self.text

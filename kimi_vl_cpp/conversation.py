@@ -1,0 +1,225 @@
+"""A conversation of several turns over one timeline.
+
+Owns the turns, their pictures and the exact tokens of the answers, so that each turn computes only what is new: the
+pictures and everything said before are still in the KV cache. Keeps the tokens of an answer because its text, cut into
+tokens again, may come out as other tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from .errors import BadRequest
+from .generate import Generation, Job, PieceStream
+from .processor import ProcessedImage
+from .requests import build_job, check_images, check_text
+from .timeline import Timeline
+from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
+from .types import Response
+
+if TYPE_CHECKING:
+    from .model import KimiVL
+    from .processor import ImageInput
+
+
+class Conversation:
+    """Made by `KimiVL.conversation()`. Its context is the model's n_ctx; it holds a KV cache of that size from the
+    first question until `close()`. One question at a time; different conversations may be used from different threads.
+
+    An answer that was cancelled (Ctrl-C, a closed stream) after its first token stays in the conversation as far as it
+    got. One that failed or was cancelled before its first token leaves the conversation as if it had not been asked.
+    """
+
+    def __init__(self, model: KimiVL, system: str | None = None) -> None:
+        """See `KimiVL.conversation`."""
+        self.model = model
+        self.system = None if system is None else check_text("system", system)
+        self.turns: list[Turn] = []
+        self.last: Response | None = None
+        self._timeline: Timeline | None = None
+        self._busy = False
+
+    def close(self) -> None:
+        """Gives the KV cache back; the turns stay and the next question would compute them again."""
+        timeline, self._timeline = self._timeline, None
+        if timeline is not None and not self._busy:
+            self.model.give_back(timeline)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said, as a list of {"role", "content"} dicts. A user's content is its text, or with pictures a list
+        of {"type": "image", "width", "height", "n_tokens"} and {"type": "text", "text"}. An answer with reasoning has
+        it in "reasoning_content". The system message is there only if it was given."""
+        result: list[dict[str, Any]] = []
+        if self.system is not None:
+            result.append({"role": "system", "content": self.system})
+        for turn in self.turns:
+            result.append({"role": "user", "content": shown_content(turn)})
+            answer: dict[str, Any] = {"role": "assistant", "content": turn.answer}
+            if turn.thinking:
+                answer["reasoning_content"] = turn.thinking
+            result.append(answer)
+        return result
+
+    @property
+    def n_past(self) -> int:
+        """Positions of the context that are computed and kept."""
+        return 0 if self._timeline is None else self._timeline.n_past
+
+    @overload
+    def ask(
+        self, text: str, images: Sequence[ImageInput] = (), *, stream: Literal[False] = False, **sampling: Any
+    ) -> Response: ...
+    @overload
+    def ask(
+        self, text: str, images: Sequence[ImageInput] = (), *, stream: Literal[True], **sampling: Any
+    ) -> PieceStream: ...
+    @overload
+    def ask(
+        self, text: str, images: Sequence[ImageInput] = (), *, stream: bool, **sampling: Any
+    ) -> Response | PieceStream: ...
+
+    def ask(
+        self, text: str, images: Sequence[ImageInput] = (), *, stream: bool = False, **sampling: Any
+    ) -> Response | PieceStream:
+        """The next question, its pictures before its text. Arguments and errors as `KimiVL.chat`, `progress` included.
+
+        With stream=True the turn joins the conversation when the stream ends. Raises BadRequest (code
+        "conversation.busy") while another answer of this conversation is under way.
+        """
+        started = time.perf_counter()
+        self._check_free()
+        check_text("text", text)
+        pictures = [self.model.process_image(image) for image in check_images(images)]
+        return self._answer(Turn(text, pictures), self.turns, stream, started, sampling)
+
+    @overload
+    def regenerate(self, *, stream: Literal[False] = False, **sampling: Any) -> Response: ...
+    @overload
+    def regenerate(self, *, stream: Literal[True], **sampling: Any) -> PieceStream: ...
+    @overload
+    def regenerate(self, *, stream: bool, **sampling: Any) -> Response | PieceStream: ...
+
+    def regenerate(self, *, stream: bool = False, **sampling: Any) -> Response | PieceStream:
+        """Another answer to the last question, in place of the one there is, which stays if this fails.
+
+        Raises BadRequest (code "conversation.empty") when nothing was asked yet, and like `ask`.
+        """
+        started = time.perf_counter()
+        self._check_free()
+        if not self.turns:
+            raise BadRequest("nothing was asked yet: there is no answer to replace", "conversation.empty")
+        last = self.turns[-1]
+        return self._answer(Turn(last.text, last.images), self.turns[:-1], stream, started, sampling)
+
+    def undo(self) -> bool:
+        """Forgets the last question and its answer. False when there is none."""
+        self._check_free()
+        if not self.turns:
+            return False
+        self.turns.pop()
+        return True
+
+    def clear(self) -> None:
+        """Forgets all turns; the system message stays."""
+        self._check_free()
+        self.turns.clear()
+
+    # Keeping
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that `from_dict` needs, fit for JSON; pictures as their processed pixels (PNG, base64)."""
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "system": self.system,
+            "turns": [turn_to_dict(turn) for turn in self.turns],
+        }
+
+    @classmethod
+    def from_dict(cls, model: KimiVL, data: Mapping[str, Any]) -> Conversation:
+        """The conversation that `to_dict` gave. Raises BadRequest (code "conversation.invalid") naming the field."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise invalid("format", data.get("format") if isinstance(data, Mapping) else data, repr(FORMAT))
+        if data.get("version") != FORMAT_VERSION:
+            raise invalid("version", data.get("version"), str(FORMAT_VERSION))
+        system = data.get("system")
+        conversation = cls(model, system if system is None else text_field(data, "system", ""))
+        turns = data.get("turns")
+        if not isinstance(turns, list):
+            raise invalid("turns", turns, "a list")
+        conversation.turns = [turn_from_dict(model, f"turns[{index}].", item) for index, item in enumerate(turns)]
+        return conversation
+
+    # Inside
+
+    def _check_free(self) -> None:
+        if self._busy:
+            raise BadRequest(
+                "an answer of this conversation is still under way: read it to its end or close it first",
+                "conversation.busy",
+            )
+
+    def _answer(
+        self, turn: Turn, before: list[Turn], stream: bool, started: float, options: dict[str, Any]
+    ) -> Response | PieceStream:
+        progress = options.pop("progress", None) or self.model.progress
+        messages: list[Any] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        images: list[ProcessedImage] = []
+        answers: dict[int, tuple[int, ...]] = {}
+        for index, past in enumerate([*before, turn]):
+            content: list[dict[str, Any]] = [
+                {"type": "image", "image": len(images) + offset} for offset in range(len(past.images))
+            ]
+            images.extend(past.images)
+            messages.append({"role": "user", "content": [*content, {"type": "text", "text": past.text}]})
+            if past is turn:
+                break
+            if past.token_ids is not None:
+                answers[index] = past.token_ids
+            messages.append({"role": "assistant", "content": past.spoken if past.token_ids is None else ""})
+        job = build_job(
+            self.model,
+            messages,
+            images,
+            options=options,
+            n_ctx=self.model.n_ctx,
+            started=started,
+            answers=answers,
+        )
+
+        def on_end(response: Response) -> None:
+            self.last = response
+            if response.finish_reason == "cancelled" and not response.token_ids:
+                return
+            turn.answer, turn.thinking = response.text, response.thinking
+            turn.token_ids = response.token_ids if response.stop_string is None else None
+            self.turns = [*before, turn]
+
+        answer = PieceStream(Generation(self.model, job, self._lease, progress, on_end))
+        return answer if stream else answer.drain()
+
+    @contextmanager
+    def _lease(self, job: Job) -> Iterator[Timeline]:
+        self._check_free()
+        self._busy = True
+        try:
+            timeline = self._timeline
+            if timeline is None:
+                timeline = self.model.take_idle() or self.model.new_timeline(self.model.n_ctx)
+                self._timeline = timeline
+            yield timeline
+        finally:
+            self._busy = False

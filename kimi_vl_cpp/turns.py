@@ -1,0 +1,107 @@
+"""A question and its answer, and how both are written into JSON and read back."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import BadRequest
+from .processor import ProcessedImage
+from .sampling import check_int, shown
+
+if TYPE_CHECKING:
+    from .model import KimiVL
+
+FORMAT = "kimi_vl_cpp.conversation"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Turn:
+    """A question and its answer. token_ids: the answer as it was produced, reasoning included; None when it was cut by
+    a stop string, and its text (with the reasoning in its marks) stands for it."""
+
+    text: str
+    images: list[ProcessedImage] = field(default_factory=list)
+    answer: str = ""
+    thinking: str = ""
+    token_ids: tuple[int, ...] | None = None
+
+    @property
+    def spoken(self) -> str:
+        """The answer as the model wrote it."""
+        return f"◁think▷{self.thinking}◁/think▷{self.answer}" if self.thinking else self.answer
+
+
+def shown_content(turn: Turn) -> Any:
+    if not turn.images:
+        return turn.text
+    pictures = [
+        {
+            "type": "image",
+            "width": image.original_size[0],
+            "height": image.original_size[1],
+            "n_tokens": image.n_tokens,
+        }
+        for image in turn.images
+    ]
+    return [*pictures, {"type": "text", "text": turn.text}]
+
+
+def turn_to_dict(turn: Turn) -> dict[str, Any]:
+    """The turn, fit for JSON; pictures as their processed pixels (PNG, base64)."""
+    return {
+        "text": turn.text,
+        "images": [_image_to_dict(image) for image in turn.images],
+        "answer": turn.answer,
+        "thinking": turn.thinking,
+        "token_ids": None if turn.token_ids is None else list(turn.token_ids),
+    }
+
+
+def _image_to_dict(image: ProcessedImage) -> dict[str, Any]:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.pixels).save(buffer, "PNG")
+    return {
+        "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "original_size": list(image.original_size),
+        "resized_size": list(image.resized_size),
+        "notices": list(image.notices),
+    }
+
+
+def invalid(where: str, got: Any, expected: str) -> BadRequest:
+    return BadRequest(f"conversation: {where}: got {shown(got)}, expected {expected}", "conversation.invalid")
+
+
+def text_field(data: Mapping[str, Any], name: str, where: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str):
+        raise invalid(f"{where}{name}", value, "a string")
+    return value
+
+
+def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
+    if not isinstance(data, Mapping):
+        raise invalid(where.rstrip("."), data, "a dict")
+    images, ids = data.get("images", []), data.get("token_ids")
+    if not isinstance(images, list):
+        raise invalid(f"{where}images", images, "a list")
+    if ids is not None:
+        if not isinstance(ids, list):
+            raise invalid(f"{where}token_ids", ids, "a list of token ids or null")
+        ids = tuple(
+            check_int(f"{where}token_ids[{index}]", token, 0, model.n_vocab - 1) for index, token in enumerate(ids)
+        )
+    return Turn(
+        text=text_field(data, "text", where),
+        images=[_image_from_dict(model, f"{where}images[{index}].", image) for index, image in enumerate(images)],
+        answer=text_field(data, "answer", where),
+        thinking=text_field(data, "thinking", where),
+        token_ids=ids,
+    )

@@ -85,6 +85,14 @@ void transpose_panel(const float* w, int64_t ld, int64_t n_rows, int64_t k, floa
 
 // ---- few rows: dot products along k ------------------------------------------------------------------------------
 
+// One weight; in a mapped file it may lie at any address.
+template <typename T>
+KIMI_INLINE T load_one(const T* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof(T));
+  return value;
+}
+
 template <int W>
 KIMI_INLINE typename Vec<W>::F load_bf16(const uint16_t* p) {
   using I = typename Vec<W>::I;
@@ -106,12 +114,10 @@ KIMI_INLINE typename Vec<W>::F load_f16(const uint16_t* p) {
 #endif
   {
     F out;
-    for (int i = 0; i < W; ++i) out[i] = f32_from_f16(p[i]);
+    for (int i = 0; i < W; ++i) out[i] = f32_from_f16(load_one(p + i));
     return out;
   }
 }
-
-typedef float FloatU __attribute__((aligned(1), may_alias));  // a weight of the mapped file may lie anywhere
 
 struct ReadF32 {
   using Element = float;
@@ -119,7 +125,7 @@ struct ReadF32 {
   __attribute__((always_inline)) static inline typename Vec<W>::F at(const float* p) {
     return load<W>(p);
   }
-  __attribute__((always_inline)) static inline float one(const float* p) { return *reinterpret_cast<const FloatU*>(p); }
+  __attribute__((always_inline)) static inline float one(const float* p) { return load_one(p); }
 };
 struct ReadF16 {
   using Element = uint16_t;
@@ -127,7 +133,7 @@ struct ReadF16 {
   __attribute__((always_inline)) static inline typename Vec<W>::F at(const uint16_t* p) {
     return load_f16<W>(p);
   }
-  __attribute__((always_inline)) static inline float one(const uint16_t* p) { return f32_from_f16(*p); }
+  __attribute__((always_inline)) static inline float one(const uint16_t* p) { return f32_from_f16(load_one(p)); }
 };
 struct ReadBF16 {
   using Element = uint16_t;
@@ -135,7 +141,7 @@ struct ReadBF16 {
   __attribute__((always_inline)) static inline typename Vec<W>::F at(const uint16_t* p) {
     return load_bf16<W>(p);
   }
-  __attribute__((always_inline)) static inline float one(const uint16_t* p) { return f32_from_bf16(*p); }
+  __attribute__((always_inline)) static inline float one(const uint16_t* p) { return f32_from_bf16(load_one(p)); }
 };
 
 template <int W, typename Read>

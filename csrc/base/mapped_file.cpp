@@ -134,7 +134,7 @@ constexpr ErrorKind kBad = ErrorKind::bad_model_file;
     case ELOOP: fail(kBad, "file.symlink_loop", "%s: symbolic links that lead in a circle: name the file itself", p);
     case ENAMETOOLONG: fail(kBad, "file.name_too_long", "%.64s…: a path of %zu bytes is too long for this system", p, path.size());
     case ENXIO:
-    case ENODEV: fail(kBad, "file.not_regular", "%s: a device or socket, expected a regular file", p);
+    case ENODEV: fail(kBad, "file.not_regular", "%s: a device or socket, expected a regular file: copy the model to a file first", p);
     case EMFILE:
     case ENFILE: fail(kBad, "file.too_many_open", "%s: too many open files: close some or raise the limit (ulimit -n)", p);
     default: fail(kBad, "file.open", "%s: cannot be opened: %s", p, std::strerror(error));

@@ -14,8 +14,8 @@ std::string Cursor::where() const {
 }
 
 void Cursor::fail_at(const char* code, uint64_t offset, const std::string& message) const {
-  fail(ErrorKind::bad_model_file, code, "%s: %s: %s (at byte %llu)", path_.c_str(), where().c_str(), message.c_str(),
-       static_cast<ull>(offset));
+  fail(ErrorKind::bad_model_file, code, "%s: %s (at byte %llu): %s", path_.c_str(), where().c_str(),
+       static_cast<ull>(offset), message.c_str());
 }
 
 void Cursor::fail_truncated(uint64_t n_bytes, const char* field) const {

@@ -57,7 +57,7 @@ class Cursor {
   }
 
   [[noreturn]] void fail_truncated(uint64_t n_bytes, const char* field) const;
-  // "<path>: <where>: <message> (at byte <offset>)"
+  // "<path>: <where> (at byte <offset>): <message>"
   [[noreturn]] void fail_at(const char* code, uint64_t offset, const std::string& message) const;
 
  private:

@@ -47,7 +47,7 @@ struct File::Impl {
       const TensorInfo& a = tensors[tensors_by_name[i - 1]];
       const TensorInfo& b = tensors[tensors_by_name[i]];
       KIMI_CHECK(a.name != b.name, kBad, "gguf.duplicate_tensor",
-                 "%s: tensor %s: appears twice, with data at byte %llu of %s and at byte %llu; the file is damaged: download or convert it again",
+                 "%s: tensor %s: appears twice, with its data at byte %llu of %s and at byte %llu; the file is damaged: download or convert it again",
                  paths[b.shard].c_str(), quoted(b.name).c_str(), static_cast<ull>(a.file_offset),
                  a.shard == b.shard ? "this file" : paths[a.shard].c_str(), static_cast<ull>(b.file_offset));
     }
@@ -68,13 +68,13 @@ MappedFile open_part(const std::string& path, const std::string& named, const Sp
 
 void check_part(const Split& part, const std::string& path, const Split& named, const std::string& named_path, uint64_t number) {
   KIMI_CHECK(part.number == number, kBad, "gguf.split_mismatch",
-             "%s: key 'split.no' is %llu, expected %llu by the file's name: give the parts back the names under which they were published",
+             "%s: key 'split.no': is %llu, expected %llu by the file's name; give the parts back the names under which they were published",
              path.c_str(), static_cast<ull>(part.number), static_cast<ull>(number));
   KIMI_CHECK(part.count == named.count, kBad, "gguf.split_mismatch",
-             "%s: key 'split.count' is %llu, but %llu in %s: the parts are not of the same model, download them again together", path.c_str(),
+             "%s: key 'split.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together", path.c_str(),
              static_cast<ull>(part.count), static_cast<ull>(named.count), named_path.c_str());
   KIMI_CHECK(part.n_tensors == named.n_tensors, kBad, "gguf.split_mismatch",
-             "%s: key 'split.tensors.count' is %llu, but %llu in %s: the parts are not of the same model, download them again together",
+             "%s: key 'split.tensors.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together",
              path.c_str(), static_cast<ull>(part.n_tensors), static_cast<ull>(named.n_tensors), named_path.c_str());
 }
 
@@ -103,7 +103,7 @@ File File::open(const std::string& path) {
     }
   }
   KIMI_CHECK(split.count == 1 || impl->tensors.size() == split.n_tensors, kBad, "gguf.split_mismatch",
-             "%s: the %llu parts hold %zu tensors, but key 'split.tensors.count' is %llu: download the parts again together", path.c_str(),
+             "%s: the %llu parts hold %zu tensors, but key 'split.tensors.count' is %llu; download the parts again together", path.c_str(),
              static_cast<ull>(split.count), impl->tensors.size(), static_cast<ull>(split.n_tensors));
   impl->index_tensors();
   return File(std::move(impl));

@@ -29,13 +29,13 @@ std::string type_text(const Value& value) {
 }
 
 [[noreturn]] void fail_type(const Lookup& lookup, std::string_view key, const Value& value, const char* expected) {
-  fail(kBad, "gguf.key_type", "%s: key %s: is %s, expected %s (at byte %llu); the file is damaged or not of the expected kind: convert it again",
-       lookup.path.c_str(), quoted(key).c_str(), type_text(value).c_str(), expected, static_cast<ull>(value.file_offset));
+  fail(kBad, "gguf.key_type", "%s: key %s (at byte %llu): is %s, expected %s; the file is damaged or not of the expected kind: convert it again",
+       lookup.path.c_str(), quoted(key).c_str(), static_cast<ull>(value.file_offset), type_text(value).c_str(), expected);
 }
 
 [[noreturn]] void fail_range(const Lookup& lookup, std::string_view key, const Value& value, const std::string& got, const char* expected) {
-  fail(kBad, "gguf.key_value", "%s: key %s: is %s, expected %s (at byte %llu); the file is damaged: download or convert it again",
-       lookup.path.c_str(), quoted(key).c_str(), got.c_str(), expected, static_cast<ull>(value.file_offset));
+  fail(kBad, "gguf.key_value", "%s: key %s (at byte %llu): is %s, expected %s; the file is damaged: download or convert it again",
+       lookup.path.c_str(), quoted(key).c_str(), static_cast<ull>(value.file_offset), got.c_str(), expected);
 }
 
 const Value* find(const Lookup& lookup, std::string_view key) { return find_key(lookup.metadata, lookup.by_name, key); }

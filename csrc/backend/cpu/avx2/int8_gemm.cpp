@@ -1,0 +1,148 @@
+// gemm_panel_q8 of the avx2 table: 16 weight rows x up to 4 tokens in registers, vpmaddwd.
+//
+// vpmaddubsw would saturate on weights of 8 bits, so both sides are widened to 16: the bytes 0, 2 and 1, 3 of the four weights in a lane
+// are split by a mask and a shift, those of the activations once per token and block, and vpmaddwd multiplies them exactly. Two of it
+// and two additions per 32 products are what the sign trick (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) needs too, without the work
+// on the activations inside the loop. Weights keep their bias of 128: the accumulators of a group begin at -128 * (sum of the
+// token's elements). The 8 float accumulators rest in memory between groups.
+//
+// The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums rest in
+// `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
+#include <immintrin.h>
+
+#include "backend/cpu/avx2/int8.h"
+#include "base/f16.h"
+
+namespace kimi::cpu::avx2 {
+namespace {
+
+constexpr int kTokens = 4;
+constexpr int kRows = 16;        // rows of a tile; a panel is two of them
+constexpr int64_t kDepth = 512;  // elements of a block: 16 KiB of weights
+
+// The tokens of a tile for one block: read as broadcasts from one base address.
+struct alignas(64) TokenBlock {
+  uint32_t even[kTokens][kDepth / 4], odd[kTokens][kDepth / 4];  // elements 0, 2 and 1, 3 of each four, as two int16
+  int32_t bias[kTokens][kDepth / 16];                            // -128 * sum of the group's elements
+  float sum[kTokens][kDepth / 16];                               // x_sum of the group
+  float scale[kTokens][kDepth / 32];
+};
+
+template <int group, bool has_min>
+KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t depth, int t, TokenBlock* block) {
+  const int8_t* q = x.q + row * x.k + k0;
+  for (int64_t i = 0; i < depth; i += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(block->even[t] + i / 4), _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(block->odd[t] + i / 4), _mm256_srai_epi16(bytes, 8));
+  }
+  const float* scale = x.scale + (row * x.k + k0) / 32;
+  const float* sum = x.sum + (row * x.k + k0) / 16;
+  const int32_t* isum = x.isum + (row * x.k + k0) / 16;
+  for (int64_t g = 0; g < depth / 32; ++g) block->scale[t][g] = scale[g];
+  for (int64_t g = 0; g < depth / group; ++g) {
+    block->bias[t][g] = -128 * (group == 16 ? isum[g] : isum[2 * g] + isum[2 * g + 1]);
+    if (has_min) block->sum[t][g] = group == 16 ? sum[g] : sum[2 * g] + sum[2 * g + 1];
+  }
+}
+
+// T tokens x 16 rows over n_groups groups. q, scale, min: where the block and the tile's rows begin in the panel.
+template <int T, int group, bool has_min>
+KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x, float (*acc)[kRows]) {
+  const __m256i low_bytes = _mm256_set1_epi16(255);
+  for (int64_t g = 0; g < n_groups; ++g) {
+    __m256i dot[T][2];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) dot[t][0] = dot[t][1] = _mm256_set1_epi32(x.bias[t][g]);
+#pragma GCC unroll 8
+    for (int i = 0; i < group / 4; ++i) {
+      const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i * kPanelLanes * 4));
+      const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i * kPanelLanes * 4 + 32));
+      const __m256i even0 = _mm256_and_si256(w0, low_bytes), odd0 = _mm256_srli_epi16(w0, 8);
+      const __m256i even1 = _mm256_and_si256(w1, low_bytes), odd1 = _mm256_srli_epi16(w1, 8);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const __m256i even = _mm256_set1_epi32(static_cast<int>(x.even[t][g * (group / 4) + i]));
+        const __m256i odd = _mm256_set1_epi32(static_cast<int>(x.odd[t][g * (group / 4) + i]));
+        dot[t][0] = _mm256_add_epi32(dot[t][0], _mm256_madd_epi16(even0, even));
+        dot[t][1] = _mm256_add_epi32(dot[t][1], _mm256_madd_epi16(even1, even));
+        dot[t][0] = _mm256_add_epi32(dot[t][0], _mm256_madd_epi16(odd0, odd));
+        dot[t][1] = _mm256_add_epi32(dot[t][1], _mm256_madd_epi16(odd1, odd));
+      }
+    }
+    q += group * kPanelLanes;
+    const __m256 scale0 = _mm256_loadu_ps(scale), scale1 = _mm256_loadu_ps(scale + 8);
+    scale += kPanelLanes;
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m256 x_scale = _mm256_set1_ps(x.scale[t][group == 32 ? g : g / 2]);
+      __m256 acc0 = _mm256_load_ps(acc[t]), acc1 = _mm256_load_ps(acc[t] + 8);
+      acc0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][0]), _mm256_mul_ps(scale0, x_scale), acc0);
+      acc1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][1]), _mm256_mul_ps(scale1, x_scale), acc1);
+      if constexpr (has_min) {
+        const __m256 x_sum = _mm256_set1_ps(x.sum[t][g]);
+        acc0 = _mm256_fnmadd_ps(_mm256_loadu_ps(min), x_sum, acc0);
+        acc1 = _mm256_fnmadd_ps(_mm256_loadu_ps(min + 8), x_sum, acc1);
+      }
+      _mm256_store_ps(acc[t], acc0);
+      _mm256_store_ps(acc[t] + 8, acc1);
+    }
+    if constexpr (has_min) min += kPanelLanes;
+  }
+}
+
+template <int T, int group, bool has_min>
+__attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth, float* out,
+                                       int64_t out_stride) {
+  TokenBlock block;
+  for (int t = 0; t < T; ++t) fill_token<group, has_min>(x, rows[t], k0, depth, t, &block);
+  for (int first = 0; first < kPanelLanes; first += kRows) {
+    alignas(32) float acc[T][kRows];
+    for (int t = 0; t < T; ++t) {
+      for (int i = 0; i < kRows; ++i) acc[t][i] = k0 == 0 ? 0.0f : out[t * out_stride + first + i];
+    }
+    const int64_t g0 = k0 / group * kPanelLanes + first;
+    tile<T, group, has_min>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, block,
+                            acc);
+    for (int t = 0; t < T; ++t) {
+      for (int i = 0; i < kRows; ++i) out[t * out_stride + first + i] = acc[t][i];
+    }
+  }
+}
+
+template <int group, bool has_min>
+void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+  for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
+    const int64_t depth = panel.k - k0 < kDepth ? panel.k - k0 : kDepth;
+    for (int64_t j = 0; j < n_x; j += kTokens) {
+      const int64_t n = n_x - j < kTokens ? n_x - j : kTokens;
+      int64_t row[kTokens];
+      for (int64_t t = 0; t < n; ++t) row[t] = rows ? rows[j + t] : j + t;
+      float* to = out + j * out_stride;
+      switch (n) {
+        case 1: tile_of<1, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
+        case 2: tile_of<2, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
+        case 3: tile_of<3, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
+        default: tile_of<4, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void gemm_panel_q8(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+  if (panel.group == 16) {
+    if (panel.has_min) {
+      gemm<16, true>(panel, x, rows, n_x, out, out_stride);
+    } else {
+      gemm<16, false>(panel, x, rows, n_x, out, out_stride);
+    }
+  } else if (panel.has_min) {
+    gemm<32, true>(panel, x, rows, n_x, out, out_stride);
+  } else {
+    gemm<32, false>(panel, x, rows, n_x, out, out_stride);
+  }
+}
+
+}  // namespace kimi::cpu::avx2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import groupby
 
@@ -190,24 +190,32 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int], special: bool = False) -> bytes:
         """As `decode`, before the bytes are made characters."""
-        return b"".join(self._texts(ids, special))
+        tokens = list(ids)
+        try:
+            if tokens and min(tokens) >= 0 and max(tokens) < self.n_vocab:
+                surface, hidden = self._surface, frozenset() if special else self._hidden
+                shown_tokens = [token for token in tokens if token not in hidden]
+                text = b"".join([surface[token] for token in shown_tokens])
+                return self._without_prefix(shown_tokens[0], text) if shown_tokens else b""
+        except (TypeError, ValueError):
+            pass  # something is no integer: found below
+        for position, token in enumerate(tokens):
+            self._check_id(token, position)
+        return b""
 
     def stream(self, special: bool = False) -> StreamDecoder:
         """A decoder for ids that come one by one. Its pieces joined equal `decode` of all the ids."""
         return StreamDecoder(self, special)
 
-    def _texts(self, ids: Iterable[int], special: bool) -> Iterator[bytes]:
-        at_start = self._strip_first_space
-        for position, token in enumerate(ids):
-            text = self._text_of(token, special, position)
-            if at_start and text:
-                at_start = False
-                text = text.removeprefix(b" ")
-            yield text
+    def _without_prefix(self, first: int, text: bytes) -> bytes:
+        """The beginning of decoded text: the space that a SentencePiece encoder put before it is not the text's."""
+        if self._strip_first_space and self._vocabulary.types[first] == NORMAL:
+            return text.removeprefix(b" ")
+        return text
 
-    def _text_of(self, token: int, special: bool, position: int) -> bytes:
+    def _check_id(self, token: object, position: int) -> int:
         try:
-            index = operator.index(token)
+            index = operator.index(token)  # type: ignore[arg-type]  # whatever the caller gave
         except TypeError:
             index = -1
         if not 0 <= index < self.n_vocab:
@@ -215,7 +223,7 @@ class Tokenizer:
                 f"ids[{position}]: got {shown(token)}, expected a token id from 0 to {self.n_vocab - 1}",
                 "request.token_id",
             )
-        return b"" if index in self._hidden and not special else self._surface[index]
+        return index
 
 
 class StreamDecoder:
@@ -231,16 +239,20 @@ class StreamDecoder:
 
     def _start(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = self._tokenizer._strip_first_space
+        self._at_start = True
         self._position = 0
 
     def push(self, token: int) -> str:
         """The text that this id completes, maybe "". Raises BadRequest "request.token_id" and stays as it was."""
-        text = self._tokenizer._text_of(token, self._special, self._position)
+        tokenizer = self._tokenizer
+        index = tokenizer._check_id(token, self._position)
         self._position += 1
-        if self._at_start and text:
+        if index in tokenizer._hidden and not self._special:
+            return ""
+        text = tokenizer._surface[index]
+        if self._at_start:
             self._at_start = False
-            text = text.removeprefix(b" ")
+            text = tokenizer._without_prefix(index, text)
         return self._decoder.decode(text)
 
     def flush(self) -> str:

@@ -210,7 +210,7 @@ class _Reader:
         if len(whole) != len(tokens):
             for index, token in enumerate(spelled):
                 for character in self.utf8(index, token):
-                    if ord(character) not in _SPELLING or character == "\n":
+                    if character not in BYTE_SPELLING:
                         self.bad(
                             f"{KEY_TOKENS}[{index}]",
                             f"{_shown(token)} holds {character!r}, which is not in the GPT-2 spelling of bytes",
@@ -281,7 +281,9 @@ def _byte_spelling() -> list[str]:
 
 BYTE_SPELLING: Sequence[str] = _byte_spelling()
 _SEPARATOR = "\u0400"  # in no spelling and not in latin-1
-_SPELLING: dict[int, str] = {ord(spelled): chr(byte) for byte, spelled in enumerate(BYTE_SPELLING)}
+_IN_NO_SPELLING = "\uffff"  # also not in latin-1
+_SPELLING: dict[int, str] = dict.fromkeys(range(256), _IN_NO_SPELLING)
+_SPELLING.update({ord(spelled): chr(byte) for byte, spelled in enumerate(BYTE_SPELLING)})
 _SPELLING[ord("\n")] = _SEPARATOR
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -141,7 +141,11 @@ class Backend {
   virtual void add(const float* x, int64_t n, float* out) = 0;  // out += x
 };
 
-// isa: "auto", "generic", "avx2", "avx512"; n_threads 0: count_cpus().threads.
-std::unique_ptr<Backend> make_cpu_backend(int n_threads, const std::string& isa);
+struct CpuOptions {
+  int n_threads = 0;               // 0: count_cpus().threads
+  std::string isa = "auto";        // or "generic", "avx2", "avx512"
+  bool float_activations = false;  // never round activations to int8: slower, exact on the file's own weights
+};
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 
 }  // namespace kimi

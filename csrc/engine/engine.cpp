@@ -31,7 +31,7 @@ class Engine::Call {
 
 Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gguf::File::open(path)), text_config_(read_text_config(file_)) {
   fork_generation_ = fork_generation();
-  backend_ = make_cpu_backend(options.n_threads, options.isa);
+  backend_ = make_cpu_backend(options.cpu);
   text_weights_ = load_text_weights(file_, &text_config_, &store_);
   if (!options.mmproj.empty()) vision_file_ = gguf::File::open(options.mmproj);
   const gguf::File& vision_source = vision_file_ ? *vision_file_ : file_;

@@ -21,9 +21,8 @@
 namespace kimi {
 
 struct EngineOptions {
-  std::string mmproj;       // empty: none, or vision inside the text file
-  int n_threads = 0;        // 0: automatic
-  std::string isa = "auto";
+  std::string mmproj;  // empty: none, or vision inside the text file
+  CpuOptions cpu;
 };
 
 class Session;

@@ -7,17 +7,18 @@
 
 namespace kimi {
 
-std::unique_ptr<Backend> make_cpu_backend(int n_threads, const std::string& isa) {
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) {
+  const int n_threads = options.n_threads;
   constexpr int kMaxThreads = 1024;
   KIMI_CHECK(n_threads >= 0 && n_threads <= kMaxThreads, ErrorKind::bad_request, "request.n_threads",
              "n_threads is %d, expected 1 to %d, or 0 to choose by the processors at hand", n_threads, kMaxThreads);
-  return std::make_unique<cpu::CpuBackend>(n_threads > 0 ? n_threads : count_cpus().threads, cpu::select_kernels(isa.c_str()));
+  return std::make_unique<cpu::CpuBackend>(options, n_threads > 0 ? n_threads : count_cpus().threads, cpu::select_kernels(options.isa.c_str()));
 }
 
 namespace cpu {
 
-CpuBackend::CpuBackend(int n_threads, const KernelTable& kernels)
-    : kernels_(kernels), name_(std::string("cpu ") + kernels.name), pool_(n_threads), scratch_(static_cast<size_t>(n_threads)) {}
+CpuBackend::CpuBackend(const CpuOptions& options, int n_threads, const KernelTable& kernels)
+    : kernels_(kernels), float_activations_(options.float_activations), name_(std::string("cpu ") + kernels.name), pool_(n_threads), scratch_(static_cast<size_t>(n_threads)) {}
 
 void CpuBackend::embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) {
   for_rows(n, table.cols, [&](int64_t i) {

@@ -50,7 +50,7 @@ struct Panel {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int n_threads, const KernelTable& kernels);
+  CpuBackend(const CpuOptions& options, int n_threads, const KernelTable& kernels);
   const char* name() const override { return name_.c_str(); }
   int n_threads() const override { return pool_.n_threads(); }
   void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
@@ -68,13 +68,15 @@ class CpuBackend final : public Backend {
 
  private:
   // matmul.cpp
-  static bool is_quantized(const Matrix& w) { return !quant::format_of(w.type).is_float(); }
+  // Whether products with w are taken in int8; otherwise its rows are decoded and everything is float.
+  bool uses_int8(const Matrix& w) const { return !float_activations_ && !quant::format_of(w.type).is_float(); }
   void quantize(Activations* x, Q8Buffer* buffer);
   void quantize_for(const Matrix& w, Activations* x, Q8Buffer* buffer) {
-    if (is_quantized(w)) quantize(x, buffer);
+    if (uses_int8(w)) quantize(x, buffer);
   }
   void multiply(const std::vector<Product>& products, Rows rows);     // activations quantized as the weights need
   void multiply_few(const std::vector<Product>& products);
+  void multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows, const Product& product, ThreadScratch* scratch);
   void multiply_many(const std::vector<Product>& products);
   void multiply_float(const Product& product, const LinearArgs* epilogue);
   void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
@@ -82,7 +84,7 @@ class CpuBackend final : public Backend {
   void pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out);
   // tile[j, lane] for j < n: rows `rows[j]` of x, or row0 + j when rows is nullptr
   void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile, ThreadScratch* scratch);
-  int64_t panel_lanes(const Matrix& w) const { return is_quantized(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
+  int64_t panel_lanes(const Matrix& w) const { return uses_int8(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
   void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
 
   // ffn.cpp
@@ -105,6 +107,7 @@ class CpuBackend final : public Backend {
   const float* latent_rows(const AttentionSlice& slice, int64_t width, int64_t first, int64_t n, float* scratch) const;
 
   const KernelTable& kernels_;
+  const bool float_activations_;
   std::string name_;
   ThreadPool pool_;
   std::vector<ThreadScratch> scratch_;

@@ -93,7 +93,7 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
   const int64_t hidden = experts[0].w.gate.cols;
   Activations input{x, n, hidden, hidden, {}};
   const bool any_q8 = std::any_of(experts.begin(), experts.end(),
-                                  [](const ExpertWork& e) { return is_quantized(e.w.gate) || is_quantized(e.w.up); });
+                                  [this](const ExpertWork& e) { return uses_int8(e.w.gate) || uses_int8(e.w.up); });
   if (any_q8) quantize(&input, &q8_x_);
   if (rows == Rows::few)
     run_experts_few(input, experts, out);
@@ -104,7 +104,7 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
 // The inner activations of every expert as input of its down projection, in int8 where that is quantized.
 std::vector<Activations> CpuBackend::quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats) {
   std::vector<Activations> inner(experts.size());
-  const bool any_q8 = std::any_of(experts.begin(), experts.end(), [](const ExpertWork& e) { return is_quantized(e.w.down); });
+  const bool any_q8 = std::any_of(experts.begin(), experts.end(), [this](const ExpertWork& e) { return uses_int8(e.w.down); });
   if (any_q8) {
     const size_t elements = static_cast<size_t>(inner_floats);
     q8_inner_.q.resize(elements);
@@ -117,7 +117,7 @@ std::vector<Activations> CpuBackend::quantized_inner(const std::vector<ExpertWor
   for (size_t e = 0; e < experts.size(); ++e) {
     const int64_t k = experts[e].w.down.cols, n = static_cast<int64_t>(experts[e].tokens.size());
     inner[e] = {inner_.data() + experts[e].offset, n, k, k, {}};
-    if (!is_quantized(experts[e].w.down)) continue;
+    if (!uses_int8(experts[e].w.down)) continue;
     inner[e].q8 = {q8_inner_.q.data() + q8_offset, q8_inner_.scale.data() + q8_offset / 32, q8_inner_.sum.data() + q8_offset / 16,
                    q8_inner_.isum.data() + q8_offset / 16, k};
     q8_offset += n * k;

@@ -62,19 +62,31 @@ void CpuBackend::multiply_few(const std::vector<Product>& products) {
     rows_per_chunk[i] = std::max<int64_t>(16, target_bytes / std::max<int64_t>(1, w.row_bytes) / 16 * 16);
     first_chunk[i + 1] = first_chunk[i] + ceil_div(w.rows, rows_per_chunk[i]);
   }
-  pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int) {
+  pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
     const size_t i = static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
     const Product& product = products[i];
     const Matrix& w = product.w;
     const int64_t row0 = (chunk - first_chunk[i]) * rows_per_chunk[i], n_rows = std::min(rows_per_chunk[i], w.rows - row0);
     const uint8_t* data = w.data + row0 * w.row_bytes;
     const int type = static_cast<int>(w.type);
-    if (is_quantized(w))
+    if (uses_int8(w))
       kernels_.gemv_q8[type](data, w.row_bytes, n_rows, product.x.q8, product.x.n, product.out + row0, product.out_stride);
-    else
+    else if (kernels_.gemv_float[type])
       kernels_.gemv_float[type](data, w.row_bytes, n_rows, product.x.x, product.x.stride, w.cols, product.x.n, product.out + row0,
                                 product.out_stride);
+    else
+      multiply_decoded(w, row0, n_rows, product, &scratch_[static_cast<size_t>(thread)]);
   });
+}
+
+// Quantized rows with float activations: one row at a time is decoded.
+void CpuBackend::multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows, const Product& product, ThreadScratch* scratch) {
+  scratch->decoded.resize(static_cast<size_t>(w.cols));
+  for (int64_t r = row0; r < row0 + n_rows; ++r) {
+    kernels_.decode_row[static_cast<int>(w.type)](w.data + r * w.row_bytes, scratch->decoded.data(), w.cols);
+    kernels_.gemv_float[static_cast<int>(quant::Type::F32)](scratch->decoded.data(), 0, 1, product.x.x, product.x.stride, w.cols, product.x.n,
+                                                           product.out + r, product.out_stride);
+  }
 }
 
 // ---- many rows ---------------------------------------------------------------------------------------------------
@@ -98,7 +110,7 @@ void CpuBackend::pack_float(const Matrix& w, int64_t row0, int64_t lanes, Thread
 
 Panel CpuBackend::pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch) {
   Panel panel{};
-  panel.is_q8 = is_quantized(w);
+  panel.is_q8 = uses_int8(w);
   panel.k = w.cols;
   panel.lanes = panel_lanes(w);
   const size_t elements = static_cast<size_t>(panel.k * panel.lanes);
@@ -186,7 +198,7 @@ void CpuBackend::multiply_float(const Product& product, const LinearArgs* epilog
 void CpuBackend::multiply_many(const std::vector<Product>& products) {
   std::vector<int64_t> first_chunk(products.size() + 1, 0);
   for (size_t i = 0; i < products.size(); ++i) {
-    const bool q8 = is_quantized(products[i].w);
+    const bool q8 = uses_int8(products[i].w);
     if (!q8) multiply_float(products[i], nullptr);
     first_chunk[i + 1] = first_chunk[i] + (q8 ? ceil_div(products[i].w.rows, kernels_.panel_lanes) : 0);
   }
@@ -222,7 +234,7 @@ void CpuBackend::linear(const LinearArgs& original) {
   if (args.out_stride == 0) args.out_stride = args.w.rows;
   Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
-  if ((args.exact || !is_quantized(args.w)) && args.rows == Rows::many) {
+  if ((args.exact || !uses_int8(args.w)) && args.rows == Rows::many) {
     multiply_float({args.w, x, args.out, args.out_stride}, plain ? nullptr : &args);
     return;
   }

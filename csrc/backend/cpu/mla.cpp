@@ -50,7 +50,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   const int64_t q_dim = args.num_heads * (args.qk_nope_head_dim + args.qk_rope_head_dim);
   const int64_t width = args.kv_lora_rank + args.qk_rope_head_dim, v_dim = args.num_heads * args.v_head_dim;
   Activations x{args.x, args.n, args.q.cols, args.q.cols, {}};
-  if (is_quantized(args.q) || is_quantized(args.kv_a)) quantize(&x, &q8_x_);
+  if (uses_int8(args.q) || uses_int8(args.kv_a)) quantize(&x, &q8_x_);
   q_.resize(static_cast<size_t>(args.n * q_dim));
   ckv_.resize(static_cast<size_t>(args.n * width));
   attended_.resize(static_cast<size_t>(args.n * v_dim));

@@ -46,6 +46,12 @@ KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t de
   }
 }
 
+// sum += a * b, pairwise. The empty statement keeps the compiler from summing products as a tree, which needs more registers than there are.
+KIMI_INLINE void add_products(__m256i* sum, __m256i a, __m256i b) {
+  *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));
+  asm("" : "+x"(*sum));
+}
+
 // T tokens x 16 rows over n_groups groups. q, scale, min: where the block and the tile's rows begin in the panel.
 template <int T, int group, bool has_min>
 KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x, float (*acc)[kRows]) {
@@ -64,10 +70,10 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
       for (int t = 0; t < T; ++t) {
         const __m256i even = _mm256_set1_epi32(static_cast<int>(x.even[t][g * (group / 4) + i]));
         const __m256i odd = _mm256_set1_epi32(static_cast<int>(x.odd[t][g * (group / 4) + i]));
-        dot[t][0] = _mm256_add_epi32(dot[t][0], _mm256_madd_epi16(even0, even));
-        dot[t][1] = _mm256_add_epi32(dot[t][1], _mm256_madd_epi16(even1, even));
-        dot[t][0] = _mm256_add_epi32(dot[t][0], _mm256_madd_epi16(odd0, odd));
-        dot[t][1] = _mm256_add_epi32(dot[t][1], _mm256_madd_epi16(odd1, odd));
+        add_products(&dot[t][0], even0, even);
+        add_products(&dot[t][1], even1, even);
+        add_products(&dot[t][0], odd0, odd);
+        add_products(&dot[t][1], odd1, odd);
       }
     }
     q += group * kPanelLanes;

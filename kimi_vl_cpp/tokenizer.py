@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby
 
 from .bpe import BytePairEncoder
-from .errors import BadModelFile, BadRequest, shown
+from .errors import BadModelFile, BadRequest, Unsupported, shown
 from .sentence_piece import SentencePieceEncoder
 from .vocabulary import (
     CONTROL,
@@ -28,6 +28,7 @@ from .vocabulary import (
     read_vocabulary,
 )
 
+_KEY_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _CHAT_TOKENS = ("<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
 _MEDIA_TOKENS = ("<|media_start|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>")
 
@@ -96,6 +97,12 @@ class Tokenizer:
                 }
             )
         else:
+            if gguf.get(_KEY_CHARSMAP) is not None:
+                raise Unsupported(
+                    f"{vocabulary.path}: {_KEY_CHARSMAP}: text that must be normalized by a character map before it is "
+                    "encoded is not supported; use a file without this key",
+                    "tokenizer.charsmap",
+                )
             prefix = self._flag(gguf, "tokenizer.ggml.add_space_prefix", True)
             remove_extra = self._flag(gguf, "tokenizer.ggml.remove_extra_whitespaces", False)
             self._strip_first_space = prefix

@@ -373,6 +373,29 @@ def test_sentencepiece_vocabulary_refused(case):
     assert str(caught.value).startswith("fake.gguf: tokenizer.ggml.")
 
 
+def test_sentencepiece_with_a_character_map_is_unsupported_by_name():
+    with pytest.raises(Unsupported, match="precompiled_charsmap") as caught:
+        load({**small_spm(), "tokenizer.ggml.precompiled_charsmap": [0, 1]})
+    assert caught.value.code == "tokenizer.charsmap"
+
+
+def test_sentencepiece_vocabulary_without_words_spells_bytes():
+    metadata = small_spm()
+    metadata[TYPES] = [CONTROL if kind == NORMAL else kind for kind in metadata[TYPES]]
+    tokenizer = load({**metadata, "tokenizer.ggml.add_space_prefix": False})
+    assert {metadata[TYPES][token] for token in tokenizer.encode("the\nuser")} == {6}
+    assert tokenizer.decode(tokenizer.encode("the\nuser")) == "the\nuser"
+
+
+def test_a_token_of_a_mebibyte_is_a_token_or_refused():
+    long = "a" * 2**20
+    tokenizer = load(changed(small_bpe(), tokens_260=long.encode()))
+    assert tokenizer.decode([260]) == long
+    with pytest.raises(BadModelFile, match="too long") as caught:  # the library's own limit
+        load(changed(small_spm(), **{f"tokens_{FIRST_WORD}": long.encode()}))
+    assert caught.value.code == "tokenizer.sentencepiece"
+
+
 def train_sentencepiece(**options):
     import io
 

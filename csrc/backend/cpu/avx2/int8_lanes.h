@@ -117,6 +117,7 @@ struct Lanes {
         sum16 = i % kSums ? _mm256_add_epi16(sum16, products) : products;
         if (i % kSums == kSums - 1 || i == n - 1) acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum16, ones));
       }
+      asm("" : "+x"(acc), "+x"(sum16));  // in this order: as a tree the sums need more registers than there are
     }
     return acc;
   }

@@ -86,6 +86,8 @@ def small_model() -> Gguf:
     return Gguf(keys, tensors, weights)
 
 
-def one_tensor(ne: list[int], kind: int = 0, offset: int = 0, name: str | bytes = "w", n_dims: int | None = None) -> Gguf:
+def one_tensor(
+    ne: list[int], kind: int = 0, offset: int = 0, name: str | bytes = "w", n_dims: int | None = None
+) -> Gguf:
     """A file of one tensor with 4 KiB of data, whatever the tensor says."""
     return Gguf(tensors=[tensor(name, ne, kind, offset, n_dims)], data=bytes(4096))

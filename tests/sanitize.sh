@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Builds with sanitizers and runs the tests under them: ASan + UBSan over the C++ tests and the Python tests that use tiny
+# models, TSan over the thread pool and the engine. Usage: tests/sanitize.sh [asan|tsan|all]. Needs doctest (Debian: doctest-dev) and
+# a Python with the package's test extras installed.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+what=${1:-all}
+python=${PYTHON:-python}
+work=${SANITIZE_DIR:-$(mktemp -d)}
+mkdir -p "$work"
+
+tiny() {
+  "$python" - "$work/tiny" <<'PY'
+import sys
+from kimi_vl_cpp.testing import make_tiny_model
+print("KIMI_TINY_MODEL=%s KIMI_TINY_MMPROJ=%s" % ((m := make_tiny_model(sys.argv[1], seed=3)).text, m.mmproj))
+PY
+}
+
+configure() {  # name, sanitizers, extra options
+  cmake -S "$root" -B "$work/$1" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
+    -DKIMI_SANITIZE="$2" -DKIMI_TESTS=ON -DPython_EXECUTABLE="$(command -v "$python")" "${@:3}" >/dev/null
+}
+
+export $(tiny)
+if [[ $what == asan || $what == all ]]; then
+  configure asan address,undefined -DKIMI_PYTHON=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
+  ninja -C "$work/asan" | tail -n 1
+  ctest --test-dir "$work/asan" --output-on-failure
+  # The package from the source tree with the instrumented extension.
+  mkdir -p "$work/package"
+  cp -r "$root/kimi_vl_cpp" "$work/package/"
+  rm -f "$work/package/kimi_vl_cpp/"_core*.so
+  cp "$work/asan/"_core*.so "$work/package/kimi_vl_cpp/"
+  (cd "$work" && PYTHONPATH="$work/package" LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+    "$python" -m pytest "$root/tests" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -x -q -m "not slow and not process" --timeout 600)
+fi
+if [[ $what == tsan || $what == all ]]; then
+  configure tsan thread -DKIMI_PYTHON=OFF
+  ninja -C "$work/tsan" | tail -n 1
+  TSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$work/tsan" --output-on-failure
+fi

@@ -6,6 +6,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from kimi_vl_cpp.tokenizer import Tokenizer
+
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -138,3 +140,29 @@ def small_spm() -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
+
+
+TOKENS = "tokenizer.ggml.tokens"
+TYPES = "tokenizer.ggml.token_type"
+SCORES = "tokenizer.ggml.scores"
+MERGES = "tokenizer.ggml.merges"
+BOS = "tokenizer.ggml.bos_token_id"
+EOS = "tokenizer.ggml.eos_token_id"
+
+
+def load(metadata, **options):
+    return Tokenizer.from_gguf(FakeGGUF(metadata), **options)
+
+
+def changed(metadata, **changes):
+    """The metadata with keys replaced (None: removed); "tokens_5" and the like replace one entry of a list."""
+    metadata = {key: list(value) if isinstance(value, list) else value for key, value in metadata.items()}
+    for name, value in changes.items():
+        field, _, index = name.rpartition("_")
+        if index.lstrip("m").isdigit():
+            metadata[f"tokenizer.ggml.{field}"][-int(index[1:]) if index[0] == "m" else int(index)] = value
+        elif value is None:
+            del metadata[f"tokenizer.ggml.{name}"]
+        else:
+            metadata[f"tokenizer.ggml.{name}"] = value
+    return metadata

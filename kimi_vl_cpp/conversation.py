@@ -49,6 +49,10 @@ class Conversation:
         if timeline is not None and not self._busy:
             self.model.give_back(timeline)
 
+    def __del__(self) -> None:
+        if getattr(self, "_timeline", None) is not None:
+            self.close()
+
     def __enter__(self) -> Conversation:
         return self
 
@@ -218,7 +222,7 @@ class Conversation:
         try:
             timeline = self._timeline
             if timeline is None:
-                timeline = self.model.take_idle() or self.model.new_timeline(self.model.n_ctx)
+                timeline = self.model.take_timeline()
                 self._timeline = timeline
             yield timeline
         finally:

@@ -8,11 +8,10 @@ from pathlib import Path
 from .errors import OutOfMemory
 from .model_files import ModelFiles
 
-# kv_lora_rank + qk_rope_head_dim values of two bytes per token and layer
-KV_BYTES_PER_TOKEN_AND_LAYER = 576 * 2
 # Scratch of prefill and of the vision tower, and the interpreter: about 0.7 GB beside the full-size file.
 WORK_BYTES_PER_WEIGHT_BYTE = 0.06
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def memory_limit_bytes() -> int | None:
@@ -23,8 +22,7 @@ def memory_limit_bytes() -> int | None:
 
 def estimate_bytes(files: ModelFiles, n_ctx: int) -> int:
     """Weights, KV cache for n_ctx tokens and work memory."""
-    kv_bytes = n_ctx * files.n_layers * KV_BYTES_PER_TOKEN_AND_LAYER
-    return files.file_bytes + kv_bytes + int(files.file_bytes * WORK_BYTES_PER_WEIGHT_BYTE)
+    return files.file_bytes + n_ctx * files.kv_bytes_per_token + int(files.file_bytes * WORK_BYTES_PER_WEIGHT_BYTE)
 
 
 def check_memory(files: ModelFiles, n_ctx: int) -> None:
@@ -33,7 +31,7 @@ def check_memory(files: ModelFiles, n_ctx: int) -> None:
     needed = estimate_bytes(files, n_ctx)
     if limit is None or needed <= limit:
         return
-    per_token = max(files.n_layers * KV_BYTES_PER_TOKEN_AND_LAYER, 1)
+    per_token = max(files.kv_bytes_per_token, 1)
     n_fit = (limit - estimate_bytes(files, 0)) // per_token
     smaller = f"n_ctx={n_fit // 256 * 256}" if n_fit >= 256 else "no n_ctx is small enough for this file"
     room = max(limit - n_ctx * per_token, 0) / (1 + WORK_BYTES_PER_WEIGHT_BYTE)
@@ -80,7 +78,7 @@ def _cgroup_bytes() -> int | None:
     """The smallest limit on the way from this process's group to the root, of either version of cgroups."""
     limits = [_read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory" / "memory.limit_in_bytes")]
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
         lines = []
     for line in lines:

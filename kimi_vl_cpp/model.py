@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ class KimiVL:
         threads = 0 if n_threads is None else sampling.check_int("n_threads", n_threads, 0, _MAX_THREADS)
         if in_token_limit is not None:
             sampling.check_int("in_token_limit", in_token_limit, 4, 512 * 512)
+        check_text("isa", isa)
+        check_text("kv_type", kv_type)
         sampling.check_int("image_cache_bytes", image_cache_bytes, 0, 1 << 62)
         self.progress = progress
         started = time.perf_counter()
@@ -131,7 +134,8 @@ class KimiVL:
             self._kv_type = kv_type
             main = self._main_timeline(size, may_shrink=n_ctx is None)
             self.n_ctx = main.n_ctx
-            self._idle: deque[Timeline] = deque([main], maxlen=1)
+            self._main: weakref.ref[Timeline] | None = weakref.ref(main)
+            self._idle: deque[Timeline] = deque([main], maxlen=1)  # the main one when no request holds it
         except BaseException:
             self.gate.close()
             raise
@@ -425,16 +429,22 @@ class KimiVL:
                 "model.no_vision",
             )
 
-    def take_idle(self) -> Timeline | None:
-        """The main timeline if no request holds it; the caller gives it back with `give_back`."""
+    def take_timeline(self) -> Timeline:
+        """A timeline of full size for a conversation: the main one if it is free, else a new one."""
         try:
-            return self._idle.pop()
+            timeline = self._idle.pop()
         except IndexError:
-            return None
+            return self.new_timeline(self.n_ctx)
+        self._main = None
+        return timeline
 
     def give_back(self, timeline: Timeline) -> None:
-        """Keeps a timeline of full size for the next request; a smaller one is dropped."""
-        if timeline.n_ctx == self.n_ctx and not self.closed:
+        """Takes a timeline of full size as the main one for later requests, unless there is one."""
+        if self.closed:
+            return
+        main = None if self._main is None else self._main()
+        if main is None or main is timeline:
+            self._main = weakref.ref(timeline)
             self._idle.append(timeline)
 
     def new_timeline(self, n_ctx: int) -> Timeline:
@@ -443,7 +453,14 @@ class KimiVL:
 
     @contextmanager
     def _lease(self, job: Job) -> Iterator[Timeline]:
-        timeline = self.take_idle() or self.new_timeline(min(job.n_prompt + job.max_new_tokens, self.n_ctx))
+        try:
+            timeline = self._idle.pop()
+        except IndexError:
+            if self._main is None or self._main() is None:  # a conversation took it along
+                timeline = self.new_timeline(self.n_ctx)
+                self._main = weakref.ref(timeline)
+            else:
+                timeline = self.new_timeline(min(job.n_prompt + job.max_new_tokens, self.n_ctx))
         try:
             yield timeline
         finally:

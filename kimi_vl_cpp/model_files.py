@@ -46,7 +46,7 @@ class ModelFiles:
     mmproj: Path | None
     why_no_mmproj: str
     file_bytes: int
-    n_layers: int
+    kv_bytes_per_token: int
     context_length: int
 
 
@@ -78,14 +78,13 @@ def resolve(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
     else:
         named, why = find_mmproj(text)
     n_bytes = gguf.file_bytes + (named.stat().st_size if named is not None else 0)
-    layers, context = (gguf.get(f"{TEXT_ARCHITECTURE}.{key}") for key in ("block_count", "context_length"))
     return ModelFiles(
         text=text,
         mmproj=named,
         why_no_mmproj=why,
         file_bytes=n_bytes,
-        n_layers=layers if isinstance(layers, int) else 0,
-        context_length=context if isinstance(context, int) else 0,
+        kv_bytes_per_token=_kv_bytes_per_token(gguf),
+        context_length=_size(gguf, "context_length"),
     )
 
 
@@ -128,6 +127,18 @@ def find_mmproj(text: Path) -> tuple[Path | None, str]:
 def has_vision_tensors(gguf: GGUFFile) -> bool:
     """Whether the file holds a vision tower."""
     return any(tensor.name.startswith("v.") for tensor in gguf.tensors)
+
+
+def _size(gguf: GGUFFile, key: str) -> int:
+    """A size from the metadata; 0 when it is absent or of another type, which the core then refuses with more words."""
+    value = gguf.get(f"{TEXT_ARCHITECTURE}.{key}")
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _kv_bytes_per_token(gguf: GGUFFile) -> int:
+    """Two bytes for each value of the latent cache: (kv_lora_rank + rotary dimensions) in every layer."""
+    width = _size(gguf, "attention.kv_lora_rank") + _size(gguf, "rope.dimension_count")
+    return 2 * width * _size(gguf, "block_count")
 
 
 def _path(name: str, value: object) -> Path:

@@ -67,7 +67,10 @@ def check_float(name: str, value: Any, low: float, high: float, *, above: bool =
     allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected {allowed}", f"request.{name}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
     if not math.isfinite(number) or number < low or number > high or (above and number == low):
         raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
     return number

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadRequest
-from .processor import ProcessedImage
+from .errors import BadRequest, KimiVLError
+from .processor import ImageProcessor, ProcessedImage
 from .sampling import check_int, shown
 
 if TYPE_CHECKING:
@@ -105,3 +105,40 @@ def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
         thinking=text_field(data, "thinking", where),
         token_ids=ids,
     )
+
+
+def _image_from_dict(model: KimiVL, where: str, data: Any) -> ProcessedImage:
+    if not isinstance(data, Mapping):
+        raise invalid(where.rstrip("."), data, "a dict")
+    try:
+        png = base64.b64decode(text_field(data, "png", where), validate=True)
+    except ValueError as error:
+        raise invalid(f"{where}png", data.get("png"), f"base64 ({error})") from None
+    # Pixels that were processed once pass through unchanged when no limit scales them down again.
+    processor = ImageProcessor(
+        patch_size=model.processor.patch_size,
+        merge=model.processor.merge,
+        in_token_limit=model.processor.max_grid_side**2,
+        max_grid_side=model.processor.max_grid_side,
+    )
+    try:
+        image = processor(png)
+    except KimiVLError as error:
+        raise BadRequest(f"conversation: {where}png: {error}", "conversation.invalid") from None
+    notices = data.get("notices", [])
+    if not isinstance(notices, list) or not all(isinstance(notice, str) for notice in notices):
+        raise invalid(f"{where}notices", notices, "a list of strings")
+    return replace(
+        image,
+        original_size=_size_field(data, "original_size", where),
+        resized_size=_size_field(data, "resized_size", where),
+        notices=list(notices),
+    )
+
+
+def _size_field(data: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
+    value = data.get(name)
+    if not isinstance(value, list) or len(value) != 2:
+        raise invalid(f"{where}{name}", value, "[width, height]")
+    width, height = (check_int(f"{where}{name}[{index}]", side, 1, 1 << 31) for index, side in enumerate(value))
+    return width, height

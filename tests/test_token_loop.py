@@ -430,3 +430,23 @@ def test_use_after_close_is_a_typed_error(model, call):
     with pytest.raises(BadRequest) as caught:
         call(model)
     assert caught.value.code == "engine.closed"
+
+
+def test_a_conversation_that_keeps_the_main_timeline_does_not_cost_chat_its_cache(script, model):
+    conversation = model.conversation()
+    conversation.ask("One")
+    model.chat("Two", max_new_tokens=3)
+    assert model.chat("Two", max_new_tokens=3).usage.cached_tokens > 0
+    sessions = script.sessions
+    del conversation
+    gc.collect()
+    model.chat("Two", max_new_tokens=3)
+    assert script.sessions == sessions
+
+
+def test_a_dropped_conversation_leaves_its_timeline_to_the_next(script, model):
+    sessions = script.sessions
+    for _ in range(3):
+        model.conversation().ask("One")
+    model.chat("One")
+    assert script.sessions == sessions

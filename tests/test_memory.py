@@ -1,0 +1,76 @@
+"""The estimate before loading: what is refused, and that the three ways out that it names do fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kimi_vl_cpp import memory
+from kimi_vl_cpp.errors import OutOfMemory
+from kimi_vl_cpp.model_files import ModelFiles
+
+FULL = ModelFiles(
+    text=Path("kimi-q4_k_m.gguf"),
+    mmproj=None,
+    why_no_mmproj="",
+    file_bytes=11_000_000_000,
+    kv_bytes_per_token=31_104,
+    context_length=131_072,
+)
+
+
+def limited(monkeypatch, limit: int | None) -> None:
+    monkeypatch.setattr(memory, "memory_limit_bytes", lambda: limit)
+
+
+def test_what_fits_is_not_refused(monkeypatch):
+    limited(monkeypatch, 24 << 30)
+    memory.check_memory(FULL, 131_072)
+    limited(monkeypatch, None)
+    memory.check_memory(FULL, 131_072)
+
+
+def test_refusal_names_a_context_that_fits_and_a_file_size_that_fits(monkeypatch):
+    limited(monkeypatch, 14_000_000_000)
+    with pytest.raises(OutOfMemory) as caught:
+        memory.check_memory(FULL, 131_072)
+    assert caught.value.code == "memory.estimate"
+    n_ctx = int(re.search(r"n_ctx=(\d+)", str(caught.value))[1])
+    memory.check_memory(FULL, n_ctx)
+    with pytest.raises(OutOfMemory):
+        memory.check_memory(FULL, n_ctx + 1024)
+    size = int(float(re.search(r"files of ([\d.]+) GB", str(caught.value))[1]) * 1e9)
+    memory.check_memory(replace(FULL, file_bytes=size - 50_000_000), 131_072)  # the message rounds to 0.1 GB
+
+
+def test_weights_that_do_not_fit_at_all_are_said_so(monkeypatch):
+    limited(monkeypatch, 8_000_000_000)
+    with pytest.raises(OutOfMemory, match="no n_ctx is small enough"):
+        memory.check_memory(FULL, 4096)
+
+
+def test_a_default_context_shrinks_until_it_fits_or_to_the_least(monkeypatch):
+    limited(monkeypatch, memory.estimate_bytes(FULL, 3000))
+    assert memory.shrink_to_fit(FULL, 8192, 1024) == 2048
+    limited(monkeypatch, 1)
+    assert memory.shrink_to_fit(FULL, 8192, 1024) == 1024
+    limited(monkeypatch, 1 << 40)
+    assert memory.shrink_to_fit(FULL, 8192, 1024) == 8192
+
+
+def test_a_cgroup_limit_counts_on_every_level(monkeypatch, tmp_path):
+    group = tmp_path / "a" / "b"
+    group.mkdir(parents=True)
+    (tmp_path / "a" / "memory.max").write_text("5000\n")
+    (group / "memory.max").write_text("max\n")
+    (tmp_path / "proc").write_text("0::/a/b\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "proc")
+    assert memory._cgroup_bytes() == 5000
+    (tmp_path / "proc").write_text("4:cpu,memory:/x/y\n0::/\n")
+    (tmp_path / "memory" / "x").mkdir(parents=True)
+    (tmp_path / "memory" / "x" / "memory.limit_in_bytes").write_text("3000")
+    assert memory._cgroup_bytes() == 3000

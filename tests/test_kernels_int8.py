@@ -108,7 +108,7 @@ def test_quantize_row_rounds_ties_to_even_and_survives_extremes(isa: str) -> Non
     rows[0, 31] = 127.0
     rows[1] = -0.0
     rows[2] = 3e38 * np.where(np.arange(64) % 2, 1, -1)
-    rows[3, 7] = np.float32(1e-45)  # the smallest subnormal: its inverse is infinite
+    rows[3, 7], rows[3, 40] = 1e-45, -1e-45  # the smallest subnormals: their inverse is infinite
     rows[4] = 1e-40
     rows[5, 3] = -1e-30
     rows[6] = np.float32(0.3)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from . import layout as _layout
 from .blocks import TENSOR_TYPES, block_of, dequantize, quantize
-from .random_weights import random_weights
+from .draw import random_weights
 from .read import ReadModel, read_model
 from .shapes import ROWS_OF_256, SMALLEST, TEXT_DEFAULTS, VISION_DEFAULTS, make_config
 from .vocabulary import CHAT_TEMPLATE, Vocabulary, make_vocabulary

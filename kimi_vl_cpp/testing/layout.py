@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .random_weights import PROJECTOR, TEXT, TOWER
+from .draw import PROJECTOR, TEXT, TOWER
 
 F32Array = NDArray[np.float32]
 

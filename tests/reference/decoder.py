@@ -31,7 +31,7 @@ def empty_cache(c, dtype):
 
 
 def forward(h, caches, w, c, absorbed):
-    """Embeddings [n, hidden_size] after the cached positions -> logits [n, vocab_size], caches, the least margin [n]."""
+    """Embeddings [n, hidden_size] after the cached positions -> logits [n, vocab_size], caches, least margins [n]."""
     least = np.full(len(h), np.inf)
     caches = list(caches)
     for i in range(c["num_hidden_layers"]):

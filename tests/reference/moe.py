@@ -6,7 +6,7 @@ from .functions import sigmoid, swiglu
 
 
 def route(x, w, prefix, c):
-    """Experts [n, k], best first, their weights [n, k], and by how much the last of them was preferred to the next [n]."""
+    """Experts [n, k], best first; their weights [n, k]; by how much the last of them was preferred to the next [n]."""
     k, n_experts = c["num_experts_per_tok"], c["n_routed_experts"]
     scores = sigmoid(x @ w[prefix + "gate.weight"].T)
     choice = scores + w.get(prefix + "gate.e_score_correction_bias", 0)

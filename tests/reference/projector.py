@@ -6,7 +6,7 @@ LAYER_NORM_EPS = 1e-5
 
 
 def merge(x, rows, cols):
-    """[rows * cols, d] -> [rows * cols / 4, 4, d]: blocks row by row, in a block top left, top right, bottom left, right."""
+    """[rows * cols, d] -> [rows * cols / 4, 4, d]: blocks row by row, and each block row by row."""
     d = x.shape[-1]
     return x.reshape(rows // 2, 2, cols // 2, 2, d).transpose(0, 2, 1, 3, 4).reshape(-1, 4, d)
 

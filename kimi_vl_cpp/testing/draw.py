@@ -126,10 +126,10 @@ def _widen_routing(draw: _Draw, t: dict[str, Any]) -> None:
     n_experts, k = t["n_routed_experts"], t["num_experts_per_tok"]
     for i in range(t["first_k_dense_replace"], t["num_hidden_layers"]):
         layer = f"{TEXT}layers.{i}."
-        bias = rng.uniform(-0.3, 0.3, n_experts).astype(np.float32)
+        bias = rng.uniform(-0.25, 0.25, n_experts).astype(np.float32)
         gate = w[layer + "mlp.gate.weight"] * np.float32(0.05)
         for c in range(classes):
-            # A column is read as column * CLASS_VALUE * norm weight / rms; the rms of the residual stream is 1 to 3.
+            # A column is read as column * CLASS_VALUE * norm weight / rms; the rms of the residual stream is 1 to 4.
             reach = CLASS_VALUE * w[layer + "post_attention_layernorm.weight"][c]
             gate[:, c] = _routing_column(rng, bias, k, reach, want_change=c % 3 != 0)
         w[layer + "mlp.gate.weight"] = gate
@@ -139,15 +139,15 @@ def _widen_routing(draw: _Draw, t: dict[str, Any]) -> None:
 def _routing_column(rng: np.random.Generator, bias: F32Array, k: int, reach: np.float32, want_change: bool) -> F32Array:
     """A router column for which the choice of k experts is clear. want_change: and not that of the scores alone."""
     n = len(bias)
-    tries = 256
+    tries = 512
     chosen = np.zeros((tries, n), bool)
     np.put_along_axis(chosen, rng.random((tries, n)).argsort(-1)[:, :k], True, -1)
-    # score + bias at least 0.62 where chosen, at most 0.38 elsewhere (at rms 1.75)
-    low = np.where(chosen, np.clip(0.62 - bias, 0.06, 0.9), 0.05)
-    high = np.where(chosen, 0.95, np.clip(0.38 - bias, 0.1, 0.94))
+    # score + bias at least 0.65 where chosen, at most 0.35 elsewhere (at rms 2.5)
+    low = np.where(chosen, np.clip(0.65 - bias, 0.06, 0.9), 0.05)
+    high = np.where(chosen, 0.95, np.clip(0.35 - bias, 0.1, 0.94))
     score = rng.uniform(low, high)
-    columns = np.log(score / (1 - score)) * 1.75 / reach
-    rms = np.array([1, 1.5, 2, 3])[:, None, None]
+    columns = np.log(score / (1 - score)) * 2.5 / reach
+    rms = np.array([1, 2, 3, 4])[:, None, None]
     scores = 1 / (1 + np.exp(-columns * reach / rms))  # [rms, tries, experts]
     inside, outside = np.where(chosen, scores + bias, np.inf), np.where(chosen, -np.inf, scores + bias)
     margin = (inside.min(-1) - outside.max(-1)).min(0)

@@ -4,6 +4,7 @@ All calls that take more than about a millisecond release the GIL, and notice Ct
 by raising KeyboardInterrupt.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class TensorInfo:
 class GGUFFile:
     """Metadata and tensors of a GGUF file, all shards of a split one. Raises BadModelFile."""
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None: ...
     @property
     def path(self) -> str: ...
     @property
@@ -55,8 +56,19 @@ class GGUFFile:
     def get(self, key: str) -> Any:
         """int, float, bool, str, list of these, or None when the key is absent."""
     def get_bytes_list(self, key: str) -> list[bytes] | None: ...
-    def value_type(self, key: str) -> str: ...
-    def tensor_f32(self, name: str) -> NDArray[np.float32]: ...
+    def get_int(self, key: str) -> int | None:
+        """Of any integer type. Here and below: another type is BadModelFile with code "gguf.key_type"."""
+    def get_float(self, key: str) -> float | None:
+        """Of type f32 or f64."""
+    def get_bool(self, key: str) -> bool | None: ...
+    def get_ints(self, key: str) -> list[int] | None:
+        """An array of any integer type."""
+    def get_floats(self, key: str) -> list[float] | None:
+        """An array of f32 or f64."""
+    def value_type(self, key: str) -> str:
+        """As "u32", "string" or "array[i32]"."""
+    def tensor_f32(self, name: str) -> NDArray[np.float32]:
+        """Decoded, in NumPy order. Raises Unsupported when its type is not among formats()."""
     def tensor_raw(self, name: str) -> NDArray[np.uint8]: ...
 
 class Sampler:
@@ -126,8 +138,12 @@ class Session:
     def decode(self, token: int) -> None: ...
     def sample(self, sampler: Sampler) -> int: ...
 
-def formats() -> list[dict[str, Any]]: ...
-def decode(type_name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]: ...
+def formats() -> list[dict[str, Any]]:
+    """The tensor types that are read: name, id, block_elems, block_bytes, bits_per_weight."""
+
+def decode(type_name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+    """`n` elements of a format's blocks. Raises BadRequest when the sizes do not fit."""
+
 def isas() -> list[dict[str, Any]]: ...
 def cpu_info() -> dict[str, Any]: ...
 def cpu_count() -> int: ...

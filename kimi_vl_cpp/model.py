@@ -297,6 +297,19 @@ class KimiVL:
         job = build_job(self, messages, images, options=sampling_options, n_ctx=self.n_ctx, started=started)
         return PieceStream(Generation(self, job, self._lease, progress or self.progress))
 
+    @overload
+    def create_chat_completion(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any
+    ) -> ChatCompletion: ...
+    @overload
+    def create_chat_completion(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
+    ) -> ChatCompletionStream: ...
+    @overload
+    def create_chat_completion(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool, **options: Any
+    ) -> ChatCompletion | ChatCompletionStream: ...
+
     def create_chat_completion(
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
     ) -> ChatCompletion | ChatCompletionStream:

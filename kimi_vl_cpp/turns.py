@@ -110,10 +110,11 @@ def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
 def _image_from_dict(model: KimiVL, where: str, data: Any) -> ProcessedImage:
     if not isinstance(data, Mapping):
         raise invalid(where.rstrip("."), data, "a dict")
+    spelled = text_field(data, "png", where)
     try:
-        png = base64.b64decode(text_field(data, "png", where), validate=True)
+        png = base64.b64decode(spelled, validate=True)
     except ValueError as error:
-        raise invalid(f"{where}png", data.get("png"), f"base64 ({error})") from None
+        raise invalid(f"{where}png", spelled, f"base64 ({error})") from None
     # Pixels that were processed once pass through unchanged when no limit scales them down again.
     processor = ImageProcessor(
         patch_size=model.processor.patch_size,

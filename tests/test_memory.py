@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,3 +77,53 @@ def test_a_cgroup_limit_counts_on_every_level(monkeypatch, tmp_path):
     (tmp_path / "memory" / "x").mkdir(parents=True)
     (tmp_path / "memory" / "x" / "memory.limit_in_bytes").write_text("3000")
     assert memory._cgroup_bytes() == 3000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+def test_memory_refused_at_any_size_is_a_typed_error_and_the_model_goes_on(tmp_path):
+    """Runs every memory-hungry call under 40 limits of the address space, in a process of its own."""
+    from kimi_vl_cpp.testing import make_tiny_model
+
+    tiny = make_tiny_model(tmp_path, seed=1)
+    script = tmp_path / "limits.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import resource
+            import numpy as np
+            from kimi_vl_cpp import KimiVL, OutOfMemory
+
+            model = KimiVL({str(tiny.text)!r}, n_ctx=4096, n_threads=2, image_cache_bytes=0)
+            rng = np.random.default_rng(0)
+            picture = rng.integers(0, 255, (560, 560, 3), dtype=np.uint8)
+            ids = rng.integers(0, 300, 3000).tolist()
+
+            def calls():
+                yield lambda: model.chat("Hello", images=[picture], max_new_tokens=4, temperature=0).token_ids
+                yield lambda: model.logits([ids]).shape
+                yield lambda: model.generate([ids], max_new_tokens=4, temperature=0)
+                yield lambda: model.conversation().ask("Hello", max_new_tokens=4, temperature=0).token_ids
+
+            expected = [call() for call in calls()]
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            seen = dict.fromkeys(("fits", "refused"), 0)
+            for step in range(40):
+                used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
+                for call, answer in zip(calls(), expected):
+                    resource.setrlimit(resource.RLIMIT_AS, (used + step * 300_000, hard))
+                    try:
+                        assert call() == answer
+                        seen["fits"] += 1
+                    except MemoryError:  # OutOfMemory is one; NumPy raises its own
+                        seen["refused"] += 1
+                    finally:
+                        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            assert [call() for call in calls()] == expected
+            assert seen["fits"] and seen["refused"], seen
+            print("done", seen)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("done")

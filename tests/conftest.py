@@ -1,0 +1,93 @@
+"""What all tests share: where the package and the reference vectors are, small models, instruction sets.
+
+Tests that need ../shared skip without it. Nothing else skips: a missing extension fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import Network
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT.parent / "shared" / "reference"
+
+# `python -m pytest` puts the checkout before the installed package; without the extension in it, the latter is meant.
+if not list((ROOT / "kimi_vl_cpp").glob("_core*.so")):
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+try:
+    from kimi_vl_cpp import _core
+except ImportError as error:  # never a reason to skip
+    raise pytest.UsageError(f"kimi_vl_cpp._core cannot be imported ({error}): build it with `pip install .`") from error
+
+from kimi_vl_cpp.testing import TinyModel, make_tiny_model  # noqa: E402
+
+ISAS = ("generic", "avx2", "avx512")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set in turn; skips those that this processor lacks."""
+    supported = [row["name"] for row in _core.isas() if row["supported"]]
+    if request.param not in supported:
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """../shared/reference."""
+    if not REFERENCE.is_dir():
+        pytest.skip("there is no ../shared/reference")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """checkpoint_dir("a" or "d"): the folder of the checkpoint that the stored reference vectors are about."""
+    made: dict[str, Path] = {}
+
+    def get(config: str) -> Path:
+        if config not in made:
+            out = tmp_path_factory.mktemp(f"checkpoint-{config}")
+            command = [sys.executable, str(reference_dir / "make_tiny.py"), "--config", config, "--out", str(out)]
+            subprocess.run(command, check=True, capture_output=True)
+            assert json.loads((out / "tiny.json").read_text())["config"] == config
+            made[config] = out
+        return made[config]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """tiny_model(**arguments of make_tiny_model): made once for all who ask for the same: leave its files alone."""
+    made: dict[str, TinyModel] = {}
+
+    def get(**arguments: Any) -> TinyModel:
+        key = repr(sorted(arguments.items()))
+        if key not in made:
+            made[key] = make_tiny_model(tmp_path_factory.mktemp("tiny"), **arguments)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def network_of() -> Callable[[TinyModel], Network]:
+    """network_of(model): the NumPy network over what the model's files hold, in float64."""
+    made: dict[Path, Network] = {}
+
+    def get(model: TinyModel) -> Network:
+        if model.text not in made:
+            made[model.text] = Network(model.weights, model.config)
+        return made[model.text]
+
+    return get

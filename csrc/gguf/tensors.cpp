@@ -21,8 +21,11 @@ bool align_up(uint64_t value, uint64_t alignment, uint64_t* out) {  // alignment
 
 std::string shape_text(const TensorInfo& tensor) {
   std::string text = "[";
-  for (int d = 0; d < tensor.n_dims; ++d) text += (d ? "," : "") + std::to_string(tensor.ne[d]);
-  return text + "]";
+  for (int d = 0; d < tensor.n_dims; ++d) {
+    if (d) text += ',';
+    text += std::to_string(tensor.ne[d]);
+  }
+  return text += ']';
 }
 
 void read_name(Cursor& cursor, TensorInfo& tensor) {

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .. import errors
-from . import chat_commands, opening, paths
-from .chat_input import Reader, make_reader
+from . import app, chat_commands, opening, paths
+from .chat_input import Reader, make_reader, unechoed
 from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
 
 if TYPE_CHECKING:
@@ -89,6 +89,11 @@ class Chat:
                 self.terminal.say("Press Ctrl-C again to leave.", DIM)
             except errors.KimiVLError as failure:
                 self.fail(failure)
+            except (OSError, MemoryError):
+                raise
+            except Exception as failure:  # our own fault must not cost the person the conversation
+                self.progress.clear()
+                self.first_failure = self.first_failure or app.report(failure, self.terminal)
 
     def prompt(self) -> str:
         """What stands before the cursor: how many pictures wait, and a sign."""
@@ -113,10 +118,10 @@ class Chat:
         """One message: a command, pictures, a question, or pictures with a question."""
         if not message.strip():
             return
-        pictures, text = paths.split_pictures(message)
-        if not pictures and chat_commands.is_command(message):
+        if chat_commands.is_command(message):
             chat_commands.execute(self, message.strip())
             return
+        pictures, text = paths.split_pictures(message)
         if not pictures and paths.looks_like_path(message) and "\n" not in message.strip():
             opening.check_picture(paths.spellings(message)[-1])
         for path in pictures:
@@ -160,9 +165,10 @@ class Chat:
         stream: PieceStream | None = None
         stopped = False
         try:
-            stream = start()
-            for piece in stream:
-                writer.write(piece.kind, piece.text)
+            with unechoed():
+                stream = start()
+                for piece in stream:
+                    writer.write(piece.kind, piece.text)
         except KeyboardInterrupt:
             stopped = True
             self.interrupted()
@@ -181,7 +187,7 @@ class Chat:
         self.last = response
         opening.explain_end(response, self.terminal)
         if self.options.timings:
-            self.terminal.say(opening.timings_line(response), DIM)
+            self.terminal.say(opening.timings_line(response, load=False), DIM)
 
 
 def run(options: Options, terminal: Terminal) -> int:

@@ -31,9 +31,11 @@ A message that begins with a slash: put a space before it."""
 
 
 def is_command(message: str) -> bool:
-    """True for a message that is meant as a command: it begins with a slash and is not spelled like a path."""
+    """True for a message that is meant as a command: it begins with a slash and is not the path of a picture."""
     word = message.split(maxsplit=1)[0]
-    return message.startswith("/") and (word in COMMANDS or not paths.looks_like_path(message))
+    if not message.startswith("/") or paths.picture(message) is not None:
+        return False
+    return word in COMMANDS or not paths.looks_like_path(word)
 
 
 def execute(chat: Chat, line: str) -> None:
@@ -137,7 +139,7 @@ def stats(chat: Chat, rest: str) -> None:
         used = last.usage.prompt_tokens + last.usage.completion_tokens
         say(f"context      {human_count(used)} of {human_count(model.n_ctx)} tokens ({100 * used // model.n_ctx} %), "
             f"{human_count(last.usage.image_tokens)} of them pictures")  # fmt: skip
-        say(f"last answer  {opening.timings_line(last)}")
+        say(f"last answer  {opening.timings_line(last, load=False)}")
     else:
         say(f"context      {human_count(model.n_ctx)} tokens; no answer yet")
     resident = system.resident_bytes()

@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .terminal import Terminal, is_terminal
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -27,6 +32,26 @@ class Reader(Protocol):
     def read(self, prompt: str) -> str:
         """The next message. Raises EOFError at the end and KeyboardInterrupt for Ctrl-C with nothing typed."""
         ...
+
+
+@contextlib.contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys typed meanwhile are kept for the next message but not shown: they would end up in the middle of an answer.
+
+    Ctrl-C still works. Does nothing where standard input is no terminal.
+    """
+    if termios is None or not is_terminal(sys.stdin):
+        yield
+        return
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+    quiet = list(before)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(handle, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(handle, termios.TCSANOW, before)
 
 
 def state_folder() -> Path:

@@ -66,7 +66,7 @@ def check_readable(path: str, what: str, suffixes: frozenset[str], error: type[e
     model is loaded."""
     try:
         if os.path.isdir(path):
-            names = nearest_names(os.path.join(path, ""), suffixes)
+            names = nearest_names(os.path.join(path, "-"), suffixes)
             found = f"; it holds {', '.join(names)}" if names else ""
             raise error(f"{what} {path}: is a folder, expected a file{found}", code)
         if not os.path.exists(path):

@@ -7,6 +7,7 @@ dimension first).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -317,12 +318,14 @@ def _judge_vision(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], fi
     merged = hidden * merge * merge
     out = by_name["mm.2.weight"].ne[-1] if "mm.2.weight" in by_name else keys.count("clip.vision.projection_dim", 0)
     table = by_name.get("v.position_embd.weight")
-    positions = table.ne[1] if table is not None and len(table.ne) > 1 else 4096
+    positions = math.prod(table.ne[1:]) if table is not None else 4096
+    side = math.isqrt(positions)
 
     def wanted() -> Iterator[tuple[str, Shape]]:
         yield "v.patch_embd.weight", (patch, patch, 3, hidden)
         yield "v.patch_embd.bias", (hidden,)
-        yield "v.position_embd.weight", (hidden, positions)
+        square = table is not None and len(_trim(table.ne)) == 3  # [hidden, side, side] is the same bytes
+        yield "v.position_embd.weight", (hidden, side, side) if square else (hidden, positions)
         for i in range(n_layers):
             b = f"v.blk.{i}."
             for part in ("ln1", "ln2"):
@@ -350,7 +353,6 @@ def _judge_vision(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], fi
         yield "mm.2.bias", (out,)
 
     _expect(by_name, known, findings, wanted())
-    side = round(positions**0.5)
     if side * side != positions:
         findings.append(
             Finding(

@@ -140,10 +140,10 @@ def decode_text(data: bytes, what: str) -> str:
         ) from None
 
 
-def timings_line(response: Response) -> str:
-    """Where the time went, on one line."""
+def timings_line(response: Response, *, load: bool = True) -> str:
+    """Where the time went, on one line; load: the time of loading the model too."""
     t, u = response.timings, response.usage
-    parts = [f"load {t.load_s:.2f} s"]
+    parts = [f"load {t.load_s:.2f} s"] if load else []
     if u.image_tokens:
         parts.append(f"pictures {t.encode_s:.2f} s ({plural(u.image_tokens, 'token')})")
     cached = f", {human_count(u.cached_tokens)} of them known" if u.cached_tokens else ""

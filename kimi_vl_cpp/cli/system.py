@@ -1,4 +1,4 @@
-"""What this computer lends to a process: processors and memory, with the limits of cgroups and affinity.
+"""What this computer lends to a process: its processor's features, and memory with the limits of cgroups.
 
 Reads /proc and /sys and tolerates the absence of either; a number that cannot be found is None.
 """
@@ -9,6 +9,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+FEATURES = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl",
+    "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm",
+    "bf16", "sve",
+)  # fmt: skip
 UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 
 
@@ -29,16 +34,6 @@ class Memory:
         return min(known) if known else None
 
 
-@dataclass(frozen=True)
-class Processors:
-    """present: of the computer. allowed: by affinity (taskset, cpusets). quota: CPUs' worth of time by cgroup, or
-    None."""
-
-    present: int
-    allowed: int
-    quota: float | None
-
-
 def memory(root: Path = Path("/")) -> Memory:
     """The memory of the computer and of this process's cgroup."""
     fields: dict[str, int] = {}
@@ -54,31 +49,21 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory(total, fields.get("MemAvailable"), limit, used)
 
 
-def processors(root: Path = Path("/")) -> Processors:
-    """The processors of the computer and what this process may use of them."""
-    present = os.cpu_count() or 1
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        allowed = present
-    quotas: list[float] = []
-    for folder in _cgroup_folders(root, ""):
-        words = _read(folder / "cpu.max").split()
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-            quotas.append(int(words[0]) / int(words[1]))
-    for folder in _cgroup_folders(root, "cpu"):
-        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-        if quota.isdigit() and period.isdigit() and int(period):
-            quotas.append(int(quota) / int(period))
-    return Processors(present, allowed, min(quotas) if quotas else None)
-
-
 def cpu_name(root: Path = Path("/")) -> str:
     """The processor's name, "" when unknown."""
     for line in _read(root / "proc/cpuinfo").splitlines():
         if line.lower().startswith("model name"):
             return line.partition(":")[2].strip()
     return ""
+
+
+def cpu_features(root: Path = Path("/")) -> list[str]:
+    """Those of the processor's features that matter for the kernels, by the names of /proc/cpuinfo."""
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        if line.startswith(("flags", "Features")):
+            present = set(line.partition(":")[2].split())
+            return [name for name in FEATURES if name in present]
+    return []
 
 
 def resident_bytes() -> int | None:

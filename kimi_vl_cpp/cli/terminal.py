@@ -224,9 +224,6 @@ class AnswerWriter:
             self._write_thinking(text)
             return
         if self._kind != "text":
-            text = text.lstrip()  # the model's line breaks between reasoning and answer
-            if not text:
-                return
             self._leave_thinking()
             self._kind = "text"
         self._emit(self._terminal.out, text)
@@ -243,10 +240,10 @@ class AnswerWriter:
 
     def _write_thinking(self, text: str) -> None:
         if self._kind != "thinking":
-            text = text.lstrip()
-            if not text:
-                return
             self._progress.clear()
+            if self._column_open and self._thinking_stream is self._terminal.out:
+                self._emit(self._terminal.out, "\n")
+                self._column_open = False
             if self._show and not self._dim:
                 self._emit(self._thinking_stream, THINK_OPEN)
             self._kind = "thinking"

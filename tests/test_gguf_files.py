@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf_bytes import I32, STR, U16, U32, Gguf, key, small_model, tensor
+from gguf_bytes import I32, STR, U16, U32, Gguf, array, key, small_model, tensor
 from gguf_check import SANITIZED, check_refusal
 
 from kimi_vl_cpp import _core
@@ -322,12 +322,48 @@ def test_a_file_replaced_by_rename_stays_as_it_was(tmp_path: Path) -> None:
     check_refusal(path, "gguf.magic")
 
 
+def test_lengths_that_change_after_opening_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    raw = Gguf([array("tokenizer.ggml.tokens", STR, ["a", "b", "c"])]).bytes()
+    path.write_bytes(raw)
+    file = _core.GGUFFile(str(path))
+    for at, length in ((27, 2**40), (27, 2**64 - 8), (18, 19), (9, 2), (27, 11)):
+        with open(path, "r+b") as out:
+            out.seek(len(raw) - at)
+            out.write(struct.pack("<Q", length))
+        with pytest.raises(BadModelFile, match="changed in place") as caught:
+            file.get_bytes_list("tokenizer.ggml.tokens")
+        assert caught.value.code == "gguf.changed" and str(path) in str(caught.value)
+        path.write_bytes(raw)  # in place, too
+    assert file.get("tokenizer.ggml.tokens") == ["a", "b", "c"]
+
+
+@pytest.mark.skipif(SANITIZED, reason="shadow memory does not fit the limit")
+def test_a_file_larger_than_the_address_space_allowed_is_out_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_model().bytes())
+    os.truncate(path, 2**33)
+    done = run(LITTLE_ADDRESS_SPACE, path)
+    assert done.stdout.split(":")[0] == "OutOfMemory memory.address_space", done.stderr
+
+
 def test_a_deleted_file_stays_readable(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(small_model().bytes())
     file = _core.GGUFFile(str(path))
     path.unlink()
     assert file.tensor_f32("token_embd.weight")[3, 7] == 31
+
+
+LITTLE_ADDRESS_SPACE = """
+import resource, sys
+from kimi_vl_cpp import _core
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+try:
+    _core.GGUFFile(sys.argv[1])
+except MemoryError as error:
+    print(f"{type(error).__name__} {error.code}: {error}")
+"""
 
 
 SHARED_MEMORY = r"""

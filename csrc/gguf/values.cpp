@@ -111,11 +111,18 @@ std::optional<std::vector<std::string_view>> Lookup::get_strings(std::string_vie
   const Value* value = find_array(*this, key, [](ValueType type) { return type == ValueType::string; }, "an array of string");
   if (!value) return std::nullopt;
   std::vector<std::string_view> strings(value->count);
-  const uint8_t* bytes = value->data;  // walked and checked when the file was opened
+  // Walked and checked when the file was opened, but somebody may have written to it since.
+  const uint8_t* bytes = value->data;
+  uint64_t left = value->size;
   for (std::string_view& text : strings) {
-    const auto length = load<uint64_t>(bytes);
+    const uint64_t length = left >= 8 ? load<uint64_t>(bytes) : UINT64_MAX;
+    if (left < 8 || length > left - 8) {
+      fail(kBad, "gguf.changed", "%s: key %s (at byte %llu): the file was changed in place after it was opened: open it again, and replace model "
+           "files by renaming a new file over the old one", path.c_str(), quoted(key).c_str(), static_cast<ull>(value->file_offset));
+    }
     text = {reinterpret_cast<const char*>(bytes + 8), length};
     bytes += 8 + length;
+    left -= 8 + length;
   }
   return strings;
 }

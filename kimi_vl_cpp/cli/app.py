@@ -8,6 +8,7 @@ job starts: --help stays quick.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# Python names that messages use, where the option is spelled differently.
+OPTION_OF = {
+    "n_ctx": "-c",
+    "n_threads": "-t",
+    "max_new_tokens": "-n",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "in_token_limit": "--in-token-limit",
+}
 
 Model = Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")]
 Mmproj = Annotated[
@@ -280,6 +294,7 @@ def report(failure: Exception, terminal: Terminal) -> int:
             terminal.say(failure.hint)
     elif isinstance(failure, errors.KimiVLError):
         terminal.error(str(failure), getattr(failure, "code", ""))
+        explain_names(str(failure), terminal)
     elif hasattr(failure, "format_message"):  # typer's own: an unknown option, a missing value
         _report_parse_error(failure, terminal)
         return errors.EXIT_USAGE
@@ -297,6 +312,14 @@ def report(failure: Exception, terminal: Terminal) -> int:
             DIM,
         )
     return errors.exit_code(failure)
+
+
+def explain_names(message: str, terminal: Terminal) -> None:
+    """Messages of the library call its parameters by their Python names: says which options they are here."""
+    words = set(re.findall(r"[a-z_]+", message))
+    meant = [f"{name} is the option {option}" for name, option in OPTION_OF.items() if name in words]
+    if meant:
+        terminal.say(f"({'; '.join(meant)})", DIM)
 
 
 def _report_parse_error(failure: Any, terminal: Terminal) -> None:

@@ -110,6 +110,7 @@ class Chat:
         """Shows an error; the conversation goes on."""
         self.progress.clear()
         self.terminal.error(str(failure), failure.code)
+        app.explain_names(str(failure), self.terminal)
         if isinstance(failure, errors.ContextFull):
             self.terminal.say("/undo or /clear makes room; a larger context is chosen at the start with -c.", DIM)
         self.first_failure = self.first_failure or errors.exit_code(failure)

@@ -41,7 +41,7 @@ def load(model: KimiVL, path: str) -> tuple[Conversation, str]:
     """The conversation in `path` and the name of the model that held it. Raises UsageError or BadRequest."""
     from ..conversation import Conversation
 
-    exits.check_readable(path, "conversation", frozenset({".json"}), exits.UsageError, "")
+    exits.check_readable(path, "conversation", (".json",), exits.UsageError, "")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)

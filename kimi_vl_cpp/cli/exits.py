@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from .. import errors
@@ -31,50 +32,54 @@ class UsageError(errors.BadRequest):
         self.hint = hint
 
 
-def nearest_names(path: str | os.PathLike[str], suffixes: Iterable[str] = (), n: int = 3) -> list[str]:
-    """Names in the folder of `path` that look like what was meant; with `suffixes`, only files that end so, near or
-    not."""
+def nearest_names(path: str | os.PathLike[str], suffixes: Collection[str] = (), n: int = 3) -> list[str]:
+    """Names in the folder of `path` that look like what was meant; with `suffixes`, only names that end so."""
     wanted = Path(path)
-    wanted_suffixes = set(suffixes)
+    lower = {name.lower(): name for name in names_beside(wanted, suffixes)}
+    return [lower[name] for name in difflib.get_close_matches(wanted.name.lower(), lower, n=n, cutoff=0.6)]
+
+
+def names_beside(path: str | os.PathLike[str], suffixes: Collection[str] = ()) -> list[str]:
+    """Names in the folder of `path`, sorted; with `suffixes`, only names that end so. At most 10,000 are looked at."""
     try:
-        with os.scandir(wanted.parent) as entries:
-            names = [e.name for _, e in zip(range(10_000), entries, strict=False)]
+        with os.scandir(Path(path).parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, 10_000)]
     except OSError:
         return []
-    names = sorted(name for name in names if not wanted_suffixes or Path(name).suffix.lower() in wanted_suffixes)
-    lower = {name.lower(): name for name in names}
-    close = [lower[name] for name in difflib.get_close_matches(wanted.name.lower(), lower, n=n, cutoff=0.5)]
-    return close or (names[:n] if wanted_suffixes else [])
+    return sorted(name for name in names if not suffixes or Path(name).suffix.lower() in suffixes)
 
 
-def describe_missing(path: str | os.PathLike[str], what: str, suffixes: Sequence[str] | frozenset[str] = ()) -> str:
+def describe_missing(path: str, what: str, suffixes: Collection[str] = ()) -> str:
     """Says why `path` cannot be opened and what might have been meant. `what` is "model file", "picture", …"""
-    text = os.fspath(path)
-    folder = Path(text).parent
+    folder = Path(path).parent
     if not folder.is_dir():
         while not folder.is_dir() and folder != folder.parent:
             folder = folder.parent
-        return f"{what} {text}: no such file (the path exists only as far as {folder})"
-    names = nearest_names(text, suffixes)
+        return f"{what} {path}: no such file (the path exists only as far as {folder})"
+    near = nearest_names(path, suffixes)
+    if near:
+        return f"{what} {path}: no such file; did you mean {' or '.join(near)}?"
     where = "this folder" if str(folder) == "." else str(folder)
-    hint = f"; did you mean {' or '.join(names)}?" if names else f"; {where} holds no file like it"
-    return f"{what} {text}: no such file{hint}"
+    others = names_beside(path, suffixes)[:5] if suffixes else []
+    holds = f"{where} holds {', '.join(others)}" if others else f"{where} holds no file like it"
+    return f"{what} {path}: no such file; {holds}"
 
 
-def check_readable(path: str, what: str, suffixes: frozenset[str], error: type[errors.KimiVLError], code: str) -> None:
+def check_readable(
+    path: str, what: str, suffixes: Collection[str], error: Callable[[str, str], errors.KimiVLError], code: str
+) -> None:
     """Raises `error` when `path` is not a file that can be opened; cheap, so that a typing mistake is told before a
     model is loaded."""
-    try:
-        if os.path.isdir(path):
-            names = nearest_names(os.path.join(path, "-"), suffixes)
-            found = f"; it holds {', '.join(names)}" if names else ""
-            raise error(f"{what} {path}: is a folder, expected a file{found}", code)
-        if not os.path.exists(path):
-            raise error(describe_missing(path, what, suffixes), code)
-        if not os.access(path, os.R_OK):
-            raise error(f"{what} {path}: permission denied: you may not read this file", code)
-    except (OSError, ValueError) as failure:  # ValueError: a NUL byte in the path
-        raise error(f"{what} {path!r}: {failure}", code) from None
+    if not path or "\0" in path:
+        raise error(f"{what}: {path!r} is not the name of a file", code)
+    if os.path.isdir(path):
+        names = names_beside(os.path.join(path, "-"), suffixes)[:5] if suffixes else []
+        found = f"; it holds {', '.join(names)}" if names else ""
+        raise error(f"{what} {path}: is a folder, expected a file{found}", code)
+    if not os.path.exists(path):
+        raise error(describe_missing(path, what, suffixes), code)
+    if not os.access(path, os.R_OK):
+        raise error(f"{what} {path}: permission denied: you may not read this file", code)
 
 
 def describe_os_error(failure: OSError) -> str:

@@ -66,8 +66,8 @@ def sampling(
 def check_model(opening: Opening) -> str:
     """The path of the model file, looked at but not opened. Raises UsageError or BadModelFile."""
     if not opening.model:
-        names = [name for name in exits.nearest_names("./-", exits.MODEL_SUFFIXES) if "mmproj" not in name.lower()]
-        here = f"In this folder: {', '.join(names)}\n" if names else ""
+        names = [name for name in exits.names_beside("./-", exits.MODEL_SUFFIXES) if "mmproj" not in name.lower()]
+        here = f"In this folder: {', '.join(names[:5])}\n" if names else ""
         raise exits.UsageError("no model: name a GGUF file with -m", here + exits.HOW_TO_GET_A_MODEL)
     exits.check_readable(opening.model, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
     if opening.mmproj is not None:
@@ -119,7 +119,7 @@ def read_stdin_bytes(limit: int, what: str) -> bytes:
 
 def read_text_file(path: str) -> str:
     """A UTF-8 text file, at most MAX_PROMPT_BYTES. Raises UsageError."""
-    exits.check_readable(path, "prompt file", frozenset(), exits.UsageError, "")
+    exits.check_readable(path, "prompt file", (), exits.UsageError, "")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_PROMPT_BYTES + 1)

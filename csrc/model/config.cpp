@@ -199,7 +199,7 @@ VisionConfig read_vision_config(const gguf::File& file, int64_t text_hidden_size
   triple("image_mean", c.image_mean);
   triple("image_std", c.image_std);
   const gguf::TensorInfo* table = file.find_tensor("v.position_embd.weight");
-  const int64_t positions = table ? table->ne[1] : 0;
+  const int64_t positions = table ? table->ne[1] * table->ne[2] : 0;  // kimik25 files have [hidden, columns, rows]
   c.position_side = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(positions))));
   KIMI_CHECK(table == nullptr || (positions > 0 && c.position_side * c.position_side == positions), ErrorKind::bad_model_file, "model.position_table",
              "%s: tensor v.position_embd.weight has %lld positions, expected a square grid", path, static_cast<long long>(positions));

@@ -215,7 +215,11 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
              find.path(), patch.format->name);
   w.patch_embd = Finder::view(patch, c.hidden_size, 3 * c.patch_size * c.patch_size, 1);
   w.patch_embd_bias = find.vector("v.patch_embd.bias", c.hidden_size, embedding);
-  w.position_embd = find.vector("v.position_embd.weight", {c.hidden_size, c.position_side * c.position_side}, embedding);
+  const int64_t side = c.position_side;
+  const gguf::TensorInfo* table = file.find_tensor("v.position_embd.weight");
+  const bool as_grid = table && table->ne[2] > 1;  // kimik25 files
+  w.position_embd = find.vector("v.position_embd.weight", as_grid ? std::vector<int64_t>{c.hidden_size, side, side} : std::vector<int64_t>{c.hidden_size, side * side},
+                                embedding);
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string b = "v.blk." + std::to_string(i) + ".";
     VitBlockWeights& block = w.blocks.emplace_back();

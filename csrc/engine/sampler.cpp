@@ -8,6 +8,8 @@
 namespace kimi {
 namespace {
 
+constexpr float kNegligible = -27.6f;  // e^-27.6 = 1e-12
+
 void check_real(const char* name, float value, double low, double high) {
   if (!(value >= low && value <= high))
     fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name, static_cast<double>(value), low, high);
@@ -32,6 +34,14 @@ double Sampler::uniform() {
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
   z ^= z >> 31;
   return static_cast<double>(z >> 11) * 0x1p-53;
+}
+
+// The `count` most likely candidates, most likely first; ties go to the smaller id.
+void Sampler::keep_top(size_t count) {
+  const auto by_weight = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+  count = std::min(count, candidates_.size());
+  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(count), candidates_.end(), by_weight);
+  candidates_.resize(count);
 }
 
 void Sampler::accept(int32_t token) {
@@ -59,23 +69,32 @@ int32_t Sampler::sample(std::span<const float> logits) {
              "the model produced no finite number for any token: its file is damaged (kimi-vl inspect --check finds where)");
   if (options_.temperature == 0.0f || options_.top_k == 1) return static_cast<int32_t>(best);
 
-  // Candidates no further from the best than float probabilities can show, most likely first.
+  // Candidates no further from the best than float probabilities can show.
   const float top = scores_[static_cast<size_t>(best)], inverse = 1.0f / options_.temperature;
-  const auto by_score = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+  const float floor = std::max(kNegligible, options_.min_p > 0 ? std::log(options_.min_p) : kNegligible);
   candidates_.clear();
   for (size_t i = 0; i < scores_.size(); ++i) {
-    const float weight = std::exp((scores_[i] - top) * inverse);
-    if (weight > 1e-12f && weight >= options_.min_p) candidates_.emplace_back(weight, static_cast<int32_t>(i));
+    const float exponent = (scores_[i] - top) * inverse;
+    if (exponent >= floor) candidates_.emplace_back(std::exp(exponent), static_cast<int32_t>(i));
   }
-  std::sort(candidates_.begin(), candidates_.end(), by_score);
-  if (options_.top_k > 0 && static_cast<size_t>(options_.top_k) < candidates_.size()) candidates_.resize(static_cast<size_t>(options_.top_k));
+  if (options_.top_k > 0) keep_top(static_cast<size_t>(options_.top_k));
   double total = 0;
   for (const auto& candidate : candidates_) total += candidate.first;
   if (options_.top_p < 1.0f) {
+    // The smallest set of the most likely that reaches p; sets of growing size are sorted until one does.
+    const std::vector<std::pair<float, int32_t>> all = candidates_;
     double kept = 0;
-    size_t count = 0;
-    while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) kept += candidates_[count++].first;
-    candidates_.resize(count);
+    for (size_t size = 64;; size *= 8) {
+      candidates_ = all;
+      keep_top(size);
+      kept = 0;
+      size_t count = 0;
+      while (count < candidates_.size() && (count == 0 || kept < options_.top_p * total)) kept += candidates_[count++].first;
+      if (kept >= options_.top_p * total || size >= all.size()) {
+        candidates_.resize(count);
+        break;
+      }
+    }
     total = kept;
   }
   double target = uniform() * total;

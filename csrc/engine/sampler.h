@@ -28,6 +28,7 @@ class Sampler {
 
  private:
   double uniform();  // [0, 1)
+  void keep_top(size_t count);
   SamplerOptions options_;
   uint64_t state_;
   std::deque<int32_t> recent_;

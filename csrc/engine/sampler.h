@@ -21,7 +21,7 @@ class Sampler {
  public:
   // Throws Error(bad_request, "request.<option>").
   explicit Sampler(const SamplerOptions& options);
-  // logits [vocab_size]. Order: repeat penalty, temperature, top-k, top-p, min-p. Ties go to the smaller id.
+  // logits [vocab_size]. Order: repeat penalty, temperature, min-p, top-k, top-p. Ties go to the smaller id.
   // Throws Error(bad_model_file, "model.not_finite") when no logit is a number.
   int32_t sample(std::span<const float> logits);
   void accept(int32_t token);

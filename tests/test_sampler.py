@@ -1,0 +1,118 @@
+"""The sampler against its definition in NumPy, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kimi_vl_cpp._core import Sampler
+from kimi_vl_cpp.errors import BadModelFile, BadRequest
+
+N = 500
+
+
+def logits(seed: int, scale: float = 3.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(N) * scale).astype(np.float32)
+
+
+def allowed(x: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
+    """Ids that may come out, by the definition: temperature, then min-p, top-k and top-p over what is left."""
+    p = np.exp((x.astype(np.float64) - x.max()) / temperature)
+    order = sorted(range(len(x)), key=lambda i: (-p[i], i))
+    order = [i for i in order if p[i] >= min_p and p[i] > 1e-12]
+    if top_k:
+        order = order[:top_k]
+    total, kept, out = sum(p[i] for i in order), 0.0, []
+    for i in order:
+        if out and kept >= top_p * total:
+            break
+        out.append(i)
+        kept += p[i]
+    return set(out)
+
+
+def draw(n: int, x: np.ndarray, **options: float) -> list[int]:
+    sampler = Sampler(**options)
+    return [sampler.sample(x) for _ in range(n)]
+
+
+def test_temperature_zero_takes_the_best_and_the_smaller_id_on_ties() -> None:
+    x = logits(0)
+    x[[7, 300]] = 50.0
+    assert draw(3, x, temperature=0.0) == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 0.7, "top_p": 0.6},
+        {"temperature": 2.0, "top_p": 0.97},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.8, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_only_allowed_tokens_come_out_and_all_of_them_can(options: dict[str, float]) -> None:
+    x = logits(1)
+    full = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
+    want = allowed(x, full["temperature"], int(full["top_k"]), full["top_p"], full["min_p"])
+    got = set(draw(4000, x, seed=3, **options))
+    assert got <= want
+    p = np.exp((x - x.max()) / options["temperature"])
+    likely = {i for i in want if p[i] / sum(p[j] for j in want) > 0.005}  # 4000 draws miss it with e^-20
+    assert likely <= got
+
+
+def test_frequencies_follow_the_softmax() -> None:
+    x = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
+    counts = np.bincount(draw(20000, x, seed=11, temperature=1.0), minlength=4) / 20000
+    # four standard errors of a binomial at 20000 draws
+    assert np.all(np.abs(counts - [0.5, 0.25, 0.125, 0.125]) < 4 * np.sqrt(0.25 / 20000))
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    x = logits(2)
+    a = draw(50, x, seed=5, temperature=1.0)
+    assert a == draw(50, x, seed=5, temperature=1.0)
+    assert a != draw(50, x, seed=6, temperature=1.0)
+
+
+def test_repeat_penalty_lowers_recent_tokens_on_both_sides_of_zero() -> None:
+    x = np.array([2.0, 1.9, -5.0], np.float32)
+    sampler = Sampler(temperature=0.0, repeat_penalty=2.0, repeat_last_n=2)
+    sampler.accept(0)
+    assert sampler.sample(x) == 1
+    negative = np.array([-1.0, -1.5, -9.0], np.float32)
+    assert sampler.sample(negative) == 1  # -1 became -2
+    sampler.accept(1)
+    sampler.accept(1)  # 0 left the window of two
+    assert sampler.sample(x) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("temperature", 1e30),
+        ("top_p", 2.0),
+        ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("top_k", -1),
+        ("repeat_penalty", 0.0),
+        ("repeat_last_n", -1),
+    ],
+)
+def test_bad_options_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(BadRequest, match=name) as error:
+        Sampler(**{name: value})
+    assert error.value.code == f"request.{name}"
+
+
+def test_logits_that_are_no_numbers_are_the_files_fault() -> None:
+    with pytest.raises(BadModelFile, match="no finite number"):
+        Sampler(temperature=0.0).sample(np.full(5, np.nan, np.float32))
+    x = np.full(5, np.nan, np.float32)
+    x[3] = -2.0
+    assert Sampler(temperature=1.0).sample(x) == 3

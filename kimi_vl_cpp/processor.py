@@ -1,0 +1,101 @@
+"""The picture as the model sees it: scaled to the patch budget, padded, cut into a grid.
+
+Sizes, resampling and padding are those of the Hugging Face processor, byte for byte on upright RGB pictures. Scaling by
+Pillow's bicubic filter, because that is what defines the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import BadImage, BadRequest, shown
+from .image_io import MAX_PIXELS, ImageInput, load_data_url, open_image
+
+__all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "load_data_url"]
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """One picture, ready to be encoded."""
+
+    pixels: NDArray[np.uint8]  # [H, W, 3], H and W multiples of merge * patch_size
+    grid_hw: tuple[int, int]  # patches down and across
+    n_tokens: int  # positions it takes in the context
+    original_size: tuple[int, int]  # width, height, upright
+    resized_size: tuple[int, int]  # width, height before padding
+    digest: str  # of grid and pixels: equal digests, equal embeddings
+    notices: list[str] = field(default_factory=list)
+
+
+class ImageProcessor:
+    """Turns any `ImageInput` into a `ProcessedImage`.
+
+    in_token_limit: patches (before the 2 x 2 merge) above which a picture is scaled down; 4096 or 16384 by the
+        model's variant.
+    max_grid_side: patches a side that the model's rotary table knows; longer pictures are refused.
+    max_pixels: largest picture that is decoded at all.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 14,
+        merge: int = 2,
+        in_token_limit: int = 4096,
+        max_grid_side: int = 512,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        for name, value, low in (("in_token_limit", in_token_limit, merge * merge), ("max_pixels", max_pixels, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise BadRequest(
+                    f"{name} is {shown(value)}, expected a whole number of at least {low}", code=f"request.{name}"
+                )
+        self.patch_size = patch_size
+        self.merge = merge
+        self.in_token_limit = in_token_limit
+        self.max_grid_side = max_grid_side
+        self.max_pixels = max_pixels
+
+    def plan(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) of a picture -> its size after scaling and after padding, both (width, height).
+
+        Raises BadImage (image.too_many_patches) for a side of max_grid_side patches or more.
+        """
+        patches = (width // self.patch_size) * (height // self.patch_size)
+        resized = (width, height)
+        if patches > self.in_token_limit:
+            scale = math.sqrt(self.in_token_limit / patches)
+            resized = (max(1, int(width * scale)), max(1, int(height * scale)))
+        unit = self.patch_size * self.merge
+        padded = (-(-resized[0] // unit) * unit, -(-resized[1] // unit) * unit)
+        if max(padded) // self.patch_size >= self.max_grid_side:
+            limit = self.max_grid_side * self.patch_size
+            raise BadImage(
+                f"picture of {width} x {height} pixels becomes {padded[0]} x {padded[1]}: a side must stay below {limit} "
+                f"pixels ({self.max_grid_side} patches): scale it down or cut it into parts",
+                code="image.too_many_patches",
+            )
+        return resized, padded
+
+    def __call__(self, image: ImageInput | ProcessedImage) -> ProcessedImage:
+        """Decode, scale and pad. Raises BadImage."""
+        if isinstance(image, ProcessedImage):
+            return image
+        opened = open_image(image, self.max_pixels)
+        width, height = opened.original_size
+        resized, padded = self.plan(width, height)
+        rgb = opened.image
+        if resized != (width, height):
+            rgb = rgb.resize(resized, Image.Resampling.BICUBIC)
+        pixels = np.zeros((padded[1], padded[0], 3), np.uint8)
+        pixels[: resized[1], : resized[0]] = np.asarray(rgb)
+        pixels.setflags(write=False)
+        grid = (padded[1] // self.patch_size, padded[0] // self.patch_size)
+        digest = hashlib.sha256(f"{grid[0]}x{grid[1]}:".encode() + pixels.tobytes()).hexdigest()
+        tokens = grid[0] * grid[1] // (self.merge * self.merge)
+        return ProcessedImage(pixels, grid, tokens, (width, height), resized, digest, opened.notices)

@@ -176,6 +176,18 @@ def test_a_picture_from_standard_input_is_the_picture_in_the_file(run, model_pat
     assert json.loads(from_file.out)["text"] == json.loads(from_pipe.out)["text"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="needs /dev/fd")
+def test_a_picture_from_a_pipe_of_the_shell(run, model_path, photo):
+    reader, writer = os.pipe()
+    with open(reader, "rb"):
+        with open(writer, "wb") as pipe:  # small enough for the pipe's buffer
+            pipe.write(Path(photo).read_bytes())
+        from_pipe = run("run", "-m", model_path, "-i", f"/dev/fd/{reader}", *greedy("--json"), "What?")
+    from_file = run("run", "-m", model_path, "-i", photo, *greedy("--json"), "What?")
+    assert from_pipe.code == 0
+    assert json.loads(from_file.out)["text"] == json.loads(from_pipe.out)["text"]
+
+
 def test_standard_input_is_not_read_when_the_question_is_on_the_command_line(model_path):
     with subprocess.Popen(
         [*COMMAND, "run", "-m", model_path, *greedy(), "hi"], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from . import app, chat_commands, opening, paths
@@ -148,7 +148,7 @@ class Chat:
     def ask(self, text: str) -> None:
         """Asks with the pictures that wait. They stay waiting when the question does not become part of the
         conversation."""
-        pictures = [picture.path for picture in self.attached]
+        pictures: list[Any] = [picture.seen for picture in self.attached]  # as it was shown, whatever the file is now
         before = len(self.conversation.turns)
         try:
             self.answer(

@@ -107,13 +107,18 @@ def check_picture(path: str) -> None:
 
 
 def read_stdin_bytes(limit: int, what: str) -> bytes:
-    """Standard input to its end, at most `limit` bytes. Raises UsageError when it is a terminal, empty or larger."""
+    """Standard input to its end. Raises UsageError when it is closed or larger than `limit`."""
     stream: BinaryIO | None = getattr(sys.stdin, "buffer", None)
     if stream is None:
         raise exits.UsageError(f"{what} from standard input: it is closed")
+    return read_bytes(stream, limit, f"{what} from standard input")
+
+
+def read_bytes(stream: BinaryIO, limit: int, what: str) -> bytes:
+    """A stream to its end. Raises UsageError when that is more than `limit` bytes."""
     data = stream.read(limit + 1)
     if len(data) > limit:
-        raise exits.UsageError(f"{what} from standard input: more than {human_count(limit)} bytes")
+        raise exits.UsageError(f"{what}: more than {human_count(limit)} bytes")
     return data
 
 

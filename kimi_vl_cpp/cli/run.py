@@ -6,6 +6,8 @@ The answer goes to standard output as it comes and nothing else does; everything
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,14 +78,23 @@ def gather(options: Options) -> tuple[str, list[str | bytes]]:
     prompt = "\n\n".join(part for part in (p.rstrip("\r\n") for p in parts) if part.strip())
     if not prompt:
         raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
-    images: list[str | bytes] = [path if path != "-" else _read_picture_from_stdin() for path in options.images]
-    return prompt, images
+    return prompt, [_picture(path) for path in options.images]
 
 
 def _read_prompt_from_stdin() -> str:
     return opening.decode_text(
         opening.read_stdin_bytes(opening.MAX_PROMPT_BYTES, "prompt"), "prompt from standard input"
     )
+
+
+def _picture(path: str) -> str | bytes:
+    """A path as it is; standard input and the pipes of a shell's <(command) as their bytes."""
+    if path == "-":
+        return _read_picture_from_stdin()
+    if path.startswith("/dev/fd/") and stat.S_ISFIFO(os.stat(path).st_mode):
+        with open(path, "rb") as pipe:
+            return opening.read_bytes(pipe, opening.MAX_PICTURE_BYTES, f"picture {path}")
+    return path
 
 
 def _read_picture_from_stdin() -> bytes:

@@ -11,9 +11,31 @@ KV_A_NORM_EPS = 1e-6
 """Not the model's rms_norm_eps: the default of the class, which no config or GGUF key carries."""
 
 
-def rope_angles(positions, dims, theta):
-    """[n, dims / 2]"""
-    return positions[:, None] * theta ** (-2.0 * np.arange(dims // 2) / dims)
+def rope_angles(positions, dims, theta, scaling=None):
+    """[n, dims / 2]. scaling: config's rope_scaling; Kimi-VL has none."""
+    freqs = theta ** (-2.0 * np.arange(dims // 2) / dims)
+    if scaling is not None and scaling["type"] == "linear":
+        freqs = freqs / scaling["factor"]
+    if scaling is not None and scaling["type"] == "yarn":
+
+        def turning(rotations):  # the pair that turns so often within the original context
+            context = scaling["original_max_position_embeddings"]
+            return dims * np.log(context / (rotations * 2 * np.pi)) / (2 * np.log(theta))
+
+        low = max(np.floor(turning(scaling["beta_fast"])), 0)
+        high = min(np.ceil(turning(scaling["beta_slow"])), dims - 1)
+        slow = np.clip((np.arange(dims // 2) - low) / max(high - low, 0.001), 0, 1)
+        freqs = freqs / scaling["factor"] * slow + freqs * (1 - slow)
+    return positions[:, None] * freqs
+
+
+def softmax_scale(c):
+    """Of the scores; YaRN with mscale_all_dim sharpens them (DeepSeek's form of it)."""
+    scale = (c["qk_nope_head_dim"] + c["qk_rope_head_dim"]) ** -0.5
+    scaling = c.get("rope_scaling")
+    if scaling is not None and scaling["type"] == "yarn":
+        scale *= (0.1 * scaling["mscale_all_dim"] * np.log(scaling["factor"]) + 1) ** 2
+    return scale
 
 
 def attention(x, past, w, prefix, c, absorbed):
@@ -24,7 +46,7 @@ def attention(x, past, w, prefix, c, absorbed):
     n, heads, rank = len(x), c["num_attention_heads"], c["kv_lora_rank"]
     nope, rope, v_dim = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
     m = len(past[0])
-    angles = rope_angles(np.arange(m, m + n), rope, c["rope_theta"])
+    angles = rope_angles(np.arange(m, m + n), rope, c["rope_theta"], c.get("rope_scaling"))
 
     q = (x @ w[prefix + "q_proj.weight"].T).reshape(n, heads, nope + rope)
     q_nope, q_pe = q[..., :nope], rotate_pairs(q[..., nope:], angles[:, None])
@@ -41,7 +63,7 @@ def attention(x, past, w, prefix, c, absorbed):
     else:
         keys = np.einsum("sr,hnr->hns", latents, k_b)
         scores = q_nope.transpose(1, 0, 2) @ keys
-    scores = (scores + q_pe.transpose(1, 0, 2) @ k_pe.T) * (nope + rope) ** -0.5
+    scores = (scores + q_pe.transpose(1, 0, 2) @ k_pe.T) * softmax_scale(c)
     visible = np.arange(m + n)[None] <= np.arange(m, m + n)[:, None]
     p = softmax(np.where(visible, scores, -np.inf))  # [heads, n, m + n]
     if absorbed:

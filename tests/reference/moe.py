@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from .functions import sigmoid, swiglu
+from .functions import sigmoid, softmax, swiglu
 
 
 def route(x, w, prefix, c):
     """Experts [n, k], best first; their weights [n, k]; by how much the last of them was preferred to the next [n]."""
     k, n_experts = c["num_experts_per_tok"], c["n_routed_experts"]
-    scores = sigmoid(x @ w[prefix + "gate.weight"].T)
+    logits = x @ w[prefix + "gate.weight"].T
+    scores = softmax(logits) if c.get("scoring_func") == "softmax" else sigmoid(logits)
     choice = scores + w.get(prefix + "gate.e_score_correction_bias", 0)
     order = np.argsort(-choice, -1, kind="stable")
     ranked = np.take_along_axis(choice, order, -1)

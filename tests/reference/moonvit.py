@@ -10,7 +10,7 @@ BICUBIC_A = -0.75
 
 
 def patches(pixels, patch, mean=0.5, std=0.5):
-    """uint8 [H, W, 3] -> [n, 3 * patch * patch] in the order channel, y, x."""
+    """uint8 [H, W, 3] -> [n, 3 * patch * patch] in the order channel, y, x. mean, std: one number, or one a channel."""
     rows, cols = pixels.shape[0] // patch, pixels.shape[1] // patch
     x = (pixels / 255.0 - mean) / std
     return x.reshape(rows, patch, cols, patch, 3).transpose(0, 2, 4, 1, 3).reshape(rows * cols, -1)
@@ -78,13 +78,13 @@ def tower(pixels, w, c):
     """uint8 [H, W, 3], H and W multiples of 2 * patch -> [n, hidden]. c: config["vision"]."""
     rows, cols = pixels.shape[0] // c["patch_size"], pixels.shape[1] // c["patch_size"]
     pre = "vision_tower.patch_embed."
-    x = patches(pixels, c["patch_size"])
+    x = patches(pixels, c["patch_size"], np.array(c.get("image_mean", 0.5)), np.array(c.get("image_std", 0.5)))
     x = x @ w[pre + "proj.weight"].reshape(c["hidden_size"], -1).T + w[pre + "proj.bias"]
     h = x + position_embedding(w[pre + "pos_emb.weight"], rows, cols)
     angles = rope_angles(rows, cols, c["hidden_size"] // c["num_attention_heads"])
 
     def norm(x, name):
-        return layer_norm(x, w[name + ".weight"], w[name + ".bias"], LAYER_NORM_EPS)
+        return layer_norm(x, w[name + ".weight"], w[name + ".bias"], c.get("layer_norm_eps", LAYER_NORM_EPS))
 
     for i in range(c["num_hidden_layers"]):
         b = f"vision_tower.encoder.blocks.{i}."

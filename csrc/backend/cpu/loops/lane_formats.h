@@ -42,6 +42,13 @@ KIMI_INLINE Quad<L> load_quad(const LaneRows<L>& rows, int offset) {
   return quad;
 }
 
+// Bytes offset .. offset + 31 as 8 dwords.
+template <class L>
+KIMI_INLINE void load_eight(const LaneRows<L>& rows, int offset, typename L::U* out) {
+  L::load_transposed(rows.p, rows.stride, offset, out);
+  L::load_transposed(rows.p, rows.stride, offset + 16, out + 4);
+}
+
 // bias: what is subtracted from u; max_u: the largest u.
 template <Type type>
 struct Unpack;
@@ -243,12 +250,12 @@ struct Unpack<Type::Q4_K> {
   }
   template <int g, class L, class Sink>
   KIMI_INLINE void pair(const LaneRows<L>& rows, Sink& sink, const SubScales<L>& sub) {
-    const auto first = load_quad<L>(rows, 16 + 32 * g), second = load_quad<L>(rows, 32 + 32 * g);
     const auto low = L::splat(0x0f0f0f0f);
-    typename L::U u[8];
-    for (int t = 0; t < 8; ++t) u[t] = L::bit_and((t < 4 ? first.v : second.v)[t % 4], low);
+    typename L::U qs[8], u[8];
+    load_eight<L>(rows, 16 + 32 * g, qs);
+    for (int t = 0; t < 8; ++t) u[t] = L::bit_and(qs[t], low);
     sink.template group<2 * g, 8>(u, sub.template scale<2 * g>(), sub.template min<2 * g>());
-    for (int t = 0; t < 8; ++t) u[t] = L::bit_and(L::template shift_right<4>((t < 4 ? first.v : second.v)[t % 4]), low);
+    for (int t = 0; t < 8; ++t) u[t] = L::bit_and(L::template shift_right<4>(qs[t]), low);
     sink.template group<2 * g + 1, 8>(u, sub.template scale<2 * g + 1>(), sub.template min<2 * g + 1>());
   }
 };
@@ -260,8 +267,7 @@ struct Unpack<Type::Q5_K> {
   KIMI_INLINE void run(const LaneRows<L>& rows, Sink& sink) {
     const auto sub = SubScales<L>::of(load_quad<L>(rows, 0));
     typename L::U qh[8];
-    L::load_transposed(rows.p, rows.stride, 16, qh);
-    L::load_transposed(rows.p, rows.stride, 32, qh + 4);
+    load_eight<L>(rows, 16, qh);
     pair<0>(rows, sink, sub, qh);
     pair<1>(rows, sink, sub, qh);
     pair<2>(rows, sink, sub, qh);
@@ -269,14 +275,14 @@ struct Unpack<Type::Q5_K> {
   }
   template <int g, class L, class Sink>
   KIMI_INLINE void pair(const LaneRows<L>& rows, Sink& sink, const SubScales<L>& sub, const typename L::U* qh) {
-    const auto first = load_quad<L>(rows, 48 + 32 * g), second = load_quad<L>(rows, 64 + 32 * g);
     const auto low = L::splat(0x0f0f0f0f), fifth = L::splat(0x10101010);
-    typename L::U u[8];
+    typename L::U qs[8], u[8];
+    load_eight<L>(rows, 48 + 32 * g, qs);
     for (int t = 0; t < 8; ++t)  // bit 2 g of qh -> bit 4
-      u[t] = L::bit_or(L::bit_and((t < 4 ? first.v : second.v)[t % 4], low), L::bit_and(L::template shift<4 - 2 * g>(qh[t]), fifth));
+      u[t] = L::bit_or(L::bit_and(qs[t], low), L::bit_and(L::template shift<4 - 2 * g>(qh[t]), fifth));
     sink.template group<2 * g, 8>(u, sub.template scale<2 * g>(), sub.template min<2 * g>());
     for (int t = 0; t < 8; ++t)  // bit 2 g + 1
-      u[t] = L::bit_or(L::bit_and(L::template shift_right<4>((t < 4 ? first.v : second.v)[t % 4]), low),
+      u[t] = L::bit_or(L::bit_and(L::template shift_right<4>(qs[t]), low),
                        L::bit_and(L::template shift<3 - 2 * g>(qh[t]), fifth));
     sink.template group<2 * g + 1, 8>(u, sub.template scale<2 * g + 1>(), sub.template min<2 * g + 1>());
   }
@@ -296,8 +302,9 @@ struct Unpack<Type::Q6_K> {
   template <int n, class L, class Sink>
   KIMI_INLINE void half(const LaneRows<L>& rows, Sink& sink, const Quad<L>& scales, typename L::F d) {
     typename L::U ql[16], qh[8];
-    for (int i = 0; i < 4; ++i) L::load_transposed(rows.p, rows.stride, 64 * n + 16 * i, ql + 4 * i);
-    for (int i = 0; i < 2; ++i) L::load_transposed(rows.p, rows.stride, 128 + 32 * n + 16 * i, qh + 4 * i);
+    load_eight<L>(rows, 64 * n, ql);
+    load_eight<L>(rows, 64 * n + 32, ql + 8);
+    load_eight<L>(rows, 128 + 32 * n, qh);
     quarter<n, 0>(sink, ql, qh, scales, d);
     quarter<n, 1>(sink, ql + 8, qh, scales, d);
     quarter<n, 2>(sink, ql, qh, scales, d);
@@ -335,16 +342,14 @@ struct Unpack<Type::Q3_K> {
     words[2] = L::bit_or(L::bit_and(L::template shift_right<4>(packed[0]), four), L::bit_and(packed[2], two));
     words[3] = L::bit_or(L::bit_and(L::template shift_right<4>(packed[1]), four), L::bit_and(L::template shift_right<2>(packed[2]), two));
     typename L::U mask[8];
-    L::load_transposed(rows.p, rows.stride, 0, mask);
-    L::load_transposed(rows.p, rows.stride, 16, mask + 4);
+    load_eight<L>(rows, 0, mask);
     half<0>(rows, sink, words, d, mask);
     half<1>(rows, sink, words, d, mask);
   }
   template <int n, class L, class Sink>
   KIMI_INLINE void half(const LaneRows<L>& rows, Sink& sink, const typename L::U* words, typename L::F d, const typename L::U* mask) {
     typename L::U qs[8];
-    L::load_transposed(rows.p, rows.stride, 32 + 32 * n, qs);
-    L::load_transposed(rows.p, rows.stride, 48 + 32 * n, qs + 4);
+    load_eight<L>(rows, 32 + 32 * n, qs);
     quarter<n, 0>(sink, qs, mask, words[2 * n], d);
     quarter<n, 1>(sink, qs, mask, words[2 * n], d);
     quarter<n, 2>(sink, qs, mask, words[2 * n + 1], d);
@@ -379,8 +384,7 @@ struct Unpack<Type::Q2_K> {
   template <int n, class L, class Sink>
   KIMI_INLINE void half(const LaneRows<L>& rows, Sink& sink, const Quad<L>& scales, typename L::F d, typename L::F dmin) {
     typename L::U qs[8];
-    L::load_transposed(rows.p, rows.stride, 16 + 32 * n, qs);
-    L::load_transposed(rows.p, rows.stride, 32 + 32 * n, qs + 4);
+    load_eight<L>(rows, 16 + 32 * n, qs);
     quarter<n, 0>(sink, qs, scales.v[2 * n], d, dmin);
     quarter<n, 1>(sink, qs, scales.v[2 * n], d, dmin);
     quarter<n, 2>(sink, qs, scales.v[2 * n + 1], d, dmin);

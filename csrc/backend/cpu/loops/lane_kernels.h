@@ -74,27 +74,29 @@ struct DotSink {
   }
 };
 
-// kWidth rows (the first n_rows of them real) against activation rows j[0 .. T).
+// kWidth rows, of which the first n_rows are real, against the T activation rows from j0 on, of which the first n_x are.
+// next: rows to fetch meanwhile, or nullptr.
 template <class L, Type type, int T>
-KIMI_INLINE void gemv_rows(const uint8_t* w, int64_t row_bytes, int64_t n_rows, bool more_follow, const Q8Rows& x, const int64_t* j,
-                           typename L::F* acc) {
+__attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_bytes, int64_t n_rows, const uint8_t* next, const Q8Rows& x,
+                                                int64_t j0, int64_t n_x, float* out, int64_t out_stride) {
   using Traits = quant::BlockTraits<type>;
   constexpr int kBytes = sizeof(typename Traits::Block);
   DotSink<L, type, T> sink;
   for (int t = 0; t < T; ++t) {
+    const int64_t j = j0 + (t < n_x ? t : n_x - 1);  // columns beyond the last repeat it
     sink.acc[t] = L::zero();
-    sink.q[t] = x.q + j[t] * x.k;
-    sink.scale[t] = x.scale + j[t] * (x.k / 32);
-    sink.sum[t] = x.sum + j[t] * (x.k / 16);
-    sink.isum[t] = x.isum + j[t] * (x.k / 16);
+    sink.q[t] = x.q + j * x.k;
+    sink.scale[t] = x.scale + j * (x.k / 32);
+    sink.sum[t] = x.sum + j * (x.k / 16);
+    sink.isum[t] = x.isum + j * (x.k / 16);
   }
+  sink.prefetch.next = next ? next : w;
   PartialRows<L, type> partial(n_rows);
   LaneRows<L> rows = LaneRows<L>::at(w, row_bytes);
-  sink.prefetch.next = more_follow ? w + L::kWidth * row_bytes : w;
   for (int64_t b = 0; b < x.k / Traits::elems; ++b) {
     Unpack<type>::template run<L>(n_rows < L::kWidth ? partial.copy(w + b * kBytes, row_bytes, n_rows) : rows, sink);
     for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
-    if (more_follow) sink.prefetch.next += L::kWidth * kBytes;
+    if (next) sink.prefetch.next += L::kWidth * kBytes;
     for (int t = 0; t < T; ++t) {
       sink.q[t] += Traits::elems;
       sink.scale[t] += Traits::elems / 32;
@@ -102,43 +104,34 @@ KIMI_INLINE void gemv_rows(const uint8_t* w, int64_t row_bytes, int64_t n_rows, 
       sink.isum[t] += Traits::elems / 16;
     }
   }
-  for (int t = 0; t < T; ++t) acc[t] = sink.acc[t];
-}
-
-template <class L, Type type, int T>
-__attribute__((noinline)) static void gemv_columns(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t j0,
-                                                   int64_t n_x, float* out, int64_t out_stride) {
-  int64_t j[T];
-  for (int t = 0; t < T; ++t) j[t] = j0 + (t < n_x ? t : n_x - 1);  // columns beyond the last repeat it
-  prefetch_all(static_cast<const uint8_t*>(w), (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
-  for (int64_t r = 0; r < n_rows; r += L::kWidth) {
-    const int64_t n = n_rows - r < L::kWidth ? n_rows - r : L::kWidth;
-    typename L::F acc[T];
-    gemv_rows<L, type, T>(static_cast<const uint8_t*>(w) + r * row_bytes, row_bytes, n, n_rows - r > L::kWidth, x, j, acc);
-    for (int t = 0; t < T; ++t) {
-      if (t >= n_x) break;
-      float* to = out + (j0 + t) * out_stride + r;
-      if (n == L::kWidth) {
-        L::store_floats(to, acc[t]);
-      } else {
-        L::store_some(to, acc[t], n);
-      }
+  for (int t = 0; t < T; ++t) {
+    if (t >= n_x) break;
+    float* to = out + (j0 + t) * out_stride;
+    if (n_rows == L::kWidth) {
+      L::store_floats(to, sink.acc[t]);
+    } else {
+      L::store_some(to, sink.acc[t], n_rows);
     }
   }
 }
 
+// Rows by kWidth, columns by four: the weights of one set of rows stay in the cache for all columns.
 template <class L, Type type>
 KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
-  for (int64_t j0 = 0; j0 < n_x; j0 += 8) {
-    const int64_t n = n_x - j0;
-    if (n == 1) {
-      gemv_columns<L, type, 1>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
-    } else if (n == 2) {
-      gemv_columns<L, type, 2>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
-    } else if (n <= 4) {
-      gemv_columns<L, type, 4>(w, row_bytes, n_rows, x, j0, n, out, out_stride);
-    } else {
-      gemv_columns<L, type, 8>(w, row_bytes, n_rows, x, j0, n < 8 ? n : 8, out, out_stride);
+  const auto* rows = static_cast<const uint8_t*>(w);
+  prefetch_all(rows, (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
+  for (int64_t r = 0; r < n_rows; r += L::kWidth, rows += L::kWidth * row_bytes) {
+    const int64_t left = n_rows - r, n = left < L::kWidth ? left : L::kWidth;
+    for (int64_t j0 = 0; j0 < n_x; j0 += 4) {
+      const int64_t columns = n_x - j0;
+      const uint8_t* next = columns <= 4 && left > L::kWidth ? rows + L::kWidth * row_bytes : nullptr;
+      if (columns == 1) {
+        gemv_tile<L, type, 1>(rows, row_bytes, n, next, x, j0, columns, out + r, out_stride);
+      } else if (columns == 2) {
+        gemv_tile<L, type, 2>(rows, row_bytes, n, next, x, j0, columns, out + r, out_stride);
+      } else {
+        gemv_tile<L, type, 4>(rows, row_bytes, n, next, x, j0, columns, out + r, out_stride);
+      }
     }
   }
 }

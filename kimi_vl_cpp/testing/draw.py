@@ -114,7 +114,8 @@ def _widen_routing(draw: _Draw, t: dict[str, Any]) -> None:
     w, rng, hidden = draw.weights, draw.rng, t["hidden_size"]
     classes = min(16, hidden // 4)
     embedding = w[TEXT + "embed_tokens.weight"]
-    embedding[:, :classes] = 0
+    # A whole block of 32 holds nothing else, so that zeros stay zeros in types that store a minimum.
+    embedding[:, : max(classes, 32 if hidden >= 64 else 0)] = 0
     embedding[np.arange(len(embedding)), rng.integers(0, classes, len(embedding))] = CLASS_VALUE
     if PROJECTOR + "linear_2.weight" in w:  # pictures are one class
         w[PROJECTOR + "linear_2.weight"][:classes] *= np.float32(0.02)
@@ -126,7 +127,7 @@ def _widen_routing(draw: _Draw, t: dict[str, Any]) -> None:
     n_experts, k = t["n_routed_experts"], t["num_experts_per_tok"]
     for i in range(t["first_k_dense_replace"], t["num_hidden_layers"]):
         layer = f"{TEXT}layers.{i}."
-        bias = rng.uniform(-0.25, 0.25, n_experts).astype(np.float32)
+        bias = rng.permutation(np.linspace(-0.25, 0.25, n_experts)).astype(np.float32)
         gate = w[layer + "mlp.gate.weight"] * np.float32(0.05)
         for c in range(classes):
             # A column is read as column * CLASS_VALUE * norm weight / rms; the rms of the residual stream is 1 to 4.
@@ -152,7 +153,7 @@ def _routing_column(rng: np.random.Generator, bias: F32Array, k: int, reach: np.
     inside, outside = np.where(chosen, scores + bias, np.inf), np.where(chosen, -np.inf, scores + bias)
     margin = (inside.min(-1) - outside.max(-1)).min(0)
     without_bias = np.where(chosen, scores, np.inf).min(-1) - np.where(chosen, -np.inf, scores).max(-1)
-    if want_change and k < n:
-        changed = without_bias.max(0) < 0
-        margin = np.where(changed, margin, margin - 0.1)
+    changed = np.where(without_bias.max(0) < 0, margin, -np.inf)
+    if want_change and changed.max() > 0.15:
+        margin = changed
     return np.asarray(columns[int(margin.argmax())], np.float32)

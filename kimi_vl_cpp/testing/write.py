@@ -82,8 +82,8 @@ def write_gguf(
     path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[str, NDArray[Any]]], shards: int, version: int
 ) -> list[Path]:
     """Writes the file or its shards; returns their paths in order. metadata without None values."""
-    per_shard = -(-len(tensors) // shards)
-    if shards < 1 or -(-len(tensors) // per_shard) != shards:
+    per_shard = -(-len(tensors) // max(shards, 1))
+    if per_shard == 0 or -(-len(tensors) // per_shard) != shards:
         raise ValueError(f"shards={shards}: {len(tensors)} tensors do not divide into as many parts of equal length")
     writer = GGUFWriter(path, "", split_max_tensors=per_shard if shards > 1 else 0)
     writer.kv_data[0].clear()  # the architecture is among the metadata, or left out on purpose

@@ -469,7 +469,13 @@ void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t*
     }
     std::printf(" n=%ld %.1f (%.0f%%)", static_cast<long>(n_x), best, 100 * best / read_rate);
   }
-  std::printf(" GB/s, read loop %.1f\n", read_rate);
+  // Panels, too, are made of weights that come from memory.
+  Panel panel(k, table.panel_lanes);
+  const double pack_rate = rate([&](const uint8_t* w, float*) {
+    for (int64_t r = 0; r + table.panel_lanes <= segment_rows; r += table.panel_lanes)
+      table.pack_panel_q8[static_cast<int>(format.type)](w + r * row_bytes, row_bytes, table.panel_lanes, k, &panel.panel);
+  });
+  std::printf(" pack %.1f GB/s, read loop %.1f\n", pack_rate, read_rate);
 }
 
 }  // namespace

@@ -26,20 +26,8 @@ struct PartialRows {
 };
 
 // kWidth rows are read column by column, a walk that no hardware prefetcher follows: without help a core gets a tenth of the memory's
-// speed. So while one set of rows is used, the next is fetched in the order of addresses, a little with every group.
-template <class L, Type type>
-struct Prefetch {
-  static constexpr int kBytes = L::kWidth * static_cast<int>(sizeof(typename quant::BlockTraits<type>::Block));
-  const uint8_t* next;  // what to fetch while the present block is used
-
-  template <int g>
-  __attribute__((always_inline)) void group() const {
-    constexpr int kGroups = quant::BlockTraits<type>::groups;
-    for (int at = (kBytes * g / kGroups + 63) / 64 * 64; at < kBytes * (g + 1) / kGroups; at += 64) __builtin_prefetch(next + at);
-  }
-};
-
-KIMI_INLINE void prefetch_all(const uint8_t* first, int64_t n_bytes) {
+// speed. So before each block of the present rows as many bytes of the next rows are fetched, in the order of addresses.
+KIMI_INLINE void prefetch(const uint8_t* first, int64_t n_bytes) {
   for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(first + i);
 }
 
@@ -55,11 +43,9 @@ struct DotSink {
   const float* scale[T];
   const float* sum[T];
   const int32_t* isum[T];
-  Prefetch<L, type> prefetch;
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
-    prefetch.template group<g>();
     constexpr int kAt = g * Traits::group, kSum = kAt / 16;
     for (int t = 0; t < T; ++t) {
       int32_t x_isum = 0;
@@ -90,13 +76,12 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
     sink.sum[t] = x.sum + j * (x.k / 16);
     sink.isum[t] = x.isum + j * (x.k / 16);
   }
-  sink.prefetch.next = next ? next : w;
   PartialRows<L, type> partial(n_rows);
   LaneRows<L> rows = LaneRows<L>::at(w, row_bytes);
   for (int64_t b = 0; b < x.k / Traits::elems; ++b) {
+    if (next) prefetch(next + b * L::kWidth * kBytes, L::kWidth * kBytes);
     Unpack<type>::template run<L>(n_rows < L::kWidth ? partial.copy(w + b * kBytes, row_bytes, n_rows) : rows, sink);
     for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
-    if (next) sink.prefetch.next += L::kWidth * kBytes;
     for (int t = 0; t < T; ++t) {
       sink.q[t] += Traits::elems;
       sink.scale[t] += Traits::elems / 32;
@@ -119,7 +104,7 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
 template <class L, Type type>
 KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
   const auto* rows = static_cast<const uint8_t*>(w);
-  prefetch_all(rows, (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
+  prefetch(rows, (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
   for (int64_t r = 0; r < n_rows; r += L::kWidth, rows += L::kWidth * row_bytes) {
     const int64_t left = n_rows - r, n = left < L::kWidth ? left : L::kWidth;
     for (int64_t j0 = 0; j0 < n_x; j0 += 4) {
@@ -146,11 +131,9 @@ struct PanelSink {
   uint8_t* q;
   float* scale;
   float* min;
-  Prefetch<L, type> prefetch;
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
-    prefetch.template group<g>();
     constexpr uint32_t kRest = 128 - Unpack<type>::bias;  // the panel's bias is 128
     for (int i = 0; i < n; ++i)
       L::store(q + (g * n + i) * lanes * 4, kRest ? L::add_bytes(u[i], L::splat(kRest * 0x01010101u)) : u[i]);
@@ -166,19 +149,18 @@ KIMI_INLINE void pack_lanes(const void* w, int64_t row_bytes, int64_t n_rows, in
   out->group = Traits::group;
   out->has_min = Traits::has_min;
   out->k = k;
-  prefetch_all(static_cast<const uint8_t*>(w), (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
+  prefetch(static_cast<const uint8_t*>(w), (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
   for (int64_t r = 0; r < lanes; r += L::kWidth) {
     const int64_t left = n_rows - r, n = left < 0 ? 0 : left < L::kWidth ? left : L::kWidth;
     const uint8_t* first = static_cast<const uint8_t*>(w) + (n ? r * row_bytes : 0);
-    PanelSink<L, type, lanes> sink{out->q + 4 * r, out->scale + r, Traits::has_min ? out->min + r : nullptr, {}};
-    const bool more_follow = left > L::kWidth;
-    sink.prefetch.next = more_follow ? first + L::kWidth * row_bytes : first;
+    PanelSink<L, type, lanes> sink{out->q + 4 * r, out->scale + r, Traits::has_min ? out->min + r : nullptr};
+    const uint8_t* next = left > L::kWidth ? first + L::kWidth * row_bytes : nullptr;
     PartialRows<L, type> partial(n);
     LaneRows<L> rows = LaneRows<L>::at(first, row_bytes);
     for (int64_t b = 0; b < k / Traits::elems; ++b) {
+      if (next) prefetch(next + b * L::kWidth * kBytes, L::kWidth * kBytes);
       Unpack<type>::template run<L>(n < L::kWidth ? partial.copy(first + b * kBytes, row_bytes, n) : rows, sink);
       for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
-      if (more_follow) sink.prefetch.next += L::kWidth * kBytes;
       sink.q += Traits::elems * lanes;
       sink.scale += Traits::groups * lanes;
       if constexpr (Traits::has_min) sink.min += Traits::groups * lanes;

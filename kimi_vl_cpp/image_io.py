@@ -1,7 +1,7 @@
 """Opening pictures: anything a person hands over becomes upright 8-bit RGB, or a `BadImage` that says why not.
 
-Knows files, bytes, data URLs, PIL images and arrays; knows nothing of patches and of sizes that the model likes
-(`processor`). Pillow decodes. None of its global settings is changed.
+Owns the doors: files, bytes, data URLs, PIL images and arrays. What the bytes mean is for `image_decode`, what colours
+become for `image_rgb`, and what size the model likes for `processor`.
 """
 
 from __future__ import annotations
@@ -9,271 +9,220 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
-import io
 import os
 import stat
-import threading
 import urllib.parse
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from .errors import BadImage, shown
+from .image_decode import check_pixels, decode, load_pixels
+from .image_rgb import to_rgb, upright
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
 
-#: What is decoded. Everything else is refused by name, whatever Pillow may know of it.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
-#: Pixels of a picture before scaling. Decoding takes 3 to 8 bytes each.
-MAX_PIXELS = 100_000_000
-#: Bytes of a picture file or data URL.
+MAX_PIXELS = 128_000_000
+"""Pixels of a picture before it is scaled: more than any phone's camera. Decoding takes 4 to 12 bytes each."""
+
 MAX_BYTES = 256 << 20
-#: Scans of a progressive JPEG; real files have about ten, each costs a pass over the whole picture.
-MAX_JPEG_SCANS = 200
+"""Bytes of an encoded picture."""
 
-#: First bytes of what people hand over by mistake -> what to do instead.
-_STRANGERS: tuple[tuple[bytes, str], ...] = (
-    (b"%PDF", "a PDF: export its pages as PNG first"),
-    (b"%!PS", "PostScript: export it as PNG first"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript: export it as PNG first"),
-    (b"8BPS", "a Photoshop document: export it as PNG first"),
-    (b"SIMPLE  =", "a FITS file: export it as PNG first"),
-    (b"<svg", "an SVG drawing: render it to PNG first"),
-    (b"<?xml", "an XML file (SVG?): render it to PNG first"),
-    (b"PK\x03\x04", "a zip archive or office document: export the picture as PNG or JPEG first"),
-    (b"GGUF", "a model file, not a picture"),
-)
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+MAX_URL_BYTES = 64 << 20
+"""Bytes that a data URL may carry."""
 
-# catch_warnings changes a setting of the whole process for as long as it lasts.
-_warnings_lock = threading.Lock()
+_MAX_ESCAPED = 4 << 20  # characters of a data URL without base64: three for each byte, and slow to read
+_ADDRESSES = ("http", "https", "ftp", "file", "gopher", "s3")
+_OPEN_ERRORS = {
+    errno.ENOENT: ("image.not_found", "no such file: check the path of the picture"),
+    errno.ENOTDIR: ("image.not_found", "no such file: check the path of the picture"),
+    errno.EACCES: ("image.not_readable", "no permission to read it: change its permissions"),
+    errno.ELOOP: ("image.not_found", "a loop of symbolic links: give the file itself"),
+    errno.ENXIO: ("image.not_a_file", "not a regular file: give a picture file"),
+    errno.ENAMETOOLONG: (
+        "image.not_found",
+        "too long for a path: give the bytes of a picture as bytes, base64 as data:image/png;base64,...",
+    ),
+}
 
 
 @dataclass
 class OpenedImage:
     """Upright RGB pixels, and what was done to the original to get them."""
 
-    image: Image.Image  # mode RGB
-    original_size: tuple[int, int]  # width, height, upright
+    image: Image.Image
+    """Mode RGB. May be the caller's own object: not to be changed."""
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return self.image.size
 
 
 def open_image(source: ImageInput, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     """Decode `source` to upright RGB.
 
-    source: a path (`~` is expanded), a `data:` URL, the bytes of a file, a PIL image (left as it is), or a uint8 array
-    [H, W, 3], [H, W, 4], [H, W, 1] or [H, W]. Raises BadImage with a code image.*.
+    source: a path (`~` is expanded), a `data:` URL, the bytes of a picture file, a PIL image (its present frame; the
+    object stays as it is), or a uint8 array [H, W, 3], [H, W, 4] (RGBA), [H, W, 1] or [H, W] (grey).
+    Raises BadImage with a code image.*, and OutOfMemory.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _opened(_image_of_array(source, max_pixels), "array", max_pixels, [])
     if isinstance(source, Image.Image):
-        return _from_pil(source, "picture", max_pixels)
+        notices = ["one frame of an animation"] if _frame(source) else []
+        return _opened(source, "PIL image", max_pixels, notices)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), "picture", max_pixels)
+        return _decoded(_bytes_of(source), "picture", max_pixels)
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _from_bytes(load_data_url(source), "data URL", max_pixels)
+        return _decoded(load_data_url(source), "data URL", max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _from_bytes(read_image_file(source), os.fspath(source), max_pixels)
+        return _decoded(read_image_file(source), shown(os.fspath(source)), max_pixels)
+    hint = ": pass what its read() returns" if hasattr(source, "read") else ""
     raise BadImage(
-        f"picture: {type(source).__name__} is not a picture: give a path, the bytes of a file, a PIL image "
+        f"picture of type {type(source).__name__}{hint}: expected a path, the bytes of a picture file, a PIL image "
         "or a uint8 array [H, W, 3]",
         code="image.type",
     )
 
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most MAX_BYTES. Raises BadImage; never waits on a pipe or a device."""
+    """The bytes of a regular file of at most MAX_BYTES. Never waits on a pipe or a device. Raises BadImage."""
     name = os.fspath(path)
     if not isinstance(name, str):
-        raise BadImage(f"picture path {shown(name)} must be text", code="image.type")
-    if "://" in name and name.split("://", 1)[0].lower() in ("http", "https", "ftp", "file", "gopher", "s3"):
-        raise BadImage(
-            f"{shown(name)}: addresses are not fetched: download the picture and give its path", code="image.address"
-        )
-    if "\0" in name:
-        raise BadImage(f"picture path {shown(name)} contains a zero character", code="image.not_found")
-    expanded = os.path.expanduser(name)
+        raise BadImage(f"picture path {shown(name)}: expected text, not bytes", code="image.type")
+    if "://" in name and name.split("://", 1)[0].lower() in _ADDRESSES:
+        raise BadImage(f"{shown(name)}: addresses are not fetched: download it and give its path", code="image.url")
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # not all exist everywhere
+        flags |= getattr(os, flag, 0)
     try:
-        handle = os.open(expanded, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(os.path.expanduser(name), flags)
     except OSError as error:
-        code, text = {
-            errno.ENOENT: ("image.not_found", "no such file"),
-            errno.ENOTDIR: ("image.not_found", "no such file"),
-            errno.EACCES: ("image.not_readable", "no permission to read it"),
-            errno.ELOOP: ("image.not_found", "a loop of symbolic links"),
-            errno.ENXIO: ("image.not_a_file", "not a regular file"),
-            errno.ENAMETOOLONG: ("image.not_found", "the name is too long"),
-        }.get(error.errno or 0, ("image.not_readable", error.strerror or "cannot be read"))
-        raise BadImage(f"{shown(name)}: {text}: check the path of the picture", code=code) from None
-    except ValueError as error:
-        raise BadImage(f"{shown(name)}: {error}", code="image.not_found") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+        code, text = _OPEN_ERRORS.get(error.errno or 0, ("image.not_readable", f"cannot be read: {error.strerror}"))
+        raise BadImage(f"{shown(name)}: {text}", code=code) from None
+    except ValueError as error:  # a zero character, a lone surrogate
+        raise BadImage(f"{shown(name)}: no file can have this name ({error})", code="image.not_found") from None
+    try:
+        status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
             raise BadImage(f"{shown(name)}: a folder: name the picture in it", code="image.not_a_file")
         if not stat.S_ISREG(status.st_mode):
             raise BadImage(f"{shown(name)}: not a regular file: give a picture file", code="image.not_a_file")
-        if status.st_size > MAX_BYTES:
-            raise BadImage(
-                f"{shown(name)}: {status.st_size} bytes, expected at most {MAX_BYTES}: give a smaller picture",
-                code="image.too_large",
-            )
-        return file.read(MAX_BYTES + 1)
+        _check_bytes(shown(name), status.st_size, MAX_BYTES)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES)
+    except OSError as error:
+        raise BadImage(f"{shown(name)}: cannot be read: {error.strerror}", code="image.not_readable") from None
+    finally:
+        os.close(handle)
 
 
-def load_data_url(url: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes that a `data:[type][;base64],...` URL carries. Raises BadImage (image.data_url, image.too_large)."""
-    head, comma, body = url.partition(",")
+def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES) -> bytes:
+    """The bytes that a `data:[image type][;base64],...` URL carries; they are not decoded as a picture here.
+
+    The base64 may be of the URL alphabet, without padding, wrapped, or percent-encoded.
+    Raises BadImage (image.data_url, image.too_large).
+    """
+    head, comma, body = url[:1024].partition(",")
     if head[:5].lower() != "data:" or not comma:
         raise BadImage(
-            f"data URL {shown(url[:80])}: expected data:image/png;base64,... with a comma before the data",
+            f"data URL {shown(url[:80])}: no comma before the data: expected data:image/png;base64,...",
             code="image.data_url",
         )
-    mime, *parameters = head[5:].split(";")
-    if mime and not mime.strip().lower().startswith("image/"):
+    body = url[len(head) + 1 :]
+    mime, *parameters = (part.strip().lower() for part in head[5:].split(";"))
+    if mime and not mime.startswith("image/"):
         raise BadImage(
-            f"data URL of type {shown(mime[:80])}: expected an image type such as image/png", code="image.data_url"
+            f"data URL of type {shown(mime)}: expected a picture's, such as image/png", code="image.data_url"
         )
-    if len(body) > max_bytes * 4 // 3 + 4:
-        raise BadImage(
-            f"data URL of {len(body)} characters, expected at most {max_bytes} bytes: give a smaller picture",
-            code="image.too_large",
-        )
-    if any(p.strip().lower() == "base64" for p in parameters):
-        try:
-            text = urllib.parse.unquote_to_bytes(body) if "%" in body else body.encode("ascii")
-            text = b"".join(text.split()).replace(b"-", b"+").replace(b"_", b"/")
-            return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-        except (binascii.Error, ValueError):
+    if "base64" not in parameters:
+        if len(body) > _MAX_ESCAPED:
             raise BadImage(
-                "data URL: its base64 data is damaged: encode the picture again", code="image.data_url"
-            ) from None
-    return urllib.parse.unquote_to_bytes(body)
+                f"data URL of {len(body)} characters without base64, expected at most {_MAX_ESCAPED}: use base64",
+                code="image.too_large",
+            )
+        return _unescape(body)
+    _check_bytes("data URL", len(body) // 4 * 3, max_bytes)
+    for escape, character in (("%2b", "+"), ("%2f", "/"), ("%3d", "="), ("%0a", ""), ("%0d", ""), ("%20", "")):
+        if "%" not in body:
+            break
+        body = body.replace(escape, character).replace(escape.upper(), character)
+    try:
+        text = body.encode("ascii").translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f\v")
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImage(f"data URL: its base64 is damaged ({error}): encode it again", code="image.data_url") from None
 
 
-def _from_bytes(data: bytes, name: str, max_pixels: int) -> OpenedImage:
+def _unescape(url: str) -> bytes:
+    """Percent-decoding in pieces: the library's function holds one object for each escape."""
+    text, out, start = url.encode("utf-8", "replace"), bytearray(), 0
+    while start < len(text):
+        end = start + 65536
+        while end < len(text) and b"%" in text[end - 2 : end]:  # no escape is cut
+            end += 1
+        out += urllib.parse.unquote_to_bytes(text[start:end])
+        start = end
+    return bytes(out)
+
+
+def _bytes_of(source: bytes | bytearray | memoryview) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        _check_bytes("picture", memoryview(source).nbytes, MAX_BYTES)
+        return bytes(source)
+    except ValueError as error:  # a memoryview that was released
+        raise BadImage(f"picture: {error}: pass it while it is valid", code="image.closed") from None
+
+
+def _check_bytes(label: str, n: int, allowed: int) -> None:
+    if n > allowed:
+        raise BadImage(f"{label}: {n} bytes, expected at most {allowed}: give a smaller file", code="image.too_large")
+
+
+def _decoded(data: bytes, label: str, max_pixels: int) -> OpenedImage:
     if not data:
-        raise BadImage(f"{shown(name)}: empty: nothing to decode, save the picture again", code="image.empty")
-    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, what in _STRANGERS:
-        if head.startswith(magic):
-            raise BadImage(f"{shown(name)}: {what}", code="image.format")
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        raise BadImage(
-            f"{shown(name)}: HEIC pictures are not decoded: convert it to JPEG or PNG first", code="image.format"
-        )
-    scans = data.count(b"\xff\xda") if data[:2] == b"\xff\xd8" else 0
-    if scans > MAX_JPEG_SCANS:
-        raise BadImage(
-            f"{shown(name)}: a JPEG of {scans} scans, expected at most {MAX_JPEG_SCANS}: save it again",
-            code="image.too_large",
-        )
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.init()
-        try:
-            image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
-        except UnidentifiedImageError:
-            raise BadImage(
-                f"{shown(name)}: not a picture that can be decoded, or damaged at its start: expected one of "
-                f"{', '.join(FORMATS)}",
-                code="image.format",
-            ) from None
-        except Image.DecompressionBombError:
-            raise BadImage(_too_large(name, None, max_pixels), code="image.too_large") from None
-        except Exception as error:
-            raise BadImage(f"{shown(name)}: damaged: {error}: save the picture again", code="image.truncated") from None
-    return _from_pil(image, name, max_pixels)
-
-
-def _too_large(name: str, size: tuple[int, int] | None, max_pixels: int) -> str:
-    pixels = f"{size[0]} x {size[1]} pixels" if size else "more pixels than are ever decoded"
-    return f"{shown(name)}: {pixels}, expected at most {max_pixels / 1e6:g} million: scale the picture down first"
-
-
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> OpenedImage:
+        raise BadImage(f"{label}: empty, there is nothing to decode: save the picture again", code="image.empty")
+    _check_bytes(label, len(data), MAX_BYTES)
     notices: list[str] = []
-    if image.width < 1 or image.height < 1:
-        raise BadImage(f"{shown(name)}: {image.width} x {image.height} pixels: nothing to look at", code="image.empty")
-    if image.width * image.height > max_pixels:
-        raise BadImage(_too_large(name, image.size, max_pixels), code="image.too_large")
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            if image.format not in (None, "MPO") and getattr(image, "is_animated", False):
-                notices.append(f"{name}: an animation: only its first frame is used")
-                image.seek(0)
-            image.load()
-        except Exception as error:
-            raise BadImage(
-                f"{shown(name)}: truncated or damaged: {error}: save or download the picture again",
-                code="image.truncated",
-            ) from None
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:
-            upright = image
-            notices.append(f"{name}: its EXIF data is damaged and was ignored")
-        try:
-            rgb = _to_rgb(upright, name, notices)
-        except BadImage:
-            raise
-        except Exception as error:
-            raise BadImage(
-                f"{shown(name)}: mode {image.mode} cannot be shown as RGB: {error}: save it as PNG", code="image.mode"
-            ) from None
-    return OpenedImage(rgb, rgb.size, notices)
+    return _opened(decode(data, label, max_pixels, notices), label, max_pixels, notices)
 
 
-def _to_rgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scale_deep(image, name, notices)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-        rgba = (image.convert(straight) if straight else image).convert("RGBA")
-        if int(np.asarray(rgba)[:, :, 3].min()) == 255:  # opaque throughout: the colours as they are
-            return rgba.convert("RGB")
-        notices.append(f"{name}: transparent parts are shown on white")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+def _opened(image: Image.Image, label: str, max_pixels: int, notices: list[str]) -> OpenedImage:
+    check_pixels(image.size, label, max_pixels)
+    load_pixels(image, label, notices)
+    check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
+    return OpenedImage(to_rgb(upright(image, notices), label, notices), notices)
 
 
-def _scale_deep(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
-    """16-bit grey by its full range; wider integers and floats by their own range."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadImage(f"{shown(name)}: has values that are not finite: save it as 8-bit PNG", code="image.not_finite")
-    low, high = float(values.min()), float(values.max())
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    if image.mode == "F" and low >= 0 and high <= 255:
-        low, high = (0.0, 1.0) if high <= 1 else (0.0, 255.0)
-    if image.mode == "F" or (low, high) != (0.0, 65535.0):
-        notices.append(f"{name}: values {low:g} to {high:g} are shown as black to white")
-    grey = np.rint((values - low) * (255.0 / (high - low if high > low else 1.0)))
-    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+def _frame(image: Image.Image) -> bool:
+    """Whether the image is one of several frames. Asking moves nothing; a closed image has none."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:
+        return False
 
 
-def _from_array(array: NDArray[Any], max_pixels: int) -> OpenedImage:
+def _image_of_array(array: NDArray[Any], max_pixels: int) -> Image.Image:
+    """A PIL image over a contiguous copy or view of a uint8 array."""
     shape = array.shape
     if array.dtype != np.uint8:
-        hint = " (floats from 0 to 1: multiply by 255 and round)" if array.dtype.kind == "f" else ""
-        raise BadImage(f"array of dtype {array.dtype}, expected uint8{hint}", code="image.array_dtype")
-    channels_last = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4))
-    if not channels_last:
-        hint = ": channels come last, use array.transpose(1, 2, 0)" if array.ndim == 3 and shape[0] in (1, 3, 4) else ""
-        hint = ": give one picture at a time" if array.ndim == 4 else hint
+        hint = {"f": ": scale to 0..255, round and use .astype(np.uint8)", "b": ": use array * np.uint8(255)"}
         raise BadImage(
-            f"array of shape {list(shape)}, expected [H, W, 3], [H, W, 4], [H, W, 1] or [H, W]{hint}",
+            f"array of dtype {array.dtype}, expected uint8{hint.get(array.dtype.kind, '')}", code="image.array_dtype"
+        )
+    if array.ndim != 2 and (array.ndim != 3 or shape[2] not in (1, 3, 4)):
+        hint_shape = {4: ": give one picture at a time"}.get(array.ndim, "")
+        if array.ndim == 3 and shape[0] in (1, 3, 4):
+            hint_shape = ": channels come last, use array.transpose(1, 2, 0)"
+        raise BadImage(
+            f"array of shape {list(shape)}, expected [H, W, 3], [H, W, 4], [H, W, 1] or [H, W]{hint_shape}",
             code="image.array_shape",
         )
-    if shape[0] == 0 or shape[1] == 0:
-        raise BadImage(f"array of shape {list(shape)}: nothing to look at", code="image.empty")
-    if shape[0] * shape[1] > max_pixels:
-        raise BadImage(_too_large("array", (shape[1], shape[0]), max_pixels), code="image.too_large")
-    plain = np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array)
-    return _from_pil(Image.fromarray(plain), "array", max_pixels)
+    check_pixels((shape[1], shape[0]), f"array of shape {list(shape)}", max_pixels)
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))

@@ -1,7 +1,7 @@
-"""The picture as the model sees it: scaled to the patch budget, padded, cut into a grid.
+"""The picture as the model sees it: scaled to the patch budget, then padded to whole blocks of patches.
 
-Sizes, resampling and padding are those of the Hugging Face processor, byte for byte on upright RGB pictures. Scaling by
-Pillow's bicubic filter, because that is what defines the bytes.
+Owns the geometry, which is that of the Hugging Face processor: the same bytes for every upright RGB picture. Pillow's
+bicubic filter scales, because it is what defines those bytes. What the bytes of a file mean is for `image_io`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,22 @@ __all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "load_data_url"]
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One picture, ready to be encoded."""
+    """One picture, ready to be encoded. Two are equal when the model sees the same."""
 
-    pixels: NDArray[np.uint8]  # [H, W, 3], H and W multiples of merge * patch_size
-    grid_hw: tuple[int, int]  # patches down and across
-    n_tokens: int  # positions it takes in the context
-    original_size: tuple[int, int]  # width, height, upright
-    resized_size: tuple[int, int]  # width, height before padding
-    digest: str  # of grid and pixels: equal digests, equal embeddings
-    notices: list[str] = field(default_factory=list)
+    pixels: NDArray[np.uint8] = field(repr=False, compare=False)
+    """[H, W, 3], read-only; H and W are multiples of merge * patch_size (28)."""
+    grid_hw: tuple[int, int] = field(compare=False)
+    """Patches down and across."""
+    n_tokens: int = field(compare=False)
+    """Positions that it takes in the context."""
+    original_size: tuple[int, int] = field(compare=False)
+    """Width and height of the upright picture."""
+    resized_size: tuple[int, int] = field(compare=False)
+    """Width and height before padding."""
+    digest: str
+    """SHA-256 of grid and pixels: the same digest, the same embeddings."""
+    notices: list[str] = field(default_factory=list, compare=False)
+    """What the caller may want to know: first frame only, transparency on white, ..."""
 
 
 class ImageProcessor:
@@ -62,7 +69,9 @@ class ImageProcessor:
         self.max_pixels = max_pixels
 
     def plan(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(width, height) of a picture -> its size after scaling and after padding, both (width, height).
+        """(width, height) of an upright picture -> its size after scaling and after padding, both (width, height).
+
+        The budget is held against the patches that fit whole into the picture, so padding may exceed it a little.
 
         Raises BadImage (image.too_many_patches) for a side of max_grid_side patches or more.
         """
@@ -76,14 +85,14 @@ class ImageProcessor:
         if max(padded) // self.patch_size >= self.max_grid_side:
             limit = self.max_grid_side * self.patch_size
             raise BadImage(
-                f"picture of {width} x {height} pixels becomes {padded[0]} x {padded[1]}: a side must stay below {limit} "
-                f"pixels ({self.max_grid_side} patches): scale it down or cut it into parts",
+                f"picture of {width} x {height} pixels becomes {padded[0]} x {padded[1]}: a side must stay "
+                f"below {limit} pixels ({self.max_grid_side} patches): scale it down or cut it into parts",
                 code="image.too_many_patches",
             )
         return resized, padded
 
     def __call__(self, image: ImageInput | ProcessedImage) -> ProcessedImage:
-        """Decode, scale and pad. Raises BadImage."""
+        """Decode, scale and pad; what is processed already comes back as it is. Raises BadImage and OutOfMemory."""
         if isinstance(image, ProcessedImage):
             return image
         opened = open_image(image, self.max_pixels)
@@ -96,6 +105,7 @@ class ImageProcessor:
         pixels[: resized[1], : resized[0]] = np.asarray(rgb)
         pixels.setflags(write=False)
         grid = (padded[1] // self.patch_size, padded[0] // self.patch_size)
-        digest = hashlib.sha256(f"{grid[0]}x{grid[1]}:".encode() + pixels.tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{grid[0]}x{grid[1]}:".encode())
+        digest.update(pixels.data)
         tokens = grid[0] * grid[1] // (self.merge * self.merge)
-        return ProcessedImage(pixels, grid, tokens, (width, height), resized, digest, opened.notices)
+        return ProcessedImage(pixels, grid, tokens, (width, height), resized, digest.hexdigest(), opened.notices)

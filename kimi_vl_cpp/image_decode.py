@@ -1,0 +1,240 @@
+"""What the bytes of a picture file mean: which formats are decoded, and how damaged or hostile ones are refused.
+
+Pillow decodes, from a list of formats. Sizes are checked from headers before anything is decoded. None of Pillow's
+settings is changed: its warnings are caught while it works and become notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from .errors import BadImage, KimiVLError, OutOfMemory, shown
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
+"""What is decoded. Everything else is refused, whatever this Pillow may know of it."""
+
+MAX_JPEG_SCANS = 100
+"""Scans of a progressive JPEG. Real files have about ten; each costs a pass over the whole picture."""
+
+_MAX_NOTICES = 4  # of Pillow's warnings about one picture
+
+# First bytes -> the format they announce.
+_MAGIC = {
+    "PNG": rb"\x89PNG\r\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{0,48}avi[fs])",
+    "HEIC": rb"....ftyp(?:hei[cxms]|hev[cx]|m[is]f1)",
+    "BMP": rb"BM",
+    "ICO": rb"\0\0\1\0",
+    "PPM": rb"P[1-6][\s#]",
+}
+_MAGIC_RE = {name: re.compile(pattern, re.DOTALL) for name, pattern in _MAGIC.items()}
+
+# What people hand over by mistake, and what to do instead.
+_STRANGERS = (
+    (rb"%PDF", "a PDF document: export its pages as PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript: export it as PNG"),
+    (rb"8BPS", "a Photoshop document: export it as PNG"),
+    (rb"SIMPLE  =", "a FITS file: export it as PNG"),
+    (rb"(?s)(?:<\?xml.{0,400}?)?(?:<!--.{0,400}?)?<svg|(?i:<!doctype svg)", "an SVG drawing: render it to PNG"),
+    (rb"<\?xml|(?i:<!doctype|<html)", "a page of markup, perhaps an answer to a download: save the picture itself"),
+    (rb"data:", "a data URL given as bytes: give it as text"),
+    (rb"PK\x03\x04", "a zip archive or an office document: export the picture as PNG"),
+    (rb"\x1f\x8b", "gzip: unpack it"),
+    (rb"GGUF", "a model file"),
+    (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "JPEG XL: convert it to PNG"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000: convert it to PNG"),
+    (rb"(?s)....ftyp(?:isom|iso\d|mp4|M4V|qt  |avc1)|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video: save a frame as PNG"),
+)
+_STRANGERS_RE = tuple((re.compile(pattern), what) for pattern, what in _STRANGERS)
+
+# A marker in or between the compressed data of a JPEG: neither an escaped ff, nor padding, nor a restart.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+# Catching warnings is a matter of the whole process, so one picture at a time is decoded.
+_one_at_a_time = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may have held it
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+@contextlib.contextmanager
+def pillow_at_work(notices: list[str] | None = None) -> Iterator[None]:
+    """While inside, Pillow's warnings go to `notices` (or nowhere) instead of stderr; those of others pass."""
+    quiet = logging.NullHandler()  # without any, Python prints what is logged as an error
+    home = os.path.dirname(Image.__file__)
+    with _one_at_a_time:
+        caught: list[warnings.WarningMessage] = []
+        logging.getLogger("PIL").addHandler(quiet)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.filterwarnings("always", module=r"PIL\b")
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+                yield
+        finally:
+            logging.getLogger("PIL").removeHandler(quiet)
+            ours = [w for w in caught if w.filename.startswith(home)]
+            if notices is not None:
+                texts = dict.fromkeys(" ".join(str(w.message).split())[:160] for w in ours)
+                notices.extend(f"its decoder says: {text}" for text in list(texts)[:_MAX_NOTICES])
+            for w in caught:
+                if w not in ours:
+                    warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
+
+
+def check_pixels(size: tuple[int, int], label: str, max_pixels: int) -> None:
+    """Refuse a picture without pixels (image.empty) or with too many (image.too_large)."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise BadImage(f"{label}: {width} x {height} pixels, there is nothing to see", code="image.empty")
+    if width * height > max_pixels:
+        raise BadImage(
+            f"{label}: {width} x {height} pixels, expected at most {max_pixels / 1e6:g} million: scale it down "
+            "first, or raise max_pixels of the ImageProcessor",
+            code="image.too_large",
+        )
+
+
+def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Image.Image:
+    """The first frame of the picture in `data`, with its pixels still to be loaded. label: what messages call it.
+
+    Raises BadImage: image.format (none of FORMATS), image.truncated (damaged), image.too_large, image.empty.
+    """
+    magic = next((name for name, start in _MAGIC_RE.items() if start.match(data)), None)
+    if magic is None:
+        _refuse_stranger(data, label)
+    if magic == "JPEG" and (scans := _count_jpeg_scans(data)) > MAX_JPEG_SCANS:
+        raise BadImage(
+            f"{label}: a JPEG of {scans} scans or more, expected at most {MAX_JPEG_SCANS}: save it again",
+            code="image.too_large",
+        )
+    with _errors(label, magic), pillow_at_work():
+        if magic == "HEIC":
+            image = _open_heic(data, label)
+        else:
+            Image.init()
+            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        check_pixels(image.size, label, max_pixels)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff(image, label, max_pixels)
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            several = "several pictures in one file" if image.format in ("TIFF", "HEIF") else "an animation"
+            notices.append(f"{several}: only the first is seen")
+            image.seek(0)
+    return image
+
+
+def load_pixels(image: Image.Image, label: str, notices: list[str]) -> None:
+    """Decode the pixels of `image`. Raises BadImage (image.truncated, image.closed) and OutOfMemory."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES and isinstance(image, ImageFile.ImageFile):
+        notices.append("this program lets Pillow fill truncated pictures with grey (LOAD_TRUNCATED_IMAGES)")
+    with _errors(label, image.format), pillow_at_work(notices):
+        try:
+            image.load()
+        except ValueError as error:
+            if "closed" in str(error):
+                raise BadImage(f"{label}: {error}: pass it while it is open", code="image.closed") from None
+            raise
+
+
+@contextlib.contextmanager
+def _errors(label: str, kind: str | None) -> Iterator[None]:
+    """Everything that a decoder may raise, in our words. kind: the format that the first bytes announce."""
+    try:
+        yield
+    except KimiVLError:
+        raise
+    except MemoryError:
+        raise OutOfMemory(
+            f"{label}: not enough memory to decode it: scale it down, or close other programs", code="memory.image"
+        ) from None
+    except Image.DecompressionBombError:
+        raise BadImage(
+            f"{label}: more pixels than Pillow allows in this program: scale it down first, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS",
+            code="image.too_large",
+        ) from None
+    except UnidentifiedImageError:
+        module = {"AVIF": "PIL._avif", "WEBP": "PIL._webp"}.get(kind or "")
+        if module and importlib.util.find_spec(module) is None:
+            raise BadImage(
+                f"{label}: the installed Pillow cannot decode {kind}: pip install -U pillow, or convert it to PNG",
+                code="image.format",
+            ) from None
+        if kind:
+            raise BadImage(
+                f"{label}: starts like {kind}, but is damaged or cut off: save or download it again",
+                code="image.truncated",
+            ) from None
+        raise BadImage(
+            f"{label}: not a picture of a known format: expected {', '.join(FORMATS)}", code="image.format"
+        ) from None
+    except Exception as error:
+        reason = shown(str(error) or type(error).__name__)
+        raise BadImage(
+            f"{label}: truncated or damaged ({reason}): save or download it again", code="image.truncated"
+        ) from None
+
+
+def _refuse_stranger(data: bytes, label: str) -> None:
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, what in _STRANGERS_RE:
+        if start.match(head):
+            raise BadImage(f"{label}: not a picture but {what}", code="image.format")
+
+
+def _count_jpeg_scans(data: bytes) -> int:
+    """Scans up to the end of the first picture (a phone may have put a video behind it), at most MAX_JPEG_SCANS + 1."""
+    scans, at = 0, 2
+    while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(data, at)):
+        kind, at = data[marker.start() + 1], marker.end()
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        if kind not in (0x01, 0xD8):  # all others have a length
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return scans
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, label: str, max_pixels: int) -> None:
+    """Refuse what a TIFF may hide: the small preview of a camera's raw file, and tiles far larger than the picture."""
+    tags = image.tag_v2
+    if 50706 in tags or int(tags.get(254, 0)) & 1:  # DNGVersion; NewSubfileType: reduced resolution
+        raise BadImage(
+            f"{label}: a camera's raw file, of which only a small preview would be seen: export it as JPEG or PNG",
+            code="image.format",
+        )
+    width, height = (int(tags.get(tag, 0)) for tag in (322, 323))
+    if width * height > max_pixels:
+        raise BadImage(f"{label}: TIFF tiles of {width} x {height} pixels: save it again", code="image.too_large")
+
+
+def _open_heic(data: bytes, label: str) -> Image.Image:
+    try:
+        heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        raise BadImage(
+            f"{label}: a HEIC picture: pip install pillow-heif, or convert it to JPEG", code="image.format"
+        ) from None
+    image: Image.Image = heif.HeifImageFile(io.BytesIO(data))
+    return image

@@ -35,11 +35,11 @@ _MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
     "GIF": rb"GIF8[79]a",
     "WEBP": rb"RIFF....WEBP",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{0,48}avi[fs])",
     "HEIC": rb"....ftyp(?:hei[cxms]|hev[cx]|m[is]f1)",
     "BMP": rb"BM",
-    "ICO": rb"\0\0\1\0",
+    "ICO": rb"\x00\x00\x01\x00",
     "PPM": rb"P[1-6][\s#]",
 }
 _MAGIC_RE = {name: re.compile(pattern, re.DOTALL) for name, pattern in _MAGIC.items()}

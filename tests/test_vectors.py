@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from vectors import PROMPTS, Vectors, agreeing, assert_near, assert_same_bits
 
+from kimi_vl_cpp import KimiVL
 from kimi_vl_cpp._core import Engine, Session
 
 # Relative errors allowed, from the table.
@@ -163,3 +164,19 @@ def test_any_split_into_chunks_gives_the_same_logits(vectors, isa, kv_type):
     for piece in np.split(ids, [1, 2, 40, 41, 100]):
         pieces.append(session.prefill([piece], logits="all"))
     assert_near(np.concatenate(pieces), whole, bar, "pieces")
+
+
+# The same through the public API: pictures from files, as a user has them.
+
+
+def test_the_public_api_agrees(vectors):
+    with KimiVL(vectors.text_file("f32"), mmproj=vectors.mmproj_file("f32"), n_ctx=1024) as model:
+        for name in vectors.pictures:
+            path = vectors.folder / f"image-{name}.png"
+            vectors.check_rows(model.vision_tower(path), f"tower/{name}", VISION_F32)
+            vectors.check_rows(model.encode_image(path), f"proj/{name}", VISION_F32)
+        for prompt in PROMPTS:
+            parts = [part.tolist() if part.ndim == 1 else part for part in vectors.parts(prompt, model.encode_image)]
+            want = vectors.of("ref", prompt, "ids")
+            vectors.check_logits(model.logits(parts), prompt, TEXT_F32)
+            assert list(model.generate(parts, max_new_tokens=len(want), temperature=0)) == want.tolist()

@@ -33,11 +33,14 @@ struct Product {
   int64_t out_stride;
 };
 
+constexpr int64_t kDotRows = 16;  // up to this many rows, dots beat unpacking a panel
+
 // What one thread needs while it works on a panel of weight rows.
 struct ThreadScratch {
   AlignedBuffer<uint8_t> panel_q[2];
   AlignedBuffer<float> panel_scale[2], panel_min[2], panel_f32[2];
   AlignedBuffer<float> decoded, tile[2], gathered, attention;
+  Q8Buffer gathered_q8;
 };
 
 // A panel of `lanes` weight rows, unpacked: int8 for quantized weights, floats otherwise.
@@ -82,8 +85,12 @@ class CpuBackend final : public Backend {
   void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
   Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
   void pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out);
-  // tile[j, lane] for j < n: rows `rows[j]` of x, or row0 + j when rows is nullptr
+  // tile[j, lane] for j < n: rows `rows[j]` of x, or j when rows is nullptr
   void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile, ThreadScratch* scratch);
+  // The same product without a panel, for few rows: int8 dots give the same bits either way, and skip the unpacking.
+  bool prefers_dots(const Matrix& w, int64_t n) const { return uses_int8(w) && n <= kDotRows; }
+  void multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows, int64_t n, float* tile,
+                     int64_t tile_stride, ThreadScratch* scratch);
   int64_t panel_lanes(const Matrix& w) const { return uses_int8(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
   void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
 

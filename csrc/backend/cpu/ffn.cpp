@@ -202,11 +202,20 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
     ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
     const int64_t lanes = std::min(panel_lanes(expert.w.gate), panel_lanes(expert.w.up)), inner = expert.w.gate.rows;
     const int64_t row0 = tasks[static_cast<size_t>(chunk)].panel * lanes, n_cols = std::min(lanes, inner - row0);
+    const int64_t tokens = static_cast<int64_t>(expert.tokens.size());
+    const bool all = tokens == x.n;
+    if (prefers_dots(expert.w.gate, tokens) && prefers_dots(expert.w.up, tokens)) {
+      const int32_t* rows = all ? nullptr : expert.tokens.data();
+      float* out = inner_.data() + expert.offset + row0;
+      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * lanes));
+      multiply_dots(expert.w.gate, row0, n_cols, x, rows, tokens, scratch.tile[0].data(), lanes, &scratch);
+      multiply_dots(expert.w.up, row0, n_cols, x, rows, tokens, out, inner, &scratch);
+      for (int64_t j = 0; j < tokens; ++j) kernels_.silu_mul(scratch.tile[0].data() + j * lanes, out + j * inner, n_cols, out + j * inner);
+      return;
+    }
     const Panel gate = pack(expert.w.gate, row0, 0, &scratch), up = pack(expert.w.up, row0, 1, &scratch);
     scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * gate.lanes));
     scratch.tile[1].resize(static_cast<size_t>(kTokenBlock * up.lanes));
-    const int64_t tokens = static_cast<int64_t>(expert.tokens.size());
-    const bool all = tokens == x.n;
     for (int64_t j0 = 0; j0 < tokens; j0 += kTokenBlock) {
       const int64_t n = std::min(kTokenBlock, tokens - j0);
       const Activations block = all ? x.rows(j0, n) : x;
@@ -231,14 +240,19 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
     const int64_t row0 = p * lanes, n_cols = std::min(lanes, hidden - row0);
     for (size_t e = 0; e < experts.size(); ++e) {
       const ExpertWork& expert = experts[e];
-      const Panel down = pack(expert.w.down, row0, 0, &scratch);
-      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * down.lanes));
+      const bool dots = prefers_dots(expert.w.down, inner[e].n);
+      const Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, &scratch);
+      const int64_t stride = dots ? lanes : down.lanes;
+      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * stride));
       for (int64_t j0 = 0; j0 < inner[e].n; j0 += kTokenBlock) {
         const int64_t n = std::min(kTokenBlock, inner[e].n - j0);
-        multiply_panel(down, inner[e].rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
+        if (dots)
+          multiply_dots(expert.w.down, row0, n_cols, inner[e], nullptr, n, scratch.tile[0].data(), stride, &scratch);
+        else
+          multiply_panel(down, inner[e].rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
         for (int64_t j = 0; j < n; ++j) {
           const size_t at = static_cast<size_t>(j0 + j);
-          kernels_.add_scaled(scratch.tile[0].data() + j * down.lanes, expert.weights[at], n_cols, out + expert.tokens[at] * hidden + row0);
+          kernels_.add_scaled(scratch.tile[0].data() + j * stride, expert.weights[at], n_cols, out + expert.tokens[at] * hidden + row0);
         }
       }
     }

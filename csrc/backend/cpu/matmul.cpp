@@ -149,6 +149,28 @@ void CpuBackend::multiply_panel(const Panel& panel, const Activations& x, const 
   kernels_.gemm_f32(a, a_row, 1, panel.f32, panel.lanes, panel.k, n, tile, panel.lanes, false);
 }
 
+void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows, int64_t n,
+                               float* tile, int64_t tile_stride, ThreadScratch* scratch) {
+  Q8Rows q8 = x.q8;
+  if (rows) {
+    Q8Buffer& buffer = scratch->gathered_q8;
+    const size_t k = static_cast<size_t>(x.k);
+    buffer.q.resize(kDotRows * k);
+    buffer.scale.resize(kDotRows * (k / 32));
+    buffer.sum.resize(kDotRows * (k / 16));
+    buffer.isum.resize(kDotRows * (k / 16));
+    for (size_t j = 0; j < static_cast<size_t>(n); ++j) {
+      const Q8Rows row = x.rows(rows[j], 1).q8;
+      std::memcpy(buffer.q.data() + j * k, row.q, k);
+      std::memcpy(buffer.scale.data() + j * (k / 32), row.scale, k / 32 * sizeof(float));
+      std::memcpy(buffer.sum.data() + j * (k / 16), row.sum, k / 16 * sizeof(float));
+      std::memcpy(buffer.isum.data() + j * (k / 16), row.isum, k / 16 * sizeof(int32_t));
+    }
+    q8 = {buffer.q.data(), buffer.scale.data(), buffer.sum.data(), buffer.isum.data(), x.k};
+  }
+  kernels_.gemv_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, n_rows, q8, n, tile, tile_stride);
+}
+
 void CpuBackend::finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
                              int64_t n_cols) {
   float values[128];
@@ -207,6 +229,10 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
     const Product& product = products[i];
     const int64_t lanes = kernels_.panel_lanes, row0 = (chunk - first_chunk[i]) * lanes, n_cols = std::min(lanes, product.w.rows - row0);
     ThreadScratch& scratch = scratch_[thread];
+    if (prefers_dots(product.w, product.x.n)) {
+      multiply_dots(product.w, row0, n_cols, product.x, nullptr, product.x.n, product.out + row0, product.out_stride, &scratch);
+      return;
+    }
     const Panel panel = pack(product.w, row0, 0, &scratch);
     if (n_cols == lanes) {
       kernels_.gemm_panel_q8(panel.q8, product.x.q8, nullptr, product.x.n, product.out + row0, product.out_stride);

@@ -144,6 +144,18 @@ def formats() -> list[dict[str, Any]]:
 def decode(type_name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
     """`n` elements of a format's blocks. Raises BadRequest when the sizes do not fit."""
 
+def quantize_rows(
+    type_name: str,
+    data: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16],
+    importance: NDArray[np.float32] | None = None,
+    n_threads: int = 0,
+    isa: str = "auto",
+) -> NDArray[np.uint8]:
+    """Rows [n_rows, n_cols] (uint16: bfloat16) into blocks, uint8 [n_rows, row_bytes]; the same bytes for any n_threads and isa.
+
+    importance: [n_cols], what a squared error in each column weighs. Raises BadRequest: quant.not_finite (names row and
+    column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa."""
+
 def isas() -> list[dict[str, Any]]: ...
 def cpu_info() -> dict[str, Any]: ...
 def cpu_count() -> int: ...

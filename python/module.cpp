@@ -45,5 +45,6 @@ PYBIND11_MODULE(_core, m) {
   });
   kimi::bind_gguf(m);
   kimi::bind_ops(m);
+  kimi::bind_quant(m);
   kimi::bind_engine(m);
 }

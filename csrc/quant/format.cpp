@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "quant/blocks.h"
+#include "quant/encode.h"
 
 namespace kimi::quant {
 namespace {
@@ -17,12 +18,18 @@ void decode_f32_row(const void* row, float* out, int64_t n) noexcept { decode_f3
 void decode_f16_row(const void* row, float* out, int64_t n) noexcept { decode_f16(row, out, n); }
 void decode_bf16_row(const void* row, float* out, int64_t n) noexcept { decode_bf16(row, out, n); }
 
+template <Type type>
+void encode_row(const float* row, const float* importance, void* blocks, int64_t n) noexcept {
+  select_encoders("auto").encode[static_cast<uint32_t>(type)](row, importance, blocks, n);
+}
+
 #define KIMI_ROW(name) \
-  Format{Type::name, #name, BlockTraits<Type::name>::elems, sizeof(BlockTraits<Type::name>::Block), decode_row<Type::name>},
+  Format{Type::name, #name, BlockTraits<Type::name>::elems, sizeof(BlockTraits<Type::name>::Block), decode_row<Type::name>, \
+         encode_row<Type::name>},
 constexpr Format kFormats[] = {
-    {Type::F32, "F32", 1, 4, decode_f32_row},
-    {Type::F16, "F16", 1, 2, decode_f16_row},
-    {Type::BF16, "BF16", 1, 2, decode_bf16_row},
+    {Type::F32, "F32", 1, 4, decode_f32_row, encode_row<Type::F32>},
+    {Type::F16, "F16", 1, 2, decode_f16_row, encode_row<Type::F16>},
+    {Type::BF16, "BF16", 1, 2, decode_bf16_row, encode_row<Type::BF16>},
     KIMI_QUANT_TYPES(KIMI_ROW)};
 #undef KIMI_ROW
 

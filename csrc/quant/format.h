@@ -13,6 +13,10 @@ enum class Type : uint32_t {
   Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
 };
 
+// `n` elements of a row -> blocks; importance: what an error in each column weighs (finite, not negative), or nullptr. All
+// elements finite. The published format leaves the choice of quants to the encoder: see encode.h.
+using RowEncoder = void (*)(const float* row, const float* importance, void* blocks, int64_t n) noexcept;
+
 struct Format {
   Type type;
   const char* name;
@@ -20,6 +24,7 @@ struct Format {
   int block_bytes;
   // Reference decoder, bit-exact with the published formats: `n` elements (a multiple of block_elems) -> float.
   void (*decode)(const void* blocks, float* out, int64_t n) noexcept;
+  RowEncoder encode;  // with the widest instruction set of this processor
 
   bool is_float() const { return block_elems == 1; }
   int64_t row_bytes(int64_t n_elems) const { return n_elems / block_elems * block_bytes; }

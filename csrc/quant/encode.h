@@ -1,0 +1,27 @@
+// Encoders: a row of floats into the blocks of a format, chosen for the instruction set. Owns the search for the scales that
+// lose least; refuses to know files, tensors and threads. The bytes are the same on every instruction set.
+#pragma once
+#include <stdint.h>
+
+#include "quant/format.h"
+
+namespace kimi::quant {
+
+constexpr int kEncoderTypes = 40;  // ids of Type are below
+
+struct Encoders {
+  const char* name;
+  RowEncoder encode[kEncoderTypes];  // by Type; nullptr where there is none
+  void (*widen_f16)(const void* row, float* out, int64_t n) noexcept;
+  void (*widen_bf16)(const void* row, float* out, int64_t n) noexcept;
+  bool (*all_finite)(const float* row, int64_t n) noexcept;
+};
+
+void fill_encoders_generic(Encoders* table);
+void fill_encoders_avx2(Encoders* table);
+void fill_encoders_avx512(Encoders* table);
+
+// isa: "auto" (the widest that this processor has) or one of avx512, avx2, generic. Throws Error(bad_request, unsupported).
+const Encoders& select_encoders(const char* isa);
+
+}  // namespace kimi::quant

@@ -1,7 +1,7 @@
 """The picture as the model sees it: scaled to the patch budget, then padded to whole blocks of patches.
 
 Owns the geometry, which is that of the Hugging Face processor: the same bytes for every upright RGB picture. Pillow's
-bicubic filter scales, because it is what defines those bytes. What the bytes of a file mean is for `image_io`.
+bicubic filter scales, because it defines those bytes. What the bytes of a file mean is for `image_io`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import BadImage, BadRequest, shown
+from .errors import BadImage, BadRequest, OutOfMemory, shown
 from .image_io import MAX_PIXELS, ImageInput, load_data_url, open_image
 
 __all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "load_data_url"]
@@ -100,7 +100,7 @@ class ImageProcessor:
         resized, padded = self.plan(width, height)
         rgb = opened.image
         if resized != (width, height):
-            rgb = rgb.resize(resized, Image.Resampling.BICUBIC)
+            rgb = _scaled(rgb, resized)
         pixels = np.zeros((padded[1], padded[0], 3), np.uint8)
         pixels[: resized[1], : resized[0]] = np.asarray(rgb)
         pixels.setflags(write=False)
@@ -109,3 +109,16 @@ class ImageProcessor:
         digest.update(pixels.data)
         tokens = grid[0] * grid[1] // (self.merge * self.merge)
         return ProcessedImage(pixels, grid, tokens, (width, height), resized, digest.hexdigest(), opened.notices)
+
+
+def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Pillow's bicubic filter, first along the rows, then along the columns, with 8 bits between the two.
+
+    Pillow below 13 does the same in one call. Pillow 13 begins with the columns of pictures that are more than twice as
+    high as wide (python-pillow/Pillow#9549), which moves bytes by one; the model is older than that.
+    """
+    try:
+        rows = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
+        return rows.resize(size, Image.Resampling.BICUBIC)
+    except MemoryError:
+        raise OutOfMemory("picture: not enough memory to scale it: scale it down first", code="memory.image") from None

@@ -6,6 +6,7 @@ Tests that need ../shared skip without it. Nothing else skips: a missing extensi
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from reference import Network
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "reference"
 
-# `python -m pytest` puts the checkout before the installed package; without the extension in it, the latter is meant.
+# `python -m pytest` puts the checkout before the installed package; without the extension in it, the latter is meant,
+# here and in the processes that tests start.
 if not list((ROOT / "kimi_vl_cpp").glob("_core*.so")):
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 try:
     from kimi_vl_cpp import _core
@@ -57,8 +60,9 @@ def checkpoint_dir(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory
     def get(config: str) -> Path:
         if config not in made:
             out = tmp_path_factory.mktemp(f"checkpoint-{config}")
-            command = [sys.executable, str(reference_dir / "make_tiny.py"), "--config", config, "--out", str(out)]
-            subprocess.run(command, check=True, capture_output=True)
+            command = [sys.executable, "make_tiny.py", "--config", config, "--out", str(out)]
+            environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+            subprocess.run(command, check=True, capture_output=True, cwd=reference_dir, env=environment)
             assert json.loads((out / "tiny.json").read_text())["config"] == config
             made[config] = out
         return made[config]

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -425,6 +426,8 @@ void time_gemm(const KernelTable& table, const FormatOps& format) {
   }
 }
 
+constexpr int64_t kMostLanes = 64;
+
 void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t* memory, size_t memory_bytes) {
   const int64_t k = 2048, row_bytes = k / format.elems * format.bytes;
   Activations x(8, k, 256);
@@ -442,36 +445,42 @@ void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t*
     std::printf(" n=%ld %.1f", static_cast<long>(n_x), static_cast<double>(cached_rows * row_bytes) / s / 1e9);
   }
   std::printf(" GB/s | memory, %d thread%s:", options.threads, options.threads > 1 ? "s" : "");
-  // From memory, in segments short enough that some of them run undisturbed on a busy machine; the read loop and the kernel in turn.
-  // The rate reported is that of the best tenth of the segments.
+  // From memory, in segments short enough that some of them run undisturbed on a busy machine.
+  // All threads begin a segment together and the last one ends it; the rate reported is that of the best tenth of the segments.
   const int64_t segment_rows = (int64_t{8} << 20) / row_bytes / 16 * 16, segment_bytes = segment_rows * row_bytes;
   const int64_t n_segments = static_cast<int64_t>(memory_bytes) / segment_bytes / options.threads;
   const auto rate = [&](auto&& body) {
-    std::vector<double> seconds(static_cast<size_t>(n_segments * options.threads));
+    std::vector<double> seconds(static_cast<size_t>(n_segments));
+    std::barrier together(options.threads);
     on_threads([&](int t) {
       std::vector<float> result(static_cast<size_t>(8 * segment_rows));
       for (int64_t i = 0; i < n_segments; ++i) {
-        const int64_t at = t * n_segments + i;
+        together.arrive_and_wait();
         const double start = now();
-        body(memory + at * segment_bytes, result.data());
-        seconds[static_cast<size_t>(at)] = now() - start;
+        body(memory + (t * n_segments + i) * segment_bytes, result.data());
+        together.arrive_and_wait();
+        if (t == 0) seconds[static_cast<size_t>(i)] = now() - start;
       }
     });
     std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 10), seconds.end());
     return static_cast<double>(options.threads * segment_bytes) / seconds[seconds.size() / 10] / 1e9;
   };
   double read_rate = 0;
+  for (int i = 0; i < 5; ++i) {
+    read_rate = std::max(read_rate, rate([&](const uint8_t* w, float* result) {
+                           result[0] = static_cast<float>(read_all(w, static_cast<size_t>(segment_bytes)));
+                         }));
+  }
   for (const int64_t n_x : {1, 2, 4, 8}) {
     double best = 0;
     for (int i = 0; i < 3; ++i) {
-      read_rate = std::max(read_rate, rate([&](const uint8_t* w, float* result) { result[0] = static_cast<float>(read_all(w, static_cast<size_t>(segment_bytes))); }));
       best = std::max(best, rate([&](const uint8_t* w, float* result) { run(w, segment_rows, n_x, result); }));
     }
     std::printf(" n=%ld %.1f (%.0f%%)", static_cast<long>(n_x), best, 100 * best / read_rate);
   }
   // Panels, too, are made of weights that come from memory.
-  Panel panel(k, table.panel_lanes);
   const double pack_rate = rate([&](const uint8_t* w, float*) {
+    thread_local Panel panel(k, kMostLanes);
     for (int64_t r = 0; r + table.panel_lanes <= segment_rows; r += table.panel_lanes)
       table.pack_panel_q8[static_cast<int>(format.type)](w + r * row_bytes, row_bytes, table.panel_lanes, k, &panel.panel);
   });
@@ -511,7 +520,7 @@ int main(int argc, char** argv) {
   }
   const bool generic_asked = options.isa == "generic";
   for (const KernelTable* table : tables) {
-    if (std::strcmp(table->name, "generic") == 0 && !generic_asked) continue;  // hours
+    if (std::strcmp(table->name, "generic") == 0 && !generic_asked) continue;  // it takes long
     if (options.wants("quant")) time_quantize(*table);
     if (options.wants("gemm"))
       for (const FormatOps& format : formats) time_gemm(*table, format);

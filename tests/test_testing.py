@@ -168,6 +168,13 @@ def test_activations_stay_near_one(tiny_model):
         assert 0.5 < embeddings.std() < 2 and 1.5 < logits.std() < 4
 
 
+def test_answers_are_text_and_go_on(tiny_model):
+    for seed in range(3):
+        model = tiny_model(seed=seed)
+        ids = Network(model.weights, model.config).greedy([model.random_ids(9)], 60)
+        assert sum(i >= model.vocabulary.base for i in ids) <= 3
+
+
 def test_metadata_of_both_files(tmp_path):
     model = make_tiny_model(
         tmp_path,

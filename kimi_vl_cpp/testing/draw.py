@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .vocabulary import N_SPECIAL
+
 F32Array = NDArray[np.float32]
 
 TEXT, TOWER, PROJECTOR = "language_model.model.", "vision_tower.", "multi_modal_projector."
@@ -102,6 +104,8 @@ def _decoder(draw: _Draw, t: dict[str, Any]) -> None:
     draw.vector(TEXT + "norm.weight", hidden, 1, 0.1)
     if not t["tie_word_embeddings"]:
         draw.linear("language_model.lm_head.weight", t["vocab_size"], hidden, 2.5)
+        # Special tokens are unlikely, so that answers are text and go on.
+        draw.weights["language_model.lm_head.weight"][t["vocab_size"] - N_SPECIAL :] *= np.float32(0.25)
 
 
 def _swiglu(draw: _Draw, prefix: str, inner: int, hidden: int, down_gain: float) -> None:

@@ -151,7 +151,9 @@ def quantize_rows(
     n_threads: int = 0,
     isa: str = "auto",
 ) -> NDArray[np.uint8]:
-    """Rows [n_rows, n_cols] (uint16: bfloat16) into blocks, uint8 [n_rows, row_bytes]; the same bytes for any n_threads and isa.
+    """Rows [n_rows, n_cols] (uint16: bfloat16) into blocks, uint8 [n_rows, row_bytes].
+
+    The same bytes for any n_threads and isa.
 
     importance: [n_cols], what a squared error in each column weighs. Raises BadRequest: quant.not_finite (names row and
     column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa."""

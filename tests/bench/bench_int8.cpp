@@ -1,5 +1,5 @@
-// The int8 kernels of every instruction set this processor has: first checked bit by bit against a scalar twin, with the data lying
-// flush against an unreadable page, then timed beside the machine's own peaks measured in the same run.
+// The int8 kernels of every instruction set this processor has: first checked bit by bit against a scalar twin, with the data
+// lying flush against an unreadable page, then timed beside the machine's own peaks measured in the same run.
 //
 //   bench_int8 [check] [quant] [gemm] [pack] [gemv] [isa=NAME] [type=NAME] [seconds=0.2] [threads=1]
 #include <sys/mman.h>
@@ -77,7 +77,12 @@ struct FormatOps {
 template <Type type>
 FormatOps ops(const char* name, std::vector<int> f16_at) {
   using Traits = quant::BlockTraits<type>;
-  return {type, name, Traits::elems, static_cast<int>(sizeof(typename Traits::Block)), Traits::group, Traits::has_min,
+  return {type,
+          name,
+          Traits::elems,
+          static_cast<int>(sizeof(typename Traits::Block)),
+          Traits::group,
+          Traits::has_min,
           [](const uint8_t* block, int8_t* q, float* scale, float* min) {
             unpack(*reinterpret_cast<const typename Traits::Block*>(block), q, scale, min);
           },
@@ -86,9 +91,10 @@ FormatOps ops(const char* name, std::vector<int> f16_at) {
 
 const std::vector<FormatOps>& all_formats() {
   static const std::vector<FormatOps> list = {
-      ops<Type::Q4_K>("Q4_K", {0, 2}),   ops<Type::Q6_K>("Q6_K", {208}), ops<Type::Q5_0>("Q5_0", {0}),      ops<Type::Q8_0>("Q8_0", {0}),
-      ops<Type::Q5_K>("Q5_K", {0, 2}),   ops<Type::Q5_1>("Q5_1", {0, 2}), ops<Type::Q4_0>("Q4_0", {0}),     ops<Type::Q4_1>("Q4_1", {0, 2}),
-      ops<Type::IQ4_NL>("IQ4_NL", {0}), ops<Type::IQ4_XS>("IQ4_XS", {0}), ops<Type::Q3_K>("Q3_K", {108}), ops<Type::Q2_K>("Q2_K", {80, 82}),
+      ops<Type::Q4_K>("Q4_K", {0, 2}),  ops<Type::Q6_K>("Q6_K", {208}),  ops<Type::Q5_0>("Q5_0", {0}),
+      ops<Type::Q8_0>("Q8_0", {0}),     ops<Type::Q5_K>("Q5_K", {0, 2}), ops<Type::Q5_1>("Q5_1", {0, 2}),
+      ops<Type::Q4_0>("Q4_0", {0}),     ops<Type::Q4_1>("Q4_1", {0, 2}), ops<Type::IQ4_NL>("IQ4_NL", {0}),
+      ops<Type::IQ4_XS>("IQ4_XS", {0}), ops<Type::Q3_K>("Q3_K", {108}),  ops<Type::Q2_K>("Q2_K", {80, 82}),
       ops<Type::MXFP4>("MXFP4", {}),
   };
   return list;
@@ -170,13 +176,17 @@ void twin_quantize(const float* x, int64_t k, int8_t* q, float* scale, float* su
 }
 
 // Activations in guarded memory.
-// slack: bytes between their end and the unreadable page. Without any, masked loads are slow where their masked lanes would fault.
+// slack: bytes between their end and the unreadable page. Without any, masked loads are slow where their masked lanes would
+// fault.
 struct Activations {
   Guarded q, scale, sum, isum;
   Q8Rows rows;
   Activations(int64_t n, int64_t k, size_t slack = 0)
-      : q(static_cast<size_t>(n * k) + slack), scale(static_cast<size_t>(n * k / 32 * 4) + slack),
-        sum(static_cast<size_t>(n * k / 16 * 4) + slack), isum(static_cast<size_t>(n * k / 16 * 4) + slack), rows{q.as<int8_t>(), scale.as<float>(), sum.as<float>(), isum.as<int32_t>(), k} {
+      : q(static_cast<size_t>(n * k) + slack),
+        scale(static_cast<size_t>(n * k / 32 * 4) + slack),
+        sum(static_cast<size_t>(n * k / 16 * 4) + slack),
+        isum(static_cast<size_t>(n * k / 16 * 4) + slack),
+        rows{q.as<int8_t>(), scale.as<float>(), sum.as<float>(), isum.as<int32_t>(), k} {
     std::normal_distribution<float> normal;
     std::vector<float> x(static_cast<size_t>(k));
     for (int64_t j = 0; j < n; ++j) {
@@ -191,7 +201,9 @@ struct Panel {
   Guarded q, scale, min;
   PanelQ8 panel{};
   Panel(int64_t k, int64_t lanes)
-      : q(static_cast<size_t>(k * lanes)), scale(static_cast<size_t>(k / 16 * lanes * 4)), min(static_cast<size_t>(k / 16 * lanes * 4)) {
+      : q(static_cast<size_t>(k * lanes)),
+        scale(static_cast<size_t>(k / 16 * lanes * 4)),
+        min(static_cast<size_t>(k / 16 * lanes * 4)) {
     panel.q = q.as<uint8_t>();
     panel.scale = scale.as<float>();
     panel.min = min.as<float>();
@@ -223,7 +235,7 @@ void check_quantize(const KernelTable& table) {
     float* x = x_memory.as<float>();
     for (int64_t i = 0; i < k; ++i) x[i] = normal(random_engine) * std::exp2(static_cast<float>(round % 60 - 30));
     for (int i = 0; i < 32; ++i) x[i] = 0;
-    for (int i = 32; i < 64; ++i) x[i] = i % 2 ? 0.5f : 63.5f;  // ties
+    for (int i = 32; i < 64; ++i) x[i] = i % 2 ? 0.5f : 63.5f;                                        // ties
     for (int i = 64; i < 96; ++i) x[i] = f32_from_bits(static_cast<uint32_t>(random_engine() % 64));  // denormals
     x[100] = inf, x[140] = -inf, x[170] = nan, x[200] = -nan, x[201] = inf, x[230] = std::numeric_limits<float>::max();
     std::vector<int8_t> twin_q(static_cast<size_t>(k));
@@ -233,12 +245,15 @@ void check_quantize(const KernelTable& table) {
     table.quantize_row(x, k, q, scale.data(), sum.data(), isum.data());
     twin_quantize(x, k, twin_q.data(), twin_scale.data(), twin_sum.data(), twin_isum.data());
     for (int64_t i = 0; i < k; ++i)
-      if (q[i] != twin_q[static_cast<size_t>(i)]) report("quantize q", table.name, "", round, i, q[i], twin_q[static_cast<size_t>(i)]);
+      if (q[i] != twin_q[static_cast<size_t>(i)])
+        report("quantize q", table.name, "", round, i, q[i], twin_q[static_cast<size_t>(i)]);
     for (size_t i = 0; i < scale.size(); ++i)
-      if (!same(scale[i], twin_scale[i], true)) report("quantize scale", table.name, "", round, static_cast<int64_t>(i), scale[i], twin_scale[i]);
+      if (!same(scale[i], twin_scale[i], true))
+        report("quantize scale", table.name, "", round, static_cast<int64_t>(i), scale[i], twin_scale[i]);
     for (size_t i = 0; i < sum.size(); ++i) {
       if (isum[i] != twin_isum[i]) report("quantize isum", table.name, "", round, static_cast<int64_t>(i), isum[i], twin_isum[i]);
-      if (!same(sum[i], twin_sum[i], true)) report("quantize sum", table.name, "", round, static_cast<int64_t>(i), sum[i], twin_sum[i]);
+      if (!same(sum[i], twin_sum[i], true))
+        report("quantize sum", table.name, "", round, static_cast<int64_t>(i), sum[i], twin_sum[i]);
     }
   }
 }
@@ -259,7 +274,8 @@ void check_format(const KernelTable& table, const FormatOps& format) {
       std::vector<float> expected(static_cast<size_t>(n_rows * n_x));
       for (int64_t j = 0; j < n_x; ++j)
         for (int64_t r = 0; r < n_rows; ++r)
-          expected[static_cast<size_t>(j * n_rows + r)] = twin_dot(twins[static_cast<size_t>(r)], format.group, format.has_min, x.rows, j, fused);
+          expected[static_cast<size_t>(j * n_rows + r)] =
+              twin_dot(twins[static_cast<size_t>(r)], format.group, format.has_min, x.rows, j, fused);
       for (const int64_t n : {1, 2, 3, 4, 5, 8, 9, 14}) {
         Guarded out_memory(static_cast<size_t>(n * n_rows) * 4);
         float* out = out_memory.as<float>();
@@ -273,7 +289,8 @@ void check_format(const KernelTable& table, const FormatOps& format) {
       Panel panel(k, lanes);
       table.pack_panel_q8[type](w.as<uint8_t>(), row_bytes, n_rows, k, &panel.panel);
       const PanelQ8& p = panel.panel;
-      if (p.group != format.group || p.has_min != format.has_min || p.k != k) report("pack", table.name, format.name, -1, -1, p.group, format.group);
+      if (p.group != format.group || p.has_min != format.has_min || p.k != k)
+        report("pack", table.name, format.name, -1, -1, p.group, format.group);
       for (int64_t r = 0; r < lanes; ++r) {
         for (int64_t i = 0; i < k; ++i) {
           const int got_q = p.q[(i / 4 * lanes + r) * 4 + i % 4] - 128;
@@ -284,7 +301,8 @@ void check_format(const KernelTable& table, const FormatOps& format) {
           }
           const Twin& twin = twins[static_cast<size_t>(r)];
           const auto g = static_cast<size_t>(i / p.group);
-          if (got_q != twin.q[static_cast<size_t>(i)]) report("pack q", table.name, format.name, r, i, got_q, twin.q[static_cast<size_t>(i)]);
+          if (got_q != twin.q[static_cast<size_t>(i)])
+            report("pack q", table.name, format.name, r, i, got_q, twin.q[static_cast<size_t>(i)]);
           if (scale != twin.scale[g]) report("pack scale", table.name, format.name, r, i, scale, twin.scale[g]);
           if (p.has_min && min != twin.min[g]) report("pack min", table.name, format.name, r, i, min, twin.min[g]);
         }
@@ -407,16 +425,18 @@ void time_gemm(const KernelTable& table, const FormatOps& format) {
     const auto pack = [&] { table.pack_panel_q8[static_cast<int>(format.type)](w.data(), row_bytes, lanes, k, &panel.panel); };
     pack();
     const double pack_s = best_seconds([&] {
-      for (int i = 0; i < 10; ++i) pack();
-    }) / 10;
+                            for (int i = 0; i < 10; ++i) pack();
+                          }) /
+                          10;
     std::printf("%-8s %-7s K=%-5ld pack %6.1f us |", table.name, format.name, static_cast<long>(k), pack_s * 1e6);
     for (const int64_t n : {1, 4, 8, 16, 48, 192}) {
       Activations x(n, k, 256);
       std::vector<float> out(static_cast<size_t>(n * lanes));
       const int repeat = static_cast<int>(std::max<int64_t>(1, 48 / n));
       const double s = best_seconds([&] {
-        for (int i = 0; i < repeat; ++i) table.gemm_panel_q8(panel.panel, x.rows, nullptr, n, out.data(), lanes);
-      }) / repeat;
+                         for (int i = 0; i < repeat; ++i) table.gemm_panel_q8(panel.panel, x.rows, nullptr, n, out.data(), lanes);
+                       }) /
+                       repeat;
       const double gops = 2.0 * static_cast<double>(k * lanes * n) / s / 1e9;
       std::printf(" n=%ld: %.0f GOPS", static_cast<long>(n), gops);
       if (peak > 0) std::printf(" %.0f%%", 100 * gops / peak);
@@ -434,7 +454,8 @@ void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t*
   const auto run = [&](const uint8_t* w, int64_t n_rows, int64_t n_x, float* out) {
     constexpr int64_t kChunk = 256;  // rows of one call, about what the engine asks for
     for (int64_t r = 0; r < n_rows; r += kChunk)
-      table.gemv_q8[static_cast<int>(format.type)](w + r * row_bytes, row_bytes, std::min(kChunk, n_rows - r), x.rows, n_x, out + r, n_rows);
+      table.gemv_q8[static_cast<int>(format.type)](w + r * row_bytes, row_bytes, std::min(kChunk, n_rows - r), x.rows, n_x,
+                                                   out + r, n_rows);
   };
   // From the cache: what the arithmetic alone could take.
   const int64_t cached_rows = (size_t{256} << 10) / static_cast<size_t>(row_bytes) / 16 * 16;
@@ -494,11 +515,16 @@ int main(int argc, char** argv) {
     const std::string word = argv[i];
     const size_t equals = word.find('=');
     const std::string key = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
-    if (key == "isa") options.isa = value;
-    else if (key == "type") options.type = value;
-    else if (key == "seconds") options.seconds = std::stod(value);
-    else if (key == "threads") options.threads = std::stoi(value);
-    else options.what.insert(word);
+    if (key == "isa")
+      options.isa = value;
+    else if (key == "type")
+      options.type = value;
+    else if (key == "seconds")
+      options.seconds = std::stod(value);
+    else if (key == "threads")
+      options.threads = std::stoi(value);
+    else
+      options.what.insert(word);
   }
   setvbuf(stdout, nullptr, _IOLBF, 0);
   int n_isas;
@@ -533,7 +559,8 @@ int main(int argc, char** argv) {
       const int64_t n_blocks = (int64_t{1} << 20) / format.bytes;
       fill_weights(format, memory.as<uint8_t>(), n_blocks);
       const size_t piece = static_cast<size_t>(n_blocks * format.bytes);
-      for (size_t at = piece; at < bytes; at += piece) std::memcpy(memory.as<uint8_t>() + at, memory.as<uint8_t>(), std::min(piece, bytes - at));
+      for (size_t at = piece; at < bytes; at += piece)
+        std::memcpy(memory.as<uint8_t>() + at, memory.as<uint8_t>(), std::min(piece, bytes - at));
       for (const KernelTable* table : tables)
         if (std::strcmp(table->name, "generic") != 0 || generic_asked) time_gemv(*table, format, memory.as<uint8_t>(), bytes);
     }

@@ -1,13 +1,13 @@
 // gemm_panel_q8 of the avx2 table: 16 weight rows x up to 4 tokens in registers, vpmaddwd.
 //
-// vpmaddubsw would saturate on weights of 8 bits, so both sides are widened to 16: the bytes 0, 2 and 1, 3 of the four weights in a lane
-// are split by a mask and a shift, those of the activations once per token and block, and vpmaddwd multiplies them exactly. Two of it
-// and two additions per 32 products are what the sign trick (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) needs too, without the work
-// on the activations inside the loop. Weights keep their bias of 128: the accumulators of a group begin at -128 * (sum of the
-// token's elements). The 8 float accumulators rest in memory between groups.
+// vpmaddubsw would saturate on weights of 8 bits, so both sides are widened to 16: the bytes 0, 2 and 1, 3 of the four weights in
+// a lane are split by a mask and a shift, those of the activations once per token and block, and vpmaddwd multiplies them
+// exactly. Two of it and two additions per 32 products are what the sign trick (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) needs too,
+// without the work on the activations inside the loop. Weights keep their bias of 128: the accumulators of a group begin at -128
+// * (sum of the token's elements). The 8 float accumulators rest in memory between groups.
 //
-// The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums rest in
-// `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
+// The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums
+// rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
 #include <immintrin.h>
 
 #include "backend/cpu/avx2/int8.h"
@@ -46,7 +46,8 @@ KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t de
   }
 }
 
-// sum += a * b, pairwise. The empty statement keeps the compiler from summing products as a tree, which needs more registers than there are.
+// sum += a * b, pairwise. The empty statement keeps the compiler from summing products as a tree, which needs more registers than
+// there are.
 KIMI_INLINE void add_products(__m256i* sum, __m256i a, __m256i b) {
   *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));
   asm("" : "+x"(*sum));
@@ -54,7 +55,8 @@ KIMI_INLINE void add_products(__m256i* sum, __m256i a, __m256i b) {
 
 // T tokens x 16 rows over n_groups groups. q, scale, min: where the block and the tile's rows begin in the panel.
 template <int T, int group, bool has_min>
-KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x, float (*acc)[kRows]) {
+KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x,
+                      float (*acc)[kRows]) {
   const __m256i low_bytes = _mm256_set1_epi16(255);
   for (int64_t g = 0; g < n_groups; ++g) {
     __m256i dot[T][2];
@@ -98,8 +100,8 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
 }
 
 template <int T, int group, bool has_min>
-__attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth, float* out,
-                                       int64_t out_stride) {
+__attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth,
+                                       float* out, int64_t out_stride) {
   TokenBlock block;
   for (int t = 0; t < T; ++t) fill_token<group, has_min>(x, rows[t], k0, depth, t, &block);
   for (int first = 0; first < kPanelLanes; first += kRows) {
@@ -108,8 +110,8 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
       for (int i = 0; i < kRows; ++i) acc[t][i] = k0 == 0 ? 0.0f : out[t * out_stride + first + i];
     }
     const int64_t g0 = k0 / group * kPanelLanes + first;
-    tile<T, group, has_min>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, block,
-                            acc);
+    tile<T, group, has_min>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr,
+                            depth / group, block, acc);
     for (int t = 0; t < T; ++t) {
       for (int i = 0; i < kRows; ++i) out[t * out_stride + first + i] = acc[t][i];
     }
@@ -126,10 +128,18 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
       for (int64_t t = 0; t < n; ++t) row[t] = rows ? rows[j + t] : j + t;
       float* to = out + j * out_stride;
       switch (n) {
-        case 1: tile_of<1, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
-        case 2: tile_of<2, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
-        case 3: tile_of<3, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
-        default: tile_of<4, group, has_min>(panel, x, row, k0, depth, to, out_stride); break;
+        case 1:
+          tile_of<1, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          break;
+        case 2:
+          tile_of<2, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          break;
+        case 3:
+          tile_of<3, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          break;
+        default:
+          tile_of<4, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          break;
       }
     }
   }

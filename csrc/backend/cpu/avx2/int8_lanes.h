@@ -73,7 +73,8 @@ struct Lanes {
     const U repeat = _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0);
     for (int i = 0; i < 4; ++i) {
       const U bits = _mm256_shuffle_epi8(qh, _mm256_add_epi8(repeat, _mm256_set1_epi8(static_cast<char>(i))));
-      const U first = _mm256_cmpeq_epi8(_mm256_and_si256(bits, even), even), second = _mm256_cmpeq_epi8(_mm256_and_si256(bits, odd), odd);
+      const U first = _mm256_cmpeq_epi8(_mm256_and_si256(bits, even), even),
+              second = _mm256_cmpeq_epi8(_mm256_and_si256(bits, odd), odd);
       u[2 * i] = _mm256_or_si256(u[2 * i], _mm256_and_si256(first, sixteen));
       u[2 * i + 1] = _mm256_or_si256(u[2 * i + 1], _mm256_and_si256(second, sixteen));
     }

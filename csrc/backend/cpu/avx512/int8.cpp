@@ -1,8 +1,7 @@
 // The int8 half of the avx512 table: quantize_row here, the others in int8_gemv.cpp, int8_pack.cpp and int8_gemm.cpp.
 #include "backend/cpu/avx512/int8.h"
+
 #include "backend/cpu/avx512/intrinsics.h"
-
-
 #include "base/f16.h"
 
 namespace kimi::cpu {
@@ -14,7 +13,8 @@ void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < k / 32; ++g) {
     const __m512 a = _mm512_loadu_ps(x + 32 * g), b = _mm512_loadu_ps(x + 32 * g + 16);
-    const __m512i bits_a = _mm512_and_si512(_mm512_castps_si512(a), magnitude), bits_b = _mm512_and_si512(_mm512_castps_si512(b), magnitude);
+    const __m512i bits_a = _mm512_and_si512(_mm512_castps_si512(a), magnitude),
+                  bits_b = _mm512_and_si512(_mm512_castps_si512(b), magnitude);
     const int32_t amax_bits = _mm512_reduce_max_epi32(_mm512_max_epi32(bits_a, bits_b));
     const float amax = f32_from_bits(static_cast<uint32_t>(amax_bits));
     const float inverse = amax_bits != 0 ? 127.0f / amax : 0.0f;

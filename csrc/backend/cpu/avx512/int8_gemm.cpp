@@ -1,15 +1,14 @@
 // gemm_panel_q8 of the avx512 table: 32 weight rows x up to 6 tokens in registers, vpdpbusd.
 //
-// A register of weights holds 4 elements of 16 rows; a token's 4 elements are broadcast against it. Weights are unsigned with a bias of
-// 128, so the integer accumulators of a group begin at -128 * (sum of the token's elements). Of 32 registers, 12 are integer and 12
-// float accumulators. Per group of 32 and accumulator there are 8 vpdpbusd and, on the same two ports, a multiply and a fused multiply-add:
-// 80 % of the peak is what this can reach (73 % with a minimum, 67 % with groups of 16).
+// A register of weights holds 4 elements of 16 rows; a token's 4 elements are broadcast against it. Weights are unsigned with a
+// bias of 128, so the integer accumulators of a group begin at -128 * (sum of the token's elements). Of 32 registers, 12 are
+// integer and 12 float accumulators. Per group of 32 and accumulator there are 8 vpdpbusd and, on the same two ports, a multiply
+// and a fused multiply-add: 80 % of the peak is what this can reach (73 % with a minimum, 67 % with groups of 16).
 //
-// The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums rest in
-// `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
-#include "backend/cpu/avx512/intrinsics.h"
-
+// The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums
+// rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
 #include "backend/cpu/avx512/int8.h"
+#include "backend/cpu/avx512/intrinsics.h"
 #include "base/f16.h"
 
 namespace kimi::cpu::avx512 {
@@ -116,18 +115,19 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
 }
 
 template <int T, int group, bool has_min>
-__attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth, float* const* out) {
+__attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth,
+                                       float* const* out) {
   TokenSide side;
   const int8_t* x_q[T];
   for (int t = 0; t < T; ++t) {
     const int64_t row = rows[t];
     x_q[t] = x.q + row * x.k + k0;
-    fill_side<group, has_min>(x.scale + (row * x.k + k0) / 32, x.sum + (row * x.k + k0) / 16, x.isum + (row * x.k + k0) / 16, depth / 32, t,
-                              &side);
+    fill_side<group, has_min>(x.scale + (row * x.k + k0) / 32, x.sum + (row * x.k + k0) / 16, x.isum + (row * x.k + k0) / 16,
+                              depth / 32, t, &side);
   }
   const int64_t g0 = k0 / group * kPanelLanes;
-  tile<T, group, has_min>(panel.q + k0 * kPanelLanes, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, x_q, side, k0 == 0,
-                          out);
+  tile<T, group, has_min>(panel.q + k0 * kPanelLanes, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, x_q,
+                          side, k0 == 0, out);
 }
 
 template <int group, bool has_min>
@@ -145,12 +145,24 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
         to[t] = out + (j + t) * out_stride;
       }
       switch (n) {
-        case 1: tile_of<1, group, has_min>(panel, x, row, k0, depth, to); break;
-        case 2: tile_of<2, group, has_min>(panel, x, row, k0, depth, to); break;
-        case 3: tile_of<3, group, has_min>(panel, x, row, k0, depth, to); break;
-        case 4: tile_of<4, group, has_min>(panel, x, row, k0, depth, to); break;
-        case 5: tile_of<5, group, has_min>(panel, x, row, k0, depth, to); break;
-        default: tile_of<6, group, has_min>(panel, x, row, k0, depth, to); break;
+        case 1:
+          tile_of<1, group, has_min>(panel, x, row, k0, depth, to);
+          break;
+        case 2:
+          tile_of<2, group, has_min>(panel, x, row, k0, depth, to);
+          break;
+        case 3:
+          tile_of<3, group, has_min>(panel, x, row, k0, depth, to);
+          break;
+        case 4:
+          tile_of<4, group, has_min>(panel, x, row, k0, depth, to);
+          break;
+        case 5:
+          tile_of<5, group, has_min>(panel, x, row, k0, depth, to);
+          break;
+        default:
+          tile_of<6, group, has_min>(panel, x, row, k0, depth, to);
+          break;
       }
       j += n;
     }

@@ -1,7 +1,7 @@
-// Sixteen weight rows side by side in AVX-512 registers: what loops/lane_formats.h and loops/lane_kernels.h need to know of this ISA.
+// Sixteen weight rows side by side in AVX-512 registers: what loops/lane_formats.h and loops/lane_kernels.h need to know of this
+// ISA.
 #pragma once
 #include "backend/cpu/avx512/intrinsics.h"
-
 #include "backend/cpu/loops/lane_kernels.h"
 
 namespace kimi::cpu {
@@ -54,9 +54,7 @@ struct Lanes {
   KIMI_INLINE void store(void* to, U a) { _mm512_storeu_si512(to, a); }
   KIMI_INLINE void store_floats(float* to, F a) { _mm512_storeu_ps(to, a); }
   // The first n lanes.
-  KIMI_INLINE void store_some(float* to, F a, int64_t n) {
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1), a);
-  }
+  KIMI_INLINE void store_some(float* to, F a, int64_t n) { _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1), a); }
   KIMI_INLINE U load_table(const uint8_t* table) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   }
@@ -65,8 +63,8 @@ struct Lanes {
   // u[t] += 16 where bits 4 t .. 4 t + 3 of qh say so, bit by byte.
   KIMI_INLINE void add_fifth_bits(U* u, U qh) {
     const U sixteen = _mm512_set1_epi8(16), even = splat(0x08040201), odd = splat(0x80402010);
-    const U repeat = _mm512_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808,
-                                      0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    const U repeat = _mm512_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c,
+                                      0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0);
     for (int i = 0; i < 4; ++i) {
       const U bits = _mm512_shuffle_epi8(qh, _mm512_add_epi8(repeat, _mm512_set1_epi8(static_cast<char>(i))));
       u[2 * i] = _mm512_mask_add_epi8(u[2 * i], _mm512_test_epi8_mask(bits, even), u[2 * i], sixteen);

@@ -1,6 +1,6 @@
 // Every block format taken apart with one weight row per lane: lane r of a vector holds four bytes of row r, so that bit
-// fields, sub-scales and 4-byte transposes of 8 or 16 rows cost what those of one row cost. Panels for the GEMM and the dots of the
-// GEMV are both made of these.
+// fields, sub-scales and 4-byte transposes of 8 or 16 rows cost what those of one row cost. Panels for the GEMM and the dots of
+// the GEMV are both made of these.
 //
 // `Unpack<type>::run<L>(rows, sink)` walks one block of L::kWidth rows in the order of its groups and calls
 //   sink.template group<g, n>(u, scale, min)
@@ -224,7 +224,8 @@ struct SubScales {
     s.words[0] = L::bit_and(head.v[1], six);
     s.words[1] = L::bit_or(L::bit_and(head.v[3], four), L::bit_and(L::template shift_right<2>(head.v[1]), two));
     s.words[2] = L::bit_and(head.v[2], six);
-    s.words[3] = L::bit_or(L::bit_and(L::template shift_right<4>(head.v[3]), four), L::bit_and(L::template shift_right<2>(head.v[2]), two));
+    s.words[3] = L::bit_or(L::bit_and(L::template shift_right<4>(head.v[3]), four),
+                           L::bit_and(L::template shift_right<2>(head.v[2]), two));
     return s;
   }
   template <int b>
@@ -282,8 +283,8 @@ struct Unpack<Type::Q5_K> {
       u[t] = L::bit_or(L::bit_and(qs[t], low), L::bit_and(L::template shift<4 - 2 * g>(qh[t]), fifth));
     sink.template group<2 * g, 8>(u, sub.template scale<2 * g>(), sub.template min<2 * g>());
     for (int t = 0; t < 8; ++t)  // bit 2 g + 1
-      u[t] = L::bit_or(L::bit_and(L::template shift_right<4>(qs[t]), low),
-                       L::bit_and(L::template shift<3 - 2 * g>(qh[t]), fifth));
+      u[t] =
+          L::bit_or(L::bit_and(L::template shift_right<4>(qs[t]), low), L::bit_and(L::template shift<3 - 2 * g>(qh[t]), fifth));
     sink.template group<2 * g + 1, 8>(u, sub.template scale<2 * g + 1>(), sub.template min<2 * g + 1>());
   }
 };
@@ -316,7 +317,8 @@ struct Unpack<Type::Q6_K> {
     const auto low = L::splat(0x0f0f0f0f), high = L::splat(0x30303030);
     L_U u[8];
     for (int t = 0; t < 8; ++t)
-      u[t] = L::bit_or(L::bit_and(L::template shift<j < 2 ? 0 : -4>(ql[t]), low), L::bit_and(L::template shift<4 - 2 * j>(qh[t]), high));
+      u[t] = L::bit_or(L::bit_and(L::template shift < j<2 ? 0 : -4>(ql[t]), low),
+                       L::bit_and(L::template shift<4 - 2 * j>(qh[t]), high));
     const auto words = scales.v[2 * n + j / 2];
     const auto first = L::multiply(d, L::to_float(L::template signed_byte_of<2 * (j % 2)>(words)));
     sink.template group<8 * n + 2 * j, 4>(u, first, first);
@@ -340,14 +342,16 @@ struct Unpack<Type::Q3_K> {
     words[0] = L::bit_or(L::bit_and(packed[0], four), L::bit_and(L::template shift_left<4>(packed[2]), two));
     words[1] = L::bit_or(L::bit_and(packed[1], four), L::bit_and(L::template shift_left<2>(packed[2]), two));
     words[2] = L::bit_or(L::bit_and(L::template shift_right<4>(packed[0]), four), L::bit_and(packed[2], two));
-    words[3] = L::bit_or(L::bit_and(L::template shift_right<4>(packed[1]), four), L::bit_and(L::template shift_right<2>(packed[2]), two));
+    words[3] = L::bit_or(L::bit_and(L::template shift_right<4>(packed[1]), four),
+                         L::bit_and(L::template shift_right<2>(packed[2]), two));
     typename L::U mask[8];
     load_eight<L>(rows, 0, mask);
     half<0>(rows, sink, words, d, mask);
     half<1>(rows, sink, words, d, mask);
   }
   template <int n, class L, class Sink>
-  KIMI_INLINE void half(const LaneRows<L>& rows, Sink& sink, const typename L::U* words, typename L::F d, const typename L::U* mask) {
+  KIMI_INLINE void half(const LaneRows<L>& rows, Sink& sink, const typename L::U* words, typename L::F d,
+                        const typename L::U* mask) {
     typename L::U qs[8];
     load_eight<L>(rows, 32 + 32 * n, qs);
     quarter<n, 0>(sink, qs, mask, words[2 * n], d);

@@ -1,8 +1,8 @@
 // gemv_q8 and pack_panel_q8 of kernel_table.h for an instruction set with int8 lanes (see lane_formats.h for L).
 //
-// The arithmetic of an output element is that of loops/int8.h, operation by operation, with fused multiply-adds: exact integer dot of a
-// group, then acc = fma(dot, w_scale * x_scale, acc), then acc = fma(-w_min, x_sum, acc), groups in order. So the bits agree between
-// GEMV and GEMM, and between every instruction set that has FMA.
+// The arithmetic of an output element is that of loops/int8.h, operation by operation, with fused multiply-adds: exact integer
+// dot of a group, then acc = fma(dot, w_scale * x_scale, acc), then acc = fma(-w_min, x_sum, acc), groups in order. So the bits
+// agree between GEMV and GEMM, and between every instruction set that has FMA.
 #pragma once
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/loops/lane_formats.h"
@@ -25,8 +25,8 @@ struct PartialRows {
   }
 };
 
-// kWidth rows are read column by column, a walk that no hardware prefetcher follows: without help a core gets a tenth of the memory's
-// speed. So before each block of the present rows as many bytes of the next rows are fetched, in the order of addresses.
+// kWidth rows are read column by column, a walk that no hardware prefetcher follows: without help a core gets a tenth of the
+// memory's speed. So before each block of the present rows as many bytes of the next rows are fetched, in the order of addresses.
 KIMI_INLINE void prefetch(const uint8_t* first, int64_t n_bytes) {
   for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(first + i);
 }
@@ -63,8 +63,8 @@ struct DotSink {
 // kWidth rows, of which the first n_rows are real, against the T activation rows from j0 on, of which the first n_x are.
 // next: rows to fetch meanwhile, or nullptr.
 template <class L, Type type, int T>
-__attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_bytes, int64_t n_rows, const uint8_t* next, const Q8Rows& x,
-                                                int64_t j0, int64_t n_x, float* out, int64_t out_stride) {
+__attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_bytes, int64_t n_rows, const uint8_t* next,
+                                                const Q8Rows& x, int64_t j0, int64_t n_x, float* out, int64_t out_stride) {
   using Traits = quant::BlockTraits<type>;
   constexpr int kBytes = sizeof(typename Traits::Block);
   DotSink<L, type, T> sink;
@@ -102,7 +102,8 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
 
 // Rows by kWidth, columns by four: the weights of one set of rows stay in the cache for all columns.
 template <class L, Type type>
-KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
+KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out,
+                            int64_t out_stride) {
   const auto* rows = static_cast<const uint8_t*>(w);
   prefetch(rows, (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
   for (int64_t r = 0; r < n_rows; r += L::kWidth, rows += L::kWidth * row_bytes) {

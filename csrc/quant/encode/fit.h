@@ -67,9 +67,10 @@ KIMI_INLINE void sums_of_scale(const Tile<elems>& tile, int lane, F inverse, F* 
   *w_qq = qq;
 }
 
-// targets: where on the grid the element of the largest magnitude is put, of either sign.
-template <class Grid, int elems, int n_targets>
-KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_targets], int n_refits, ScaleFit* fit) {
+// targets: where on the grid the element of the largest magnitude is put, of either sign. polish: by what the inverse of the
+// best scale so far is multiplied to look around it; 1 takes new quants for the same scale.
+template <class Grid, int elems, int n_targets, int n_polish>
+KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_targets], const float (&polish)[n_polish], ScaleFit* fit) {
   for (int lane = 0; lane < kTile; lane += kWidth) {
     const F extreme = extreme_of(tile, lane);
     const I any = abs(extreme) > 0;
@@ -85,9 +86,9 @@ KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_tar
       best_qq = select(better, qq, best_qq);
     };
     for (int k = 0; k < n_targets; ++k) consider(unit * targets[k]);
-    for (int k = 0; k < n_refits; ++k) {
+    for (int k = 0; k < n_polish; ++k) {
       const I some = abs(best_scale) > 0;
-      consider(select(some, 1.0f / select(some, best_scale, splat(1)), F{}));
+      consider(select(some, polish[k] / select(some, best_scale, splat(1)), F{}));
     }
     store(fit->scale.at + lane, best_scale);
     store(fit->w_qq.at + lane, best_qq);

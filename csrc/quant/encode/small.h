@@ -30,7 +30,7 @@ KIMI_INLINE void load_blocks(const float* row, const float* importance, float im
   }
 }
 
-// value = d * q. Format: Grid, kTargets, kRefits, kLarge, Block, write(codes, d bits, block).
+// value = d * q. Format: Grid, kTargets and kPolish (see fit_scale), kRounds, kLarge, Block, write(codes, d bits, block).
 template <class Format>
 struct OneLevel : Format {
   static constexpr int kElems = kBlock, kLevelLow = 1, kLevelHigh = 1;
@@ -46,7 +46,7 @@ void encode_scaled_blocks(const float* row, const float* importance, void* out, 
     load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, Format::kLarge, kLeastMagnitude, n_blocks - b,
                 &blocks);
     ScaleFit fit;
-    fit_scale<typename Format::Grid>(blocks.tile, Format::kTargets, Format::kRefits, &fit);
+    fit_scale<typename Format::Grid>(blocks.tile, Format::kTargets, Format::kPolish, &fit);
     ScaleState<One> best{}, state{};
     Lane scale = fit.scale, w_xq, w_qq;
     uint16_t bits[kTile] = {};

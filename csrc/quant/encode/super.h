@@ -10,10 +10,6 @@
 namespace kimi::quant {
 namespace {
 
-#ifndef KIMI_TUNE
-#define KIMI_TUNE(name, value) value
-#endif
-
 // The candidate d for which  sum over groups of  cost[g] (target[g] - d * level[g])^2  is least, level an integer in
 // low..high. Candidates are extreme / divisor, rounded to f16 as they will be stored. A lane holds a candidate.
 template <int n_divisors>
@@ -92,8 +88,8 @@ KIMI_INLINE void choose_levels(const Tile<Format::kElems>& tile, const Lane& sca
   }
 }
 
-// Format: kElems per group, kGroups per superblock, Grid, kLevelLow, kLevelHigh, kTargets (see fit_scale), kDivisors (see
-// choose_shared), kReach, Block, write(codes, level codes, block). One tile is one superblock of 16 groups or two of 8.
+// Format: kElems per group, kGroups per superblock, Grid, kLevelLow, kLevelHigh, kTargets and kPolish (see fit_scale), kDivisors (see
+// choose_shared), kReach and kReachAgain (levels tried at first and later; kReachKnown: with importance), Block, write(codes, level codes, block). One tile is one superblock of 16 groups or two of 8.
 template <class Format>
 void encode_scaled_superblocks(const float* row, const float* importance, void* out, int64_t n) {
   constexpr int kGroups = Format::kGroups, kElems = Format::kElems, kSupers = kTile / kGroups;
@@ -119,7 +115,7 @@ void encode_scaled_superblocks(const float* row, const float* importance, void* 
     ScaleFit fit;
     ScaleState<Format> best, state;
     if (n_supers > 0) {
-      fit_scale<typename Format::Grid>(tile, Format::kTargets, Format::kRefits, &fit);
+      fit_scale<typename Format::Grid>(tile, Format::kTargets, Format::kPolish, &fit);
       for (int s = 0; s < kSupers; ++s) {
         const float* scale = fit.scale.at + s * kGroups;
         float extreme = 0;
@@ -134,7 +130,7 @@ void encode_scaled_superblocks(const float* row, const float* importance, void* 
         for (int g = 0; g < kGroups; ++g) state.d_lane.at[s * kGroups + g] = d;
       }
       Lane w_xq, w_qq;
-      choose_levels(tile, fit.scale, Format::kReach, &state, &w_xq, &w_qq);
+      choose_levels(tile, fit.scale, importance ? Format::kReachKnown : Format::kReach, &state, &w_xq, &w_qq);
       best = state;
       for (int round = 0; round < Format::kRounds; ++round) {
         for (int lane = 0; lane < kTile; lane += kWidth) store(fit.scale.at + lane, divide(load(w_xq.at + lane), load(w_qq.at + lane)));
@@ -148,7 +144,7 @@ void encode_scaled_superblocks(const float* row, const float* importance, void* 
           state.d[s] = step_half(static_cast<float>(top / bottom) * unit[s].up);
           for (int g = 0; g < kGroups; ++g) state.d_lane.at[s * kGroups + g] = state.d[s].value * unit[s].down;
         }
-        choose_levels(tile, fit.scale, Format::kReachAgain, &state, &w_xq, &w_qq);
+        choose_levels(tile, fit.scale, importance ? Format::kReachKnown : Format::kReachAgain, &state, &w_xq, &w_qq);
         for (int s = 0; s < kSupers; ++s) {
           double error, least;
           sum_lanes(state.error, s * kGroups, kGroups, &error);

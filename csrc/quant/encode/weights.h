@@ -1,5 +1,5 @@
-// What an element's error weighs. With importance: that of its column. Without: larger elements somewhat more, since a
-// product of large factors is what reaches a layer's output. Also brings a superblock to unit scale (see unit_scale).
+// What an element's error weighs: its column's importance, if known, and larger elements somewhat more, since a product of
+// large factors is what reaches a layer's output. Also brings a superblock to unit scale (see unit_scale).
 #pragma once
 #include "quant/encode/lanes.h"
 
@@ -10,6 +10,9 @@ namespace {
 constexpr float kLeastMagnitude = 0x1p-25f;
 // Keeps columns that were never seen from being free: they count this much beside an average column.
 constexpr float kLeastImportance = 1e-5f;
+// With importance, large elements count a little more all the same: a tenth costs about 1 % of the error by importance alone,
+// and takes several times as much off the error of outliers.
+constexpr float kLargeOfImportance = 0.1f;
 
 // 1 / mean of the row's importance, or 0 where there is none to speak of.
 KIMI_INLINE float unit_of_importance(const float* importance, int64_t n) {
@@ -28,17 +31,17 @@ KIMI_INLINE bool load_block(const float* row, const float* importance, float imp
   if (!(largest > least)) return false;
   *unit = unit_scale(largest);
   for (int i = 0; i < n; ++i) x[i] = row[i] * unit->down;
-  if (importance && importance_unit > 0) {
-    for (int i = 0; i < n; ++i) w[i] = importance[i] * importance_unit + kLeastImportance;
-    return true;
-  }
   float partial[16] = {};
   for (int i = 0; i < n; i += 16)
     for (int lane = 0; lane < 16; ++lane) partial[lane] += x[i + lane] * x[i + lane];
   float sum = 0;
   for (int lane = 0; lane < 16; ++lane) sum += partial[lane];
-  const float per_square = large * static_cast<float>(n) / sum;
+  const bool known = importance && importance_unit > 0;
+  const float per_square = (known ? kLargeOfImportance : large) * static_cast<float>(n) / sum;
   for (int i = 0; i < n; ++i) w[i] = 1.0f + x[i] * x[i] * per_square;
+  if (known) {
+    for (int i = 0; i < n; ++i) w[i] *= importance[i] * importance_unit + kLeastImportance;
+  }
   return true;
 }
 

@@ -57,7 +57,8 @@ struct Source {
   explicit Source(const py::array& array) {
     KIMI_CHECK(array.ndim() == 2, ErrorKind::bad_request, "quant.data", "data has %d dimensions, expected 2: [n_rows, n_cols]",
                static_cast<int>(array.ndim()));
-    KIMI_CHECK(array.flags() & py::array::c_style, ErrorKind::bad_request, "quant.data", "data is not C-contiguous: use numpy.ascontiguousarray");
+    KIMI_CHECK(array.flags() & py::array::c_style, ErrorKind::bad_request, "quant.data",
+               "data is not C-contiguous: use numpy.ascontiguousarray");
     const py::dtype dtype = array.dtype();
     const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
     if (native && dtype.kind() == 'f' && dtype.itemsize() == 4) {
@@ -94,10 +95,12 @@ struct Source {
 
 const float* checked_importance(const py::object& object, int64_t n_cols) {
   if (object.is_none()) return nullptr;
-  KIMI_CHECK(py::isinstance<py::array_t<float>>(object), ErrorKind::bad_request, "quant.importance", "importance: expected a float32 array or None");
+  KIMI_CHECK(py::isinstance<py::array_t<float>>(object), ErrorKind::bad_request, "quant.importance",
+             "importance: expected a float32 array or None");
   const auto array = py::reinterpret_borrow<py::array_t<float>>(object);
-  KIMI_CHECK(array.ndim() == 1 && array.shape(0) == n_cols && (array.flags() & py::array::c_style), ErrorKind::bad_request, "quant.importance",
-             "importance: expected a contiguous array of the %lld columns of data", static_cast<long long>(n_cols));
+  KIMI_CHECK(array.ndim() == 1 && array.shape(0) == n_cols && (array.flags() & py::array::c_style), ErrorKind::bad_request,
+             "quant.importance", "importance: expected a contiguous array of the %lld columns of data",
+             static_cast<long long>(n_cols));
   for (int64_t i = 0; i < n_cols; ++i) {
     const float value = array.data()[i];
     KIMI_CHECK(std::isfinite(value) && value >= 0, ErrorKind::bad_request, "quant.importance",
@@ -117,16 +120,18 @@ constexpr float kF16Overflow = 65520.0f;
   while (col + 1 < source.n_cols && std::isfinite(row[col]) && std::fabs(row[col]) < kF16Overflow) ++col;
   for (int64_t i = 0; i < source.n_cols; ++i) {
     if (!std::isfinite(row[i])) {
-      fail(ErrorKind::bad_request, "quant.not_finite", "row %lld, column %lld is %g: weights must be finite numbers; the source is damaged",
-           static_cast<long long>(index), static_cast<long long>(i), static_cast<double>(row[i]));
+      fail(ErrorKind::bad_request, "quant.not_finite",
+           "row %lld, column %lld is %g: weights must be finite numbers; the source is damaged", static_cast<long long>(index),
+           static_cast<long long>(i), static_cast<double>(row[i]));
     }
   }
-  fail(ErrorKind::bad_request, "quant.overflow", "row %lld, column %lld is %g, too large for F16 (at most 65504): use BF16 or F32",
-       static_cast<long long>(index), static_cast<long long>(col), static_cast<double>(row[col]));
+  fail(ErrorKind::bad_request, "quant.overflow",
+       "row %lld, column %lld is %g, too large for F16 (at most 65504): use BF16 or F32", static_cast<long long>(index),
+       static_cast<long long>(col), static_cast<double>(row[col]));
 }
 
-py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array& data, const py::object& importance_object, int n_threads,
-                                   const std::string& isa) {
+py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array& data, const py::object& importance_object,
+                                   int n_threads, const std::string& isa) {
   const Format& format = encoded_format(type_name);
   const Encoders& encoders = quant::select_encoders(isa.c_str());
   const quant::RowEncoder encode = encoders.encode[static_cast<uint32_t>(format.type)];
@@ -135,7 +140,8 @@ py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array
              "rows of %lld elements, expected a multiple of the block of %d of %s: choose another type for this tensor",
              static_cast<long long>(source.n_cols), format.block_elems, format.name);
   const float* importance = checked_importance(importance_object, source.n_cols);
-  KIMI_CHECK(n_threads >= 0 && n_threads <= 1024, ErrorKind::bad_request, "quant.n_threads", "n_threads is %d, expected 0 (automatic) to 1024", n_threads);
+  KIMI_CHECK(n_threads >= 0 && n_threads <= 1024, ErrorKind::bad_request, "quant.n_threads",
+             "n_threads is %d, expected 0 (automatic) to 1024", n_threads);
   const int64_t row_bytes = format.row_bytes(source.n_cols);
   py::array_t<uint8_t> out({static_cast<py::ssize_t>(source.n_rows), static_cast<py::ssize_t>(row_bytes)});
   if (out.size() == 0) return out;
@@ -157,7 +163,8 @@ py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array
       if (begin > first_refused.load(std::memory_order_relaxed)) return;
       for (int64_t r = begin; r < end; ++r) {
         const float* row = source.row(encoders, r, scratch[static_cast<size_t>(thread)].data());
-        const bool too_large = format.type == Type::F16 && std::any_of(row, row + source.n_cols, [](float x) { return std::fabs(x) >= kF16Overflow; });
+        const bool too_large = format.type == Type::F16 &&
+                               std::any_of(row, row + source.n_cols, [](float x) { return std::fabs(x) >= kF16Overflow; });
         if (too_large || !encoders.all_finite(row, source.n_cols)) {
           int64_t known = first_refused.load();
           while (r < known && !first_refused.compare_exchange_weak(known, r)) {
@@ -178,14 +185,15 @@ py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array
 }  // namespace
 
 void bind_quant(py::module_& m) {
-  m.def("quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("data"), py::arg("importance") = py::none(), py::arg("n_threads") = 0,
-        py::arg("isa") = "auto",
-        "Rows of weights into the blocks of a format (see formats()).\n\n"
-        "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
-        "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
-        "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
-        "Raises BadRequest: quant.not_finite (names row and column), quant.overflow (F16), quant.columns, quant.type, quant.data,\n"
-        "quant.importance. A scale beyond the range of f16 is held at 65504.");
+  m.def(
+      "quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("data"), py::arg("importance") = py::none(),
+      py::arg("n_threads") = 0, py::arg("isa") = "auto",
+      "Rows of weights into the blocks of a format (see formats()).\n\n"
+      "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
+      "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
+      "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
+      "Raises BadRequest: quant.not_finite (names row and column), quant.overflow (F16), quant.columns, quant.type, quant.data,\n"
+      "quant.importance. A scale beyond the range of f16 is held at 65504.");
 }
 
 }  // namespace kimi

@@ -40,8 +40,8 @@ struct Iq4Grid {
 };
 
 struct ScaleFit {
-  Lane scale;   // least squares for the best candidate's quants
-  Lane w_qq;    // sum of w q^2: how dearly a deviation of the scale is paid
+  Lane scale;  // least squares for the best candidate's quants
+  Lane w_qq;   // sum of w q^2: how dearly a deviation of the scale is paid
 };
 
 template <int elems>
@@ -70,7 +70,8 @@ KIMI_INLINE void sums_of_scale(const Tile<elems>& tile, int lane, F inverse, F* 
 // targets: where on the grid the element of the largest magnitude is put, of either sign. polish: by what the inverse of the
 // best scale so far is multiplied to look around it; 1 takes new quants for the same scale.
 template <class Grid, int elems, int n_targets, int n_polish>
-KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_targets], const float (&polish)[n_polish], ScaleFit* fit) {
+KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_targets], const float (&polish)[n_polish],
+                           ScaleFit* fit) {
   for (int lane = 0; lane < kTile; lane += kWidth) {
     const F extreme = extreme_of(tile, lane);
     const I any = abs(extreme) > 0;
@@ -98,8 +99,8 @@ KIMI_INLINE void fit_scale(const Tile<elems>& tile, const float (&targets)[n_tar
 // ---- value = scale * q - min, q in 0..most ---------------------------------------------------------------------------
 
 struct OffsetFit {
-  Lane scale, min;                    // least squares for the best candidate's quants
-  Lane w, w_x, w_q, w_qq, w_xq;       // sums of w, w x, w q, w q^2, w x q for those quants
+  Lane scale, min;               // least squares for the best candidate's quants
+  Lane w, w_x, w_q, w_qq, w_xq;  // sums of w, w x, w q, w q^2, w x q for those quants
 };
 
 template <int elems>
@@ -140,7 +141,8 @@ struct Stretch {
 };
 
 template <int elems, bool any_sign, int n_stretches>
-KIMI_INLINE void fit_offset(const Tile<elems>& tile, float most_steps, const Stretch (&stretches)[n_stretches], int n_refits, OffsetFit* fit) {
+KIMI_INLINE void fit_offset(const Tile<elems>& tile, float most_steps, const Stretch (&stretches)[n_stretches], int n_refits,
+                            OffsetFit* fit) {
   const F most = splat(most_steps);
   for (int lane = 0; lane < kTile; lane += kWidth) {
     F low = load(tile.x[0] + lane), high = low, w = F{}, w_x = F{};

@@ -64,8 +64,8 @@ KIMI_INLINE void pack_q3_k(const uint8_t* q, const uint8_t* scale, BlockQ3_K* bl
   for (int n = 0; n < 2; ++n) {
     const uint8_t* half = q + 128 * n;
     for (int l = 0; l < 32; ++l) {
-      block->qs[32 * n + l] = static_cast<uint8_t>((half[l] & 3) | ((half[32 + l] & 3) << 2) | ((half[64 + l] & 3) << 4) |
-                                                   ((half[96 + l] & 3) << 6));
+      block->qs[32 * n + l] =
+          static_cast<uint8_t>((half[l] & 3) | ((half[32 + l] & 3) << 2) | ((half[64 + l] & 3) << 4) | ((half[96 + l] & 3) << 6));
       const int high = (half[l] >> 2) | ((half[32 + l] >> 2) << 1) | ((half[64 + l] >> 2) << 2) | ((half[96 + l] >> 2) << 3);
       block->hmask[l] = static_cast<uint8_t>(block->hmask[l] | (high << (4 * n)));
     }
@@ -80,8 +80,8 @@ KIMI_INLINE void pack_q6_k(const uint8_t* q, const uint8_t* scale, BlockQ6_K* bl
     for (int l = 0; l < 32; ++l) {
       block->ql[64 * n + l] = static_cast<uint8_t>((half[l] & 15) | (half[64 + l] << 4));
       block->ql[64 * n + 32 + l] = static_cast<uint8_t>((half[32 + l] & 15) | (half[96 + l] << 4));
-      block->qh[32 * n + l] =
-          static_cast<uint8_t>((half[l] >> 4) | ((half[32 + l] >> 4) << 2) | ((half[64 + l] >> 4) << 4) | ((half[96 + l] >> 4) << 6));
+      block->qh[32 * n + l] = static_cast<uint8_t>((half[l] >> 4) | ((half[32 + l] >> 4) << 2) | ((half[64 + l] >> 4) << 4) |
+                                                   ((half[96 + l] >> 4) << 6));
     }
   }
 }

@@ -15,12 +15,12 @@ struct Blocks {
   PowerOfTwo unit[kTile];
   bool there[kTile];
 };
-KIMI_INLINE void load_blocks(const float* row, const float* importance, float importance_unit, float large, float least, int64_t n_left,
-                             Blocks* blocks) {
+KIMI_INLINE void load_blocks(const float* row, const float* importance, float importance_unit, float large, float least,
+                             int64_t n_left, Blocks* blocks) {
   float w[kBlock];
   for (int g = 0; g < kTile; ++g) {
-    blocks->there[g] = g < n_left && load_block(row + g * kBlock, importance ? importance + g * kBlock : nullptr, importance_unit, large, least,
-                                                kBlock, blocks->x[g], w, &blocks->unit[g]);
+    blocks->there[g] = g < n_left && load_block(row + g * kBlock, importance ? importance + g * kBlock : nullptr, importance_unit,
+                                                large, least, kBlock, blocks->x[g], w, &blocks->unit[g]);
     if (blocks->there[g]) {
       fill_tile(&blocks->tile, blocks->x[g], w, g, 1);
     } else {
@@ -43,8 +43,8 @@ void encode_scaled_blocks(const float* row, const float* importance, void* out, 
   const int64_t n_blocks = n / kBlock;
   for (int64_t b = 0; b < n_blocks; b += kTile) {
     Blocks blocks;
-    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, Format::kLarge, kLeastMagnitude, n_blocks - b,
-                &blocks);
+    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, Format::kLarge,
+                kLeastMagnitude, n_blocks - b, &blocks);
     ScaleFit fit;
     fit_scale<typename Format::Grid>(blocks.tile, Format::kTargets, Format::kPolish, &fit);
     ScaleState<One> best{}, state{};
@@ -81,7 +81,8 @@ void encode_scaled_blocks(const float* row, const float* importance, void* out, 
 }
 
 // value = d * q + m, m of any sign: the error, and the fit to the quants, of given d and m per lane.
-KIMI_INLINE void measure_offset(const Tile<kBlock>& tile, const Lane& d_lane, const Lane& m_lane, float most, OffsetFit* fit, Lane* error) {
+KIMI_INLINE void measure_offset(const Tile<kBlock>& tile, const Lane& d_lane, const Lane& m_lane, float most, OffsetFit* fit,
+                                Lane* error) {
   for (int lane = 0; lane < kTile; lane += kWidth) {
     const F d = load(d_lane.at + lane), m = load(m_lane.at + lane), inverse = divide(splat(1), d);
     F sum = F{}, w_q = F{}, w_qq = F{}, w_xq = F{}, scale, minimum;
@@ -108,8 +109,8 @@ void encode_offset_blocks(const float* row, const float* importance, void* out, 
   const int64_t n_blocks = n / kBlock;
   for (int64_t b = 0; b < n_blocks; b += kTile) {
     Blocks blocks;
-    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, Format::kLarge, kLeastMagnitude, n_blocks - b,
-                &blocks);
+    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, Format::kLarge,
+                kLeastMagnitude, n_blocks - b, &blocks);
     OffsetFit fit;
     fit_offset<kBlock, true>(blocks.tile, Format::kMost, Format::kStretches, Format::kRefits, &fit);
     Lane d, m, error, best_d{}, best_m{}, best_error{};
@@ -154,7 +155,8 @@ struct E2m1Grid {
     const F size = abs(t);
     I value = I{};
     for (int i = 1; i < 8; ++i) {
-      value += (I)(size > 0.5f * static_cast<float>(kE2m1Doubled[i - 1] + kE2m1Doubled[i])) & (kE2m1Doubled[i] - kE2m1Doubled[i - 1]);
+      value +=
+          (I)(size > 0.5f * static_cast<float>(kE2m1Doubled[i - 1] + kE2m1Doubled[i])) & (kE2m1Doubled[i] - kE2m1Doubled[i - 1]);
     }
     const F magnitude = __builtin_convertvector(value, F);
     return t < 0 ? -magnitude : magnitude;
@@ -172,7 +174,8 @@ void encode_mxfp4(const float* row, const float* importance, void* out, int64_t 
   const int64_t n_blocks = n / kBlock;
   for (int64_t b = 0; b < n_blocks; b += kTile) {
     Blocks blocks;
-    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, 0.0f, 0x1p-120f, n_blocks - b, &blocks);
+    load_blocks(row + b * kBlock, importance ? importance + b * kBlock : nullptr, importance_unit, 0.0f, 0x1p-120f, n_blocks - b,
+                &blocks);
     // The largest magnitude lies in [1, 2) and becomes 6 halves at least, 12 at most or beyond.
     constexpr float kSteps[3] = {0.125f, 0.25f, 0.0625f};
     constexpr int kExponents[3] = {-3, -2, -4};

@@ -35,7 +35,9 @@ void row_q5_1(const float* row, const float* importance, void* out, int64_t n) n
 void row_iq4_nl(const float* row, const float* importance, void* out, int64_t n) noexcept {
   encode_scaled_blocks<EncodeIQ4_NL>(row, importance, out, n);
 }
-void row_mxfp4(const float* row, const float* importance, void* out, int64_t n) noexcept { encode_mxfp4(row, importance, out, n); }
+void row_mxfp4(const float* row, const float* importance, void* out, int64_t n) noexcept {
+  encode_mxfp4(row, importance, out, n);
+}
 void row_q2_k(const float* row, const float* importance, void* out, int64_t n) noexcept {
   encode_offset_superblocks<EncodeQ2_K>(row, importance, out, n);
 }

@@ -25,8 +25,8 @@ KIMI_INLINE float unit_of_importance(const float* importance, int64_t n) {
 
 // n elements and their weights, x in the block's unit. large: how much more an element of the root mean square weighs than
 // zero does. False: the block has no magnitude above `least` and is zero.
-KIMI_INLINE bool load_block(const float* row, const float* importance, float importance_unit, float large, float least, int n, float* x,
-                            float* w, PowerOfTwo* unit) {
+KIMI_INLINE bool load_block(const float* row, const float* importance, float importance_unit, float large, float least, int n,
+                            float* x, float* w, PowerOfTwo* unit) {
   const float largest = largest_magnitude(row, n);
   if (!(largest > least)) return false;
   *unit = unit_scale(largest);

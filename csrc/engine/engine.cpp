@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/error.h"
@@ -43,6 +44,31 @@ Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gg
   decoder_.emplace(text_config_, text_weights_);
   for (const gguf::File* file : {&file_, vision_file_ ? &*vision_file_ : nullptr})
     if (file) store_.warnings.insert(store_.warnings.end(), file->warnings().begin(), file->warnings().end());
+  read_ahead_.emplace(layers_in_order());
+}
+
+// The order in which a prompt needs them: the picture's tower, the layers, the output. Of the embedding table a prompt needs rows.
+std::vector<ReadAhead::Range> Engine::layers_in_order() const {
+  struct Entry {
+    int64_t order;
+    ReadAhead::Range range;
+  };
+  std::vector<Entry> entries;
+  const auto add = [&](const gguf::File& file) {
+    for (const gguf::TensorInfo& tensor : file.tensors()) {
+      if (!tensor.data || tensor.name == "token_embd.weight") continue;
+      int64_t order = text_config_.num_hidden_layers;
+      if (tensor.name.rfind("blk.", 0) == 0) order = std::atoll(tensor.name.c_str() + 4);
+      if (tensor.name.rfind("v.", 0) == 0 || tensor.name.rfind("mm.", 0) == 0) order = -1;
+      entries.push_back({order, {tensor.data, tensor.n_bytes}});
+    }
+  };
+  if (vision_file_) add(*vision_file_);
+  add(file_);
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.order < b.order; });
+  std::vector<ReadAhead::Range> ranges;
+  for (const Entry& entry : entries) ranges.push_back(entry.range);
+  return ranges;
 }
 
 KvType Engine::default_kv_type() const {

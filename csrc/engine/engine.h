@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/read_ahead.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
 #include "model/decoder.h"
@@ -69,6 +70,7 @@ class Engine {
  private:
   class Call;
   MoonVit& require_vision();
+  std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slices(const std::vector<Slice>& slices) const;
   void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
   void prefill(Slice& slice, int64_t chunk, const Progress& progress);
@@ -86,6 +88,7 @@ class Engine {
   std::optional<MoonVit> moonvit_;
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
   int fork_generation_ = 0;
+  std::optional<ReadAhead> read_ahead_;  // last: it stops before the files are unmapped
 };
 
 class Session {

@@ -352,7 +352,8 @@ def test_conversation_over_three_pictures_and_five_turns(tiny, model):
         for text, images in turns:
             response = conversation.ask(text, images=images, temperature=0, max_new_tokens=10)
             saved = conversation.to_dict()
-            assert response.usage.cached_tokens == 0 or text != "One"
+            # A timeline of an earlier test may be taken over: what every prompt begins with, and no more.
+            assert response.usage.cached_tokens < 10 or text != "One"
     assert response.usage.image_tokens == 6 + 9 + 12
     assert response.usage.prompt_tokens - response.usage.cached_tokens < 40
     # The same conversation taken up by a model that has computed nothing of it gives the same last answer.

@@ -65,8 +65,8 @@ def test_per_isa_files_are_kept_free_of_heavy_headers() -> None:
     # A std header whose inline functions are compiled with AVX-512 flags could be the copy that the linker keeps.
     heavy = re.compile(r"#include <(vector|string|algorithm|functional|map|memory|iostream|thread|mutex|cmath)>")
     wrong = []
-    per_isa = ("backend/cpu/avx2", "backend/cpu/avx512", "backend/cpu/loops", "quant/avx2", "quant/avx512", "quant/encode")
-    for folder in per_isa:
+    kernels, encoders = ("avx2", "avx512", "loops"), ("avx2", "avx512", "encode")
+    for folder in [f"backend/cpu/{name}" for name in kernels] + [f"quant/{name}" for name in encoders]:
         for path in (CSRC / folder).rglob("*"):
             wrong += [f"{path.name}: {m.group(0)}" for m in heavy.finditer(path.read_text())]
     assert wrong == []

@@ -96,7 +96,8 @@ def pillow_at_work(notices: list[str] | None = None) -> Iterator[None]:
             ours = [w for w in caught if w.filename.startswith(home)]
             if notices is not None:
                 texts = dict.fromkeys(" ".join(str(w.message).split())[:160] for w in ours)
-                notices.extend(f"its decoder says: {text}" for text in list(texts)[:_MAX_NOTICES])
+                said = (f"its decoder says: {text}" for text in list(texts)[:_MAX_NOTICES])
+                notices.extend(notice for notice in said if notice not in notices)
             for w in caught:
                 if w not in ours:
                     warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
@@ -128,7 +129,10 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
             f"{label}: a JPEG of {scans} scans or more, expected at most {MAX_JPEG_SCANS}: save it again",
             code="image.too_large",
         )
-    with _errors(label, magic), pillow_at_work():
+    if magic == "WEBP" and data[12:16] == b"VP8X":  # its decoder takes memory for all of it when it opens
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        check_pixels((width, height), label, max_pixels)
+    with _errors(label, magic, max_pixels), pillow_at_work(notices):
         if magic == "HEIC":
             image = _open_heic(data, label)
         else:
@@ -144,11 +148,11 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
     return image
 
 
-def load_pixels(image: Image.Image, label: str, notices: list[str]) -> None:
+def load_pixels(image: Image.Image, label: str, max_pixels: int, notices: list[str]) -> None:
     """Decode the pixels of `image`. Raises BadImage (image.truncated, image.closed) and OutOfMemory."""
     if ImageFile.LOAD_TRUNCATED_IMAGES and isinstance(image, ImageFile.ImageFile):
         notices.append("this program lets Pillow fill truncated pictures with grey (LOAD_TRUNCATED_IMAGES)")
-    with _errors(label, image.format), pillow_at_work(notices):
+    with _errors(label, image.format, max_pixels), pillow_at_work(notices):
         try:
             image.load()
         except ValueError as error:
@@ -158,7 +162,7 @@ def load_pixels(image: Image.Image, label: str, notices: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _errors(label: str, kind: str | None) -> Iterator[None]:
+def _errors(label: str, kind: str | None, max_pixels: int) -> Iterator[None]:
     """Everything that a decoder may raise, in our words. kind: the format that the first bytes announce."""
     try:
         yield
@@ -168,10 +172,11 @@ def _errors(label: str, kind: str | None) -> Iterator[None]:
         raise OutOfMemory(
             f"{label}: not enough memory to decode it: scale it down, or close other programs", code="memory.image"
         ) from None
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError:  # Pillow's limit, which is above the usual one of ours
+        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        setting = "max_pixels of the ImageProcessor" if allowed == max_pixels else "PIL.Image.MAX_IMAGE_PIXELS"
         raise BadImage(
-            f"{label}: more pixels than Pillow allows in this program: scale it down first, or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS",
+            f"{label}: more than {allowed / 1e6:g} million pixels: scale it down first, or raise {setting}",
             code="image.too_large",
         ) from None
     except UnidentifiedImageError:

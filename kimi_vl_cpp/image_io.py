@@ -163,8 +163,8 @@ def _unescape(url: str) -> bytes:
     text, out, start = url.encode("utf-8", "replace"), bytearray(), 0
     while start < len(text):
         end = start + 65536
-        while end < len(text) and b"%" in text[end - 2 : end]:  # no escape is cut
-            end += 1
+        cut = text.rfind(b"%", end - 2, end)
+        end = cut if cut >= 0 else end  # no escape is cut
         out += urllib.parse.unquote_to_bytes(text[start:end])
         start = end
     return bytes(out)
@@ -195,7 +195,7 @@ def _decoded(data: bytes, label: str, max_pixels: int) -> OpenedImage:
 
 def _opened(image: Image.Image, label: str, max_pixels: int, notices: list[str]) -> OpenedImage:
     check_pixels(image.size, label, max_pixels)
-    load_pixels(image, label, notices)
+    load_pixels(image, label, max_pixels, notices)
     check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
     return OpenedImage(to_rgb(upright(image, notices), label, notices), notices)
 

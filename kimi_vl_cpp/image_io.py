@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -63,18 +64,31 @@ class OpenedImage:
         return self.image.size
 
 
-def open_image(source: ImageInput, max_pixels: int = MAX_PIXELS) -> OpenedImage:
+def open_image(
+    source: ImageInput, max_pixels: int = MAX_PIXELS, accept: Callable[[int, int], object] | None = None
+) -> OpenedImage:
     """Decode `source` to upright RGB.
 
     source: a path (`~` is expanded), a `data:` URL, the bytes of a picture file, a PIL image (its present frame; the
     object stays as it is), or a uint8 array [H, W, 3], [H, W, 4] (RGBA), [H, W, 1] or [H, W] (grey).
+    accept: called with the two sides that the header tells (not yet upright), to raise before the work of decoding.
     Raises BadImage with a code image.*, and OutOfMemory.
     """
+    image, label, notices = _with_header(source, max_pixels)
+    check_pixels(image.size, label, max_pixels)
+    if accept is not None:
+        accept(*image.size)
+    load_pixels(image, label, max_pixels, notices)
+    check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
+    return OpenedImage(to_rgb(upright(image, notices), label, notices), notices)
+
+
+def _with_header(source: ImageInput, max_pixels: int) -> tuple[Image.Image, str, list[str]]:
+    """The picture with its header read, what messages call it, and notices."""
     if isinstance(source, np.ndarray):
-        return _opened(_image_of_array(source, max_pixels), "array", max_pixels, [])
+        return _image_of_array(source, max_pixels), "array", []
     if isinstance(source, Image.Image):
-        notices = ["one frame of an animation"] if _frame(source) else []
-        return _opened(source, "PIL image", max_pixels, notices)
+        return source, "PIL image", ["one frame of an animation"] if _frame(source) else []
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(_bytes_of(source), "picture", max_pixels)
     if isinstance(source, str) and source[:5].lower() == "data:":
@@ -185,19 +199,12 @@ def _check_bytes(label: str, n: int, allowed: int) -> None:
         raise BadImage(f"{label}: {n} bytes, expected at most {allowed}: give a smaller file", code="image.too_large")
 
 
-def _decoded(data: bytes, label: str, max_pixels: int) -> OpenedImage:
+def _decoded(data: bytes, label: str, max_pixels: int) -> tuple[Image.Image, str, list[str]]:
     if not data:
         raise BadImage(f"{label}: empty, there is nothing to decode: save the picture again", code="image.empty")
     _check_bytes(label, len(data), MAX_BYTES)
     notices: list[str] = []
-    return _opened(decode(data, label, max_pixels, notices), label, max_pixels, notices)
-
-
-def _opened(image: Image.Image, label: str, max_pixels: int, notices: list[str]) -> OpenedImage:
-    check_pixels(image.size, label, max_pixels)
-    load_pixels(image, label, max_pixels, notices)
-    check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
-    return OpenedImage(to_rgb(upright(image, notices), label, notices), notices)
+    return decode(data, label, max_pixels, notices), label, notices
 
 
 def _frame(image: Image.Image) -> bool:

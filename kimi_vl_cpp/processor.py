@@ -95,7 +95,7 @@ class ImageProcessor:
         """Decode, scale and pad; what is processed already comes back as it is. Raises BadImage and OutOfMemory."""
         if isinstance(image, ProcessedImage):
             return image
-        opened = open_image(image, self.max_pixels)
+        opened = open_image(image, self.max_pixels, accept=self.plan)
         width, height = opened.original_size
         resized, padded = self.plan(width, height)
         rgb = opened.image

@@ -194,6 +194,12 @@ def test_a_side_of_512_patches_is_refused_with_its_sizes(size: tuple[int, int]) 
     assert caught.value.code == "image.too_many_patches"
 
 
+def test_a_strip_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(BadImage) as caught:
+        ImageProcessor()(encoded(Image.new("1", (1_000_000, 28)))[:-100])  # cut: decoding would say so
+    assert caught.value.code == "image.too_many_patches"
+
+
 def test_the_longest_picture_passes() -> None:
     assert ImageProcessor()(Image.new("L", (7140, 28))).grid_hw == (2, 510)
 

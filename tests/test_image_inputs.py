@@ -1,7 +1,8 @@
 """Pictures as people and programs hand them over: damaged, hostile, odd, and right.
 
 Each case costs less than a second of processor time; whatever is refused is a `BadImage` with a stable code that says
-what to do, prints nothing, changes none of Pillow's settings and leaves the processor usable. Long, because it is one list.
+what to do, prints nothing, changes none of Pillow's settings and leaves the processor usable.
+Long, because it is one list.
 """
 
 from __future__ import annotations

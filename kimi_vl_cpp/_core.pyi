@@ -158,6 +158,20 @@ def quantize_rows(
     importance: [n_cols], what a squared error in each column weighs. Raises BadRequest: quant.not_finite (names row and
     column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa."""
 
+class _Bench:
+    """What this machine could do at most, measured. n_threads 0: automatic. Raises BadRequest, Unsupported."""
+
+    def read_bandwidth(self, n_threads: int = 0, seconds: float = 0.3) -> float:
+        """Reading memory beyond all caches: GB/s."""
+    def int8_peak(self, isa: str = "auto", n_threads: int = 0, seconds: float = 0.2) -> float:
+        """Multiply-adds of int8, two operations each: GOPS."""
+    def f32_peak(self, isa: str = "auto", n_threads: int = 0, seconds: float = 0.2) -> float:
+        """GFLOPS."""
+    def bf16_peak(self, isa: str = "auto", n_threads: int = 0, seconds: float = 0.2) -> float:
+        """GFLOPS; 0.0 when the instruction set has no bfloat16."""
+
+bench: _Bench
+
 def isas() -> list[dict[str, Any]]: ...
 def cpu_info() -> dict[str, Any]: ...
 def cpu_count() -> int: ...

@@ -46,5 +46,6 @@ PYBIND11_MODULE(_core, m) {
   kimi::bind_gguf(m);
   kimi::bind_ops(m);
   kimi::bind_quant(m);
+  kimi::bind_bench(m);
   kimi::bind_engine(m);
 }

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "backend/cpu/kernel_table.h"
+#include "backend/cpu/peak.h"
 #include "quant/blocks.h"
 #if defined(__x86_64__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC bug 105593, in its own header
@@ -343,34 +344,10 @@ double best_seconds(F&& call) {
   return best;
 }
 
-#if defined(__x86_64__)
-constexpr int64_t kPeakLoops = 200000;
-constexpr int kPeakChains = 12;  // independent accumulators, enough to hide any latency
-// Instructions and registers spelled out, or the compiler would rearrange them.
-#define KIMI_EACH_CHAIN(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
-__attribute__((target("avx512f,avx512bw,avx512vnni"), noinline)) void peak_loop_avx512() {
-#define KIMI_CHAIN(n) "vpdpbusd %%zmm0, %%zmm0, %%zmm" #n "\n"
-  for (int64_t i = 0; i < kPeakLoops; ++i)
-    asm volatile(KIMI_EACH_CHAIN(KIMI_CHAIN)::
-                     : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12");
-#undef KIMI_CHAIN
-}
-__attribute__((target("avx2"), noinline)) void peak_loop_avx2() {
-#define KIMI_CHAIN(n) "vpmaddwd %%ymm0, %%ymm" #n ", %%ymm" #n "\n"
-  for (int64_t i = 0; i < kPeakLoops; ++i)
-    asm volatile(KIMI_EACH_CHAIN(KIMI_CHAIN)::
-                     : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12");
-#undef KIMI_CHAIN
-}
-#endif
-
 // Multiply-adds (2 operations each) a second that the ISA's widest exact integer instruction could do.
 double peak_gops(const char* isa) {
-#if defined(__x86_64__)
-  if (std::strcmp(isa, "avx512") == 0) return 2.0 * 64 * kPeakChains * kPeakLoops / best_seconds(peak_loop_avx512) / 1e9;
-  if (std::strcmp(isa, "avx2") == 0) return 2.0 * 16 * kPeakChains * kPeakLoops / best_seconds(peak_loop_avx2) / 1e9;
-#endif
-  return 0;
+  const cpu::PeakLoop loop = cpu::peaks(isa).int8;
+  return loop.ops / best_seconds(loop.run) / 1e9;
 }
 
 template <class F>

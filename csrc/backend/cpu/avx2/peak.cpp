@@ -1,0 +1,21 @@
+// Without VNNI the widest integer instruction that is exact for any int8 is vpmaddwd, on values widened to 16 bits.
+#include "backend/cpu/peak.h"
+
+#include "backend/cpu/loops/peak.h"
+
+namespace kimi::cpu {
+namespace {
+
+#define KIMI_MADD(n) "vpmaddwd %%ymm0, %%ymm" #n ", %%ymm" #n "\n"
+#define KIMI_FMA(n) "vfmadd231ps %%ymm0, %%ymm0, %%ymm" #n "\n"
+KIMI_PEAK_LOOP(int8_loop, KIMI_MADD)
+KIMI_PEAK_LOOP(f32_loop, KIMI_FMA)
+
+}  // namespace
+
+void fill_peaks_avx2(Peaks* peaks) {
+  peaks->int8 = {int8_loop, 2 * 16 * kPeakInstructions};
+  peaks->f32 = {f32_loop, 2 * 8 * kPeakInstructions};
+}
+
+}  // namespace kimi::cpu

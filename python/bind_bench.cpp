@@ -2,15 +2,16 @@
 // of some milliseconds; the answer is the rate that the best tenth of the windows reached, so that a neighbour who takes the
 // processor for a moment does not lower the ceiling.
 #include <pybind11/pybind11.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "backend/cpu/peak.h"
-#include "base/aligned_buffer.h"
 #include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/memory.h"
@@ -87,14 +88,36 @@ int64_t buffer_bytes() {
   return std::max<int64_t>(1, std::min(wanted, room) / kWindowBytes) * kWindowBytes;
 }
 
+// Zeroed pages, large ones where the system has them: writing them for the first time takes most of a short measurement.
+class Pages {
+ public:
+  explicit Pages(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
+    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    KIMI_CHECK(memory != MAP_FAILED, ErrorKind::out_of_memory, "memory.allocation", "could not allocate %zu MiB to measure the memory with: close other programs",
+               bytes_ >> 20);
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes_, MADV_HUGEPAGE);
+#endif
+    data_ = static_cast<uint8_t*>(memory);
+  }
+  ~Pages() { munmap(data_, bytes_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  uint8_t* data() const { return data_; }
+
+ private:
+  size_t bytes_;
+  uint8_t* data_;
+};
+
 double read_bandwidth(int n_threads, double seconds) {
   const int threads = checked_threads(n_threads, seconds);
   py::gil_scoped_release release;
   const int64_t bytes = buffer_bytes();
-  AlignedBuffer<uint8_t> buffer(static_cast<size_t>(bytes));
+  const Pages buffer(bytes);
   ThreadPool pool(threads);
   // Written by the threads that read it: pages that were never written are all the same one.
-  pool.parallel_for(bytes / kChunkBytes, [&](int64_t chunk, int) { std::fill_n(buffer.data() + chunk * kChunkBytes, kChunkBytes, static_cast<uint8_t>(chunk)); });
+  pool.parallel_for(bytes / kChunkBytes, [&](int64_t chunk, int) { std::memset(buffer.data() + chunk * kChunkBytes, static_cast<int>(chunk % 251), kChunkBytes); });
   int64_t at = 0;
   std::vector<uint64_t> results(static_cast<size_t>(threads) * 8);
   return best_rate(static_cast<double>(kWindowBytes), seconds, [&] {

@@ -249,6 +249,74 @@ def _inspect(
     return job
 
 
+@app.command("bench", short_help="Measure the speed of a model on this computer.")
+def _bench(
+    model: Model = None,
+    mmproj: Mmproj = None,
+    prompts: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="N,N", help="Time prompts of N tokens. Default: 512.")
+    ] = None,
+    decode: Annotated[
+        str | None, typer.Option("-n", "--decode", metavar="N,N", help="Time N tokens one by one. Default: 64.")
+    ] = None,
+    depths: Annotated[
+        str, typer.Option("-d", "--depth", metavar="N,N", help="Both after N tokens that are there already.")
+    ] = "0",
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="SIZES", help="Time pictures: 448,1344x1008 (width x height in pixels)."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="How often each.")] = 5,
+    threads: Threads = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option("-c", "--ctx", metavar="N", help="Room of the cache, in tokens. Default: what each test needs."),
+    ] = None,
+    kv_type: Annotated[str, typer.Option("--kv-type", metavar="TYPE", help="Numbers of the KV cache.")] = "auto",
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="md, csv, json or jsonl.")] = "md",
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Draw the figures too.")] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="FILE", help="Show the change since a report of -o json.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="COMMAND", help="Run another program's benchmark in turns, show the ratio."),
+    ] = None,
+    against_regex: Annotated[
+        str | None,
+        typer.Option("--against-regex", metavar="REGEX", help="Where its figures are: (?P<test>…), (?P<value>…)."),
+    ] = None,
+    isa: Isa = "auto",
+    probe_seconds: Annotated[float, typer.Option("--probe-seconds", hidden=True)] = 0.2,
+) -> Job:
+    """Measure how fast a model is on this computer, and how fast it could be.
+
+    kimi-vl bench -m kimi.gguf -p 512,2048 -n 64 -d 0,4096 --image 448,896
+    """
+
+    def job(terminal: Terminal) -> int:
+        from . import bench, opening
+
+        options = bench.Options(
+            files=opening.Opening(model, mmproj, ctx, threads, None, isa),
+            prompts=prompts,
+            decode=decode,
+            depths=depths,
+            images=image,
+            repetitions=repetitions,
+            kv_type=kv_type,
+            output=output,
+            plot=plot,
+            compare=compare,
+            against=against,
+            against_regex=against_regex,
+            probe_seconds=probe_seconds,
+        )
+        return bench.run(options, terminal)
+
+    return job
+
+
 @app.command("doctor", short_help="Check this computer.")
 def _doctor(json: Json = False) -> Job:
     """Check this computer: processor, memory, and a self-test on a small model made on the spot."""

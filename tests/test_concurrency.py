@@ -13,15 +13,19 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+import kimi_vl_cpp
 from kimi_vl_cpp import BadRequest, Cancelled, KimiVL
 from kimi_vl_cpp.testing import make_tiny_model
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork are POSIX's here")
 
 LONG = 30_000  # tokens of a prompt that takes seconds even in a tiny model, as attention grows with the square
+# Other processes import the package that is tested here, wherever it is.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(kimi_vl_cpp.__file__).parent.parent)}
 HEADER = """
 import os, signal, sys, threading, time
 from kimi_vl_cpp import BadRequest, KimiVL, KimiVLError
@@ -46,8 +50,9 @@ def long_prompt(tiny) -> list[int]:
 
 def run_script(tiny, body: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     script = HEADER.format(path=str(tiny.text)) + textwrap.dedent(body)
+    command = [sys.executable, "-c", script]
     try:
-        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout_s)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=ENVIRONMENT)
     except subprocess.TimeoutExpired as hung:
         pytest.fail(f"hung: {hung.stdout!r} {hung.stderr!r}")
 
@@ -392,7 +397,8 @@ def test_worker_processes_load_their_own_model(tiny, tmp_path, method):
             """
         )
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert_clean(done, "done")
     assert "error came home: request.n_ctx" in done.stdout
 
@@ -470,7 +476,7 @@ def test_a_kill_by_sigterm_ends_the_process(tiny):
             model.chat("Hello", temperature=2.0)
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.terminate()
     assert process.wait(10) == -signal.SIGTERM

@@ -92,7 +92,14 @@ class Sampler:
 class Engine:
     """The immutable part: files, weights, backend."""
 
-    def __init__(self, path: str, mmproj: str | None = None, n_threads: int = 0, isa: str = "auto") -> None: ...
+    def __init__(
+        self,
+        path: str,
+        mmproj: str | None = None,
+        n_threads: int = 0,
+        isa: str = "auto",
+        activations: str = "int8",
+    ) -> None: ...
     @property
     def config(self) -> dict[str, Any]: ...
     @property

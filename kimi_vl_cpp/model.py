@@ -71,6 +71,7 @@ class KimiVL:
         n_threads: int | None = None,
         isa: str = "auto",
         kv_type: str = "auto",
+        activations: str = "int8",
         in_token_limit: int | None = None,
         image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
         memory_check: bool = True,
@@ -86,6 +87,8 @@ class KimiVL:
         n_threads: None or 0: as many as the process may use.
         isa: "auto", "generic", "avx2" or "avx512".
         kv_type: "auto", "f16" or "f32", the numbers of the KV cache.
+        activations: what quantized text weights are multiplied with: "int8", rounded as every fast runtime does, or
+            "float", which adds no error to the file's own and is several times slower.
         in_token_limit: 14x14 patches a picture may have before it is scaled down. None: 16384 for Thinking-2506, 4096
             for the others.
         image_cache_bytes: how much memory encoded pictures may take.
@@ -102,6 +105,7 @@ class KimiVL:
             sampling.check_int("in_token_limit", in_token_limit, 4, 512 * 512)
         check_text("isa", isa)
         check_text("kv_type", kv_type)
+        check_text("activations", activations)
         sampling.check_int("image_cache_bytes", image_cache_bytes, 0, 1 << 62)
         self.progress = progress
         started = time.perf_counter()
@@ -113,7 +117,7 @@ class KimiVL:
             size = shrink_to_fit(files, size, _MIN_N_CTX) if n_ctx is None else size
             check_memory(files, size)
         vision_path = None if files.mmproj is None else str(files.mmproj)
-        self.engine = _core.Engine(str(files.text), vision_path, threads, isa)
+        self.engine = _core.Engine(str(files.text), vision_path, threads, isa, activations)
         self.gate = Gate(self.engine.close)
         try:
             config = self.engine.config

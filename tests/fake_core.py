@@ -97,7 +97,14 @@ class GGUFFile:
 
 
 class Engine:
-    def __init__(self, path: str, mmproj: str | None = None, n_threads: int = 0, isa: str = "auto") -> None:
+    def __init__(
+        self,
+        path: str,
+        mmproj: str | None = None,
+        n_threads: int = 0,
+        isa: str = "auto",
+        activations: str = "int8",
+    ) -> None:
         self.gguf = GGUFFile(path)
         self.vision_gguf = None
         self.closed = False

@@ -68,6 +68,22 @@ __all__ = [
 ]
 
 
+def _refuse_sub_interpreter() -> None:
+    """Raises ImportError in a sub-interpreter, where loading the C++ core would wait for the GIL for ever: the core is
+    bound to the state of the process's first interpreter."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # Python 3.13 and later; before
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise ImportError("kimi_vl_cpp cannot be used in a sub-interpreter: use threads or processes")
+        return
+
+
+_refuse_sub_interpreter()
+
+
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:

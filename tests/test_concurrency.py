@@ -403,6 +403,27 @@ def test_worker_processes_load_their_own_model(tiny, tmp_path, method):
     assert "error came home: request.n_ctx" in done.stdout
 
 
+def test_a_sub_interpreter_is_refused_instead_of_hanging(tiny):
+    done = run_script(
+        tiny,
+        """
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+        code = (
+            "try:\\n"
+            "    import kimi_vl_cpp._core\\n"
+            "except ImportError as error:\\n"
+            "    print('refused:', error, flush=True)\\n"
+        )
+        interpreters.run_string(interpreters.create(), code)
+        """,
+        timeout_s=30,
+    )
+    assert_clean(done, "refused: kimi_vl_cpp cannot be used in a sub-interpreter")
+
+
 # The interpreter's end
 
 

@@ -20,12 +20,10 @@ from collections.abc import Iterator
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import BadImage, KimiVLError, OutOfMemory, shown
+from .image_structure import check_jpeg_size, check_structure
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """What is decoded. Everything else is refused, whatever this Pillow may know of it."""
-
-MAX_JPEG_SCANS = 100
-"""Scans of a progressive JPEG. Real files have about ten; each costs a pass over the whole picture."""
 
 _MAX_NOTICES = 4  # of Pillow's warnings about one picture
 
@@ -61,9 +59,6 @@ _STRANGERS = (
     (rb"(?s)....ftyp(?:isom|iso\d|mp4|M4V|qt  |avc1)|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video: save a frame as PNG"),
 )
 _STRANGERS_RE = tuple((re.compile(pattern), what) for pattern, what in _STRANGERS)
-
-# A marker in or between the compressed data of a JPEG: neither an escaped ff, nor padding, nor a restart.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 # Catching warnings is a matter of the whole process, so one picture at a time is decoded.
 _one_at_a_time = threading.Lock()
@@ -124,11 +119,7 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
     magic = next((name for name, start in _MAGIC_RE.items() if start.match(data)), None)
     if magic is None:
         _refuse_stranger(data, label)
-    if magic == "JPEG" and (scans := _count_jpeg_scans(data)) > MAX_JPEG_SCANS:
-        raise BadImage(
-            f"{label}: a JPEG of {scans} scans or more, expected at most {MAX_JPEG_SCANS}: save it again",
-            code="image.too_large",
-        )
+    check_structure(data, magic, label)
     if magic == "WEBP" and data[12:16] == b"VP8X":  # its decoder takes memory for all of it when it opens
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
         check_pixels((width, height), label, max_pixels)
@@ -139,6 +130,8 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
             Image.init()
             image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         check_pixels(image.size, label, max_pixels)
+        if magic == "JPEG":
+            check_jpeg_size(data, label)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff(image, label, max_pixels)
         if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -206,19 +199,6 @@ def _refuse_stranger(data: bytes, label: str) -> None:
     for start, what in _STRANGERS_RE:
         if start.match(head):
             raise BadImage(f"{label}: not a picture but {what}", code="image.format")
-
-
-def _count_jpeg_scans(data: bytes) -> int:
-    """Scans up to the end of the first picture (a phone may have put a video behind it), at most MAX_JPEG_SCANS + 1."""
-    scans, at = 0, 2
-    while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(data, at)):
-        kind, at = data[marker.start() + 1], marker.end()
-        if kind == 0xD9:
-            break
-        scans += kind == 0xDA
-        if kind not in (0x01, 0xD8):  # all others have a length
-            at += max(2, int.from_bytes(data[at : at + 2], "big"))
-    return scans
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, label: str, max_pixels: int) -> None:

@@ -105,10 +105,13 @@ def _with_header(source: ImageInput, max_pixels: int) -> tuple[Image.Image, str,
 
 def read_image_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file of at most MAX_BYTES. Never waits on a pipe or a device. Raises BadImage."""
-    name = os.fspath(path)
+    try:
+        name = os.fspath(path)
+    except TypeError as error:
+        raise BadImage(f"picture path: {error}: give it as text", code="image.type") from None
     if not isinstance(name, str):
         raise BadImage(f"picture path {shown(name)}: expected text, not bytes", code="image.type")
-    if "://" in name and name.split("://", 1)[0].lower() in _ADDRESSES:
+    if "://" in name and name.split("://", 1)[0].strip().lower() in _ADDRESSES:
         raise BadImage(f"{shown(name)}: addresses are not fetched: download it and give its path", code="image.url")
     flags = os.O_RDONLY
     for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # not all exist everywhere

@@ -26,11 +26,15 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MAX_EXIF = 4 << 20  # bytes: all of its numbers become objects
 _BAND = 1 << 20  # pixels that are held as floats at a time
 
 
 def upright(image: Image.Image, notices: list[str]) -> Image.Image:
     """A loaded image turned as its EXIF orientation says; the image itself when there is nothing to turn."""
+    if len(image.info.get("exif") or b"") > _MAX_EXIF:
+        notices.append(f"its EXIF data of more than {_MAX_EXIF >> 20} MiB was not used")
+        return image
     try:
         with pillow_at_work(notices):
             method = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))

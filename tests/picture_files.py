@@ -103,6 +103,16 @@ def grey_tiff(width: int, height: int, more: dict[int, tuple[int, int]] | None =
     return tiff(entries | (more or {}), data)
 
 
+def tiff_with_values(tag: int, kind: int, count: int, order: str = "<") -> bytes:
+    """A grey TIFF of 8 x 8 with `count` values in one tag, that all are there."""
+    values = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 1024, 277: 1, 278: 8, 279: 64, tag: 1024}
+    entries = {key: (4, 1, value) for key, value in values.items()} | {tag: (kind, count, 1024)}
+    body = b"".join(struct.pack(order + "HHII", key, *entry) for key, entry in sorted(entries.items()))
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    head += struct.pack(order + "IH", 8, len(entries)) + body + bytes(4)
+    return head.ljust(1024, b"\0") + bytes([0, 0, 0, 1]) * (2 * count)
+
+
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """`pixels` as a camera stores them when the EXIF orientation is to turn them back."""
     flipped = {

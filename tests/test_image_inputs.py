@@ -118,6 +118,11 @@ class BytesPath:
         return b"/nowhere.png"
 
 
+class NumberPath(os.PathLike[str]):
+    def __fspath__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
 PNG = encoded(SCENE)
 JPEG = encoded(SCENE, "JPEG")
 
@@ -176,7 +181,24 @@ REFUSED_BYTES: dict[str, tuple[bytes, str, str]] = {
     ),
     "WebP of 16383 x 16383": (files.webp_header(16383, 16383), "image.too_large", "scale it down"),
     "PPM of 99999 x 99999": (b"P6 99999 99999 255\n" + bytes(99), "image.too_large", "scale it down"),
-    "progressive JPEG of 10,000 scans": (files.jpeg_of_scans(10_000), "image.too_large", "101 scans or more"),
+    "JPEG that claims 600 x 400": (files.jpeg_claiming(600, 400), "image.truncated", "too short for the size"),
+    "JPEG that claims 11000 x 11000": (files.jpeg_claiming(11000, 11000), "image.truncated", "too short for the size"),
+    "PPM as text that ends in a number": (b"P3 1 1 255\n1 2 3", "image.truncated", "within a number"),
+    "PNG with an iTXt bomb of 64 MB": (
+        png(1, 1, 8, 0, b"\0\0", (b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(64 << 20)))),
+        "image.truncated",
+        "save or download",
+    ),
+    "TIFF with 65535 tags": (
+        b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHII", 256, 4, 1, 8) * 65535 + bytes(4),
+        "image.truncated",
+        "starts like TIFF",
+    ),
+    "progressive JPEG of 10,000 scans": (
+        files.jpeg_of_scans(10_000),
+        "image.too_large",
+        "JPEG: 101, expected at most 100",
+    ),
     "TIFF of a float that is no number": (
         encoded(Image.fromarray(np.array([[0, np.nan], [1, 2]], np.float32)), "TIFF"),
         "image.not_finite",
@@ -199,6 +221,79 @@ REFUSED_BYTES: dict[str, tuple[bytes, str, str]] = {
     ),
 }
 
+N = 2_000_000  # pieces or bytes of a flood: seconds or minutes, if a decoder were to see them
+ONE = png(1, 1, 8, 0, b"\0\0")
+GIF = files.gif_of_frames(1)  # its first frame begins at 19
+
+FLOODS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a JPEG with fill in its header": (lambda: JPEG[:2] + b"\xff" * N + JPEG[2:], "bytes between the segments"),
+    "a JPEG with escapes in its header": (lambda: JPEG[:2] + b"\xff\0" * N + JPEG[2:], "bytes between the segments"),
+    "a JPEG with restarts in its header": (lambda: JPEG[:2] + b"\xff\xd0" * N + JPEG[2:], "bytes between the segments"),
+    "a JPEG of comments": (lambda: JPEG[:2] + b"\xff\xfe\0\2" * N + JPEG[2:], "segments of a JPEG"),
+    "a JPEG of starts": (lambda: b"\xff\xd8" * N + JPEG, "segments of a JPEG"),
+    "a PNG of unknown chunks": (lambda: ONE[:33] + files.png_chunk(b"abCd", b"") * N + ONE[33:], "chunks of a PNG"),
+    "a PNG of chunks behind its data": (
+        lambda: ONE[:-12] + files.png_chunk(b"abCd", b"") * N + ONE[-12:],
+        "chunks of a PNG beside its data",
+    ),
+    "a PNG of empty data chunks": (
+        lambda: ONE[:33] + files.png_chunk(b"IDAT", b"") * N + ONE[33:],
+        "data chunks of a PNG",
+    ),
+    "a PNG of colour profiles": (
+        lambda: png(1, 1, 8, 0, b"\0\0", *[(b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 400),
+        "colour profiles of a PNG",
+    ),
+    "a GIF with junk before its frame": (lambda: GIF[:19] + bytes(N) + GIF[19:], "bytes between the blocks"),
+    "a GIF with junk behind its frame": (lambda: GIF[:-1] + bytes(N), "bytes between the blocks"),
+    "a GIF of extensions": (lambda: GIF[:19] + b"!\xf9\4\0\0\0\0\0" * N + GIF[19:], "beside its frames"),
+    "a GIF with a comment in bytes": (lambda: GIF[:19] + b"!\xfe" + b"\1a" * N + b"\0" + GIF[19:], "beside its frames"),
+    "a GIF with pixels in bytes": (lambda: GIF[:-2] + b"\1\5" * N + b"\0;", "blocks of a GIF's frame"),
+    "a PPM with a long comment": (lambda: b"P6\n#" + b"a" * N, "bytes of a PPM's header"),
+    "a PPM of spaces": (lambda: b"P6" + b" " * N + b"1 1 255\n123", "bytes of a PPM's header"),
+    "a PPM as text of comments": (lambda: b"P3 2 2 255\n" + b"#\n" * N + b"1 " * 12, "comments of a PPM"),
+    "a PPM as text of 20 MB": (lambda: b"P3 9999 999 255\n" + b"1 " * (10 << 20), "bytes of a PPM as text"),
+    "a TIFF of fractions": (lambda: files.tiff_with_values(282, 5, N), "values of the TIFF tag 282"),
+    "a TIFF of strips": (lambda: files.tiff_with_values(273, 4, N), "values of the TIFF tag 273"),
+    "a TIFF of strips, big-endian": (lambda: files.tiff_with_values(273, 4, N, ">"), "values of the TIFF tag 273"),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_files_of_nothing_but_pieces_are_refused(name: str) -> None:
+    make, text = FLOODS[name]
+    data, started = make(), time.thread_time()
+    check_refusal(data, "image.too_large", text)
+    assert time.thread_time() - started < 0.5  # without the limits: 0.3 s to minutes
+
+
+def test_pieces_of_ordinary_number_pass() -> None:
+    comment = b"\xff\xfe\0\7hello"
+    np.testing.assert_array_equal(opened(JPEG[:2] + comment * 300 + b"\xff" * 99 + JPEG[2:]), opened(JPEG))
+    texts = files.png_chunk(b"tEXt", b"k\0v") * 300
+    np.testing.assert_array_equal(opened(PNG[:33] + texts + PNG[33:]), SCENE)
+    np.testing.assert_array_equal(opened(GIF[:19] + b"!\xfe" + b"\5hello" * 999 + b"\0" + GIF[19:]), [[[255, 0, 0]]])
+    plain = b"P3 # of two pixels\n2 1\n255 1 2 3\n4 5 6\n"
+    np.testing.assert_array_equal(opened(plain), [[[1, 2, 3], [4, 5, 6]]])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"optimize": True}, {"progressive": True}, {"optimize": True, "subsampling": 0}]
+)
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (1000, 800)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_the_smallest_jpegs_that_there_can_be_pass(mode: str, size: tuple[int, int], options: dict[str, Any]) -> None:
+    data = encoded(Image.new(mode, size, 0), "JPEG", **options)  # of one colour: near the fewest bits for a block
+    assert opened(data).shape == (size[1], size[0], 3)
+
+
+def test_exif_of_many_megabytes_is_not_read() -> None:
+    exif = b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x112, 3, N, 26) + bytes(4) + b"\1\0" * (2 * N)
+    data = PNG[:33] + files.png_chunk(b"eXIf", exif) + PNG[33:]
+    np.testing.assert_array_equal(opened(data), SCENE)
+    assert "EXIF data of more than 4 MiB" in notices(data)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no such file": (lambda folder: folder / "cat.png", "image.not_found", "check the path"),
     "a file as a folder": (lambda folder: written("a", b"")(folder) / "b.png", "image.not_found", "check the path"),
@@ -216,6 +311,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "an address": (lambda folder: "https://example.com/cat.png", "image.url", "download"),
     "a file address": (lambda folder: "FILE:///etc/passwd", "image.url", "give its path"),
     "a path of bytes": (lambda folder: BytesPath(), "image.type", "text"),
+    "a path of a number": (lambda folder: NumberPath(), "image.type", "give it as text"),
+    "an address behind a space": (lambda folder: " https://example.com/cat.png", "image.url", "download"),
     "nothing": (lambda folder: None, "image.type", "NoneType"),
     "a number": (lambda folder: 5, "image.type", "expected a path"),
     "a list": (lambda folder: [[1, 2, 3]], "image.type", "expected a path"),
@@ -333,7 +430,7 @@ from kimi_vl_cpp.processor import ImageProcessor
 bombs = [files.png_bomb(20000, 15000), files.png(65535, 65535, 8, 2, b""), files.jpeg_claiming(65500, 65500),
          files.jpeg_claiming(12000, 12000), files.webp_header(16383, 16383), files.bmp_header(30000, 30000),
          files.jpeg_of_scans(10000), files.grey_tiff(40000, 40000), b"P6 99999 99999 255\\n",
-         files.gif_of_frames(10000),
+         files.gif_of_frames(10000), files.tiff_with_values(282, 5, 2_000_000),
          files.grey_tiff(16, 16, {322: (4, 65520), 323: (4, 65520), 324: (4, 1024), 325: (4, 256)})]
 
 
@@ -374,7 +471,9 @@ WHOLE = {
     "BMP": encoded(SCENE, "BMP"),
     "TIFF": encoded(SCENE, "TIFF"),
     "TIFF, LZW": encoded(SCENE, "TIFF", compression="tiff_lzw"),
+    "TIFF, deflate": encoded(SCENE, "TIFF", compression="tiff_deflate"),
     "PPM": encoded(SCENE, "PPM"),
+    "PPM as text": b"P3 60 40 255\n" + b" ".join(b"%d" % value for value in SCENE.ravel()) + b"\n",
     "ICO": encoded(Image.fromarray(SCENE).resize((32, 32)), "ICO"),
 }
 if "AVIF" in Image.SAVE:
@@ -457,9 +556,7 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "a data URL with a parameter": lambda folder: data_url(PNG, "image/png;name=a.png"),
     "a data URL without padding": lambda folder: data_url(PNG).rstrip("="),
     "a wrapped data URL": lambda folder: data_url(PNG)[:99] + "\r\n \t" + data_url(PNG)[99:],
-    "a data URL in the URL alphabet": lambda folder: (
-        "data:image/png;base64," + base64.urlsafe_b64encode(PNG).decode()
-    ),
+    "a data URL in the URL alphabet": lambda folder: "data:image/png;base64," + base64.urlsafe_b64encode(PNG).decode(),
     "a data URL of escaped base64": lambda folder: (
         "data:image/png;base64," + urllib.parse.quote(base64.b64encode(PNG).decode(), safe="")
     ),

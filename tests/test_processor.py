@@ -117,7 +117,8 @@ def test_sizes_agree_with_preproc_json(reference_dir: Path) -> None:
         resized, padded = ImageProcessor().plan(*size)
         assert list(padded) == case["hf"], case
         assert list(ImageProcessor(in_token_limit=16384).plan(*size)[1]) == case["hf_limit16384"], case
-        # The pictures are not stored: only that their bytes pass unchanged exactly when nothing is to be done.
+        # The pictures are not stored, nor how to make them. So their hashes can only say that bytes pass unchanged
+        # exactly when nothing is to be done; the bytes of scaled pictures are held to the two twins above and STORED.
         assert (case["hf_u8_sha256"] == case["input_sha256"]) == (resized == padded == size), case
 
 

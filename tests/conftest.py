@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,10 @@ except ImportError as error:  # never a reason to skip
     raise pytest.UsageError(f"kimi_vl_cpp._core cannot be imported ({error}): build it with `pip install .`") from error
 
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model  # noqa: E402
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISAS = ("generic", "avx2", "avx512")
 

@@ -40,7 +40,7 @@ from .requests import build_job, check_images, check_text
 from .timeline import Timeline
 from .tokenizer import Tokenizer
 from .types import Progress, Response
-from .variants import DEFAULTS, default_in_token_limit, detect_variant
+from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_in_token_limit
 
 if TYPE_CHECKING:
     from .chat_completion import ChatCompletion, ChatCompletionStream
@@ -89,8 +89,8 @@ class KimiVL:
         kv_type: "auto", "f16" or "f32", the numbers of the KV cache.
         activations: what quantized text weights are multiplied with: "int8", rounded as every fast runtime does, or
             "float", which adds no error to the file's own and is several times slower.
-        in_token_limit: 14x14 patches a picture may have before it is scaled down. None: 16384 for Thinking-2506, 4096
-            for the others.
+        in_token_limit: 14x14 patches a picture may have before it is scaled down. None: what the file says (those of
+            `kimi-vl quantize` do), else 16384 for Thinking-2506, 4096 for the others.
         image_cache_bytes: how much memory encoded pictures may take.
         memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit) instead of
             letting it crawl.
@@ -127,11 +127,13 @@ class KimiVL:
             self.defaults = DEFAULTS[self.variant]
             self.name = str(config.get("name") or files.text.stem)
             self.files = files
-            limit = default_in_token_limit(self.variant) if in_token_limit is None else in_token_limit
+            if in_token_limit is None:
+                vision = self.engine.vision_gguf or self.engine.gguf
+                in_token_limit = stored_in_token_limit(vision.get) or default_in_token_limit(self.variant)
             self.processor = ImageProcessor(
                 patch_size=config.get("patch_size") or 14,
                 merge=config.get("merge") or 2,
-                in_token_limit=limit,
+                in_token_limit=in_token_limit,
                 max_grid_side=config.get("max_grid_side") or 512,
             )
             self.image_cache = ImageCache(image_cache_bytes)

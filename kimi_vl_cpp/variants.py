@@ -24,6 +24,10 @@ DEFAULTS: dict[Variant, SamplingDefaults] = {
     "unknown": SamplingDefaults(temperature=0.6, max_new_tokens=2048),
 }
 
+# A key of our own (`kimi-vl quantize` writes it): how many 14x14 patches a picture may have.
+KEY_IN_TOKEN_LIMIT = "kimi_vl.vision.in_token_limit"
+MAX_IN_TOKEN_LIMIT = 512 * 512
+
 NAME_KEYS = ("general.name", "general.basename", "general.finetune", "general.version")
 
 
@@ -53,3 +57,10 @@ def detect_variant(get: Callable[[str], Any], path: str | Path) -> Variant:
 def default_in_token_limit(variant: Variant) -> int:
     """How many 14x14 patches a picture may have before it is scaled down."""
     return 16384 if variant == "thinking-2506" else 4096
+
+
+def stored_in_token_limit(get: Callable[[str], Any]) -> int | None:
+    """The limit that a file states, or None when it states none that could be meant. get: `GGUFFile.get`."""
+    value = get(KEY_IN_TOKEN_LIMIT)
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_count and 4 <= value <= MAX_IN_TOKEN_LIMIT else None

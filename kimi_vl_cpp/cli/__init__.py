@@ -1,4 +1,4 @@
-"""The command line: `kimi-vl run`, `chat`, `bench`, `inspect`, `doctor`.
+"""The command line: `kimi-vl run`, `chat`, `bench`, `inspect`, `quantize`, `doctor`.
 
 Owns what a person types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the
 public Python API.

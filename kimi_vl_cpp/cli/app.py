@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__, errors
-from . import exits
+from . import exits, quantize
 from .terminal import DIM, Terminal, printable
 
 Job = Callable[[Terminal], int]
@@ -327,6 +327,9 @@ def _doctor(json: Json = False) -> Job:
         return doctor.run(doctor.Options(json), terminal)
 
     return job
+
+
+app.command("quantize", short_help="Convert and quantize a model.")(quantize.command)
 
 
 def _thinking(flag: bool | None) -> Any:

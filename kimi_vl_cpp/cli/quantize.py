@@ -1,0 +1,190 @@
+"""`kimi-vl quantize SRC DST -q TYPE`: weights of one's own, from a checkpoint folder or a GGUF file.
+
+Owns the options, the progress line and the summary; the work is in the package `kimi_vl_cpp.quantize`. Imports only
+what is quick, for app.py registers the command at every start.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from .. import errors
+from . import exits
+from .terminal import DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
+
+TYPES = "F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_XS IQ4_NL Q3_K_M Q3_K_S Q2_K"
+_BAR_COLUMNS = 24
+
+
+def command(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a GGUF file.", show_default=False)],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to write.", show_default=False)],
+    quantization: Annotated[
+        str, typer.Option("-q", "--quantization", metavar="TYPE", help=f"{TYPES}, or a recipe of docs/quantize.md.")
+    ] = "Q4_K_M",
+    vision: Annotated[
+        str | None,
+        typer.Option("--vision", metavar="TYPE", help="Of the vision part: F16, BF16, Q8_0, … Default: F16."),
+    ] = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="Two files, DST and mmproj-DST, as llama.cpp reads them.")
+    ] = False,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="PATTERN=TYPE", help="Another type for some tensors: 'blk.*.attn_q=Q8_0'."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="FILE", help="A recipe of your own (TOML), in place of -q.")
+    ] = None,
+    mmproj: Annotated[
+        str | None,
+        typer.Option("--mmproj", metavar="FILE", help="The vision file of a GGUF SRC. Default: the one beside it."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What the model calls itself.")] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a SRC that is quantized already; its losses stay.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> Callable[[Terminal], int]:
+    """Convert and quantize a Kimi-VL model.
+
+    kimi-vl quantize ./Kimi-VL-A3B-Instruct kimi-Q4_K_M.gguf -q Q4_K_M
+    """
+
+    def job(terminal: Terminal) -> int:
+        options: dict[str, Any] = {
+            "vision": vision,
+            "split": split,
+            "types": [_rule(rule) for rule in rules or ()],
+            "recipe": recipe,
+            "mmproj": mmproj,
+            "name": name,
+            "allow_requantize": allow_requantize,
+            "resume": resume,
+            "force": force,
+            "n_threads": threads or 0,
+        }
+        return run(src, dst, quantization, options, json, terminal)
+
+    return job
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern or not kind:
+        raise exits.UsageError(
+            f"--type {printable(text)}: expected PATTERN=TYPE", "For example: --type 'blk.*.ffn_down_exps=Q8_0'"
+        )
+    return pattern, kind
+
+
+def run(src: str, dst: str, kind: str, options: dict[str, Any], as_json: bool, terminal: Terminal) -> int:
+    """Does it and prints what was done: a summary or the report as JSON on standard output, progress, warnings and
+    notes on standard error. Raises KimiVLError, KeyboardInterrupt."""
+    try:
+        import kimi_vl_cpp.quantize as tool
+    except ModuleNotFoundError as missing:
+        if missing.name != "kimi_vl_cpp.quantize":
+            raise
+        raise errors.Unsupported(
+            "kimi-vl quantize is not in this installation: it runs from the installed package, not from its source "
+            "folder; run `pip install .` in it",
+            "quantize.not_installed",
+        ) from None
+    if "\0" in src or not os.path.lexists(src):
+        raise errors.BadModelFile(exits.describe_missing(src, "model", exits.MODEL_SUFFIXES), "checkpoint.missing")
+    bar = Bar(terminal)
+    try:
+        with _sigterm_raises():
+            report = tool.quantize(src, dst, kind, progress=bar, **options)
+    except (KeyboardInterrupt, errors.Cancelled):
+        bar.clear()
+        terminal.note(f"stopped: nothing was written to {printable(dst)}; the same command with --resume goes on")
+        raise
+    finally:
+        bar.clear()
+    for warning in report.warnings:
+        terminal.say(f"warning: {warning}", YELLOW)
+    for notice in _shortened(report.notices):
+        terminal.note(notice)
+    if as_json:
+        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        _print_summary(report, terminal)
+    return errors.EXIT_OK
+
+
+def _shortened(notices: tuple[str, ...], most: int = 5) -> list[str]:
+    more = [f"and {len(notices) - most} more like these; --json lists all"] if len(notices) > most else []
+    return [*notices[:most], *more]
+
+
+def _print_summary(report: Any, terminal: Terminal) -> None:
+    for file in report.files:
+        terminal.print(f"{printable(str(file.path), one_line=True)}  {human_bytes(file.n_bytes)}")
+    vision = f", vision {report.vision}" if report.vision else ""
+    terminal.say(
+        f"{report.type}{vision}: {report.bits_per_weight:.2f} bits per weight, {report.seconds:.1f} s"
+        + (f", {plural(report.n_resumed, 'tensor')} taken over" if report.n_resumed else ""),
+        DIM,
+    )
+    for kind, (n, n_bytes) in report.by_type().items():
+        terminal.say(f"  {kind:<6}  {n:>4} tensors  {human_bytes(n_bytes):>9}", DIM)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM stops the work as Ctrl-C does, so that it can be taken up again."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise errors.Cancelled("stopped by SIGTERM", "quantize.terminated")
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Bar:
+    """progress(stage, done, total) as a bar with the time left; silent unless standard error is a terminal."""
+
+    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
+        self._line = Progress(terminal)
+        self._clock = clock
+        self._started: tuple[float, int] | None = None  # when, and what was done already
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        if self._started is None:
+            self._started = now, done
+        began, at_first = self._started
+        filled = _BAR_COLUMNS * done // max(total, 1)
+        text = f"quantizing [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * done // max(total, 1):3d}%"
+        if now - began > 1 and at_first < done < total:
+            left = (now - began) / (done - at_first) * (total - done)
+            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
+        self._line.show(text)
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        self._line.clear()

@@ -1,0 +1,15 @@
+"""Make your own weights: a Hugging Face checkpoint or a GGUF file of Kimi-VL into a quantized GGUF file.
+
+    from kimi_vl_cpp.quantize import quantize
+    report = quantize("Kimi-VL-A3B-Instruct", "kimi-Q4_K_M.gguf", "Q4_K_M")
+
+`docs/quantize.md` tells the types, the recipes and what happens when a run is interrupted.
+"""
+
+from __future__ import annotations
+
+from .quantize import quantize
+from .recipe import MIXES, RECIPES, Mix, Recipe
+from .report import FileReport, Report, TensorReport
+
+__all__ = ["MIXES", "RECIPES", "FileReport", "Mix", "Recipe", "Report", "TensorReport", "quantize"]

@@ -1,0 +1,217 @@
+"""A Hugging Face checkpoint folder: config.json and safetensors, taken for hostile.
+
+Owns the safetensors format and the index of shards. Knows neither what the tensors mean nor what becomes of them.
+
+Nothing here believes a length, an offset or a name before it was checked: headers are limited to 16 MiB (Kimi-VL's are
+below 1 MiB), the data of a shard must be covered by its tensors without holes or overlaps, and an index can only name
+files of its own folder. Symbolic links are followed: Hugging Face's cache is made of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
+
+from .files import DOWNLOAD_AGAIN, InputFile, bad_file, parse_json, read_json
+from .source import FLOAT_TYPES, SourceTensor
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER_BYTES = 16 << 20
+MAX_SHARDS = 1024
+
+Complain = Callable[[str], NoReturn]
+
+_ELEMENT_BITS = {
+    **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32},
+    **{"U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8},
+}
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder, its config.json, and the files they come from.
+
+    Raises BadModelFile with codes "checkpoint.*" that name the file and what to do.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.name = model_name(self.folder)
+        self.inputs: list[InputFile] = []
+        self.tensors: dict[str, SourceTensor] = {}
+        try:
+            self.config, file = read_json(self.folder / "config.json", "config.json")
+            self.inputs.append(file)
+            if os.path.lexists(self.folder / INDEX_NAME):
+                self._read_shards()
+            else:
+                self._read_single()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the shards. Idempotent."""
+        for file in self.inputs:
+            file.close()
+
+    def optional_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder (which then is an input), or None when there is none."""
+        path = self.folder / name
+        if not os.path.lexists(path):
+            return None
+        value, file = read_json(path, name, 16 << 20)
+        self.inputs.append(file)
+        return value
+
+    def _read_single(self) -> None:
+        path = self.folder / SINGLE_NAME
+        if not os.path.lexists(path):
+            others = sorted(entry.name for entry in self.folder.glob("*.safetensors"))[:3]
+            found = f"there are {', '.join(others)}" if others else "there are no weights"
+            bad_file(
+                self.folder,
+                f"holds neither {SINGLE_NAME} nor {INDEX_NAME} ({found}): {DOWNLOAD_AGAIN}, with its index",
+                "no_weights",
+            )
+        self._add_shard(path)
+
+    def _read_shards(self) -> None:
+        index_path = self.folder / INDEX_NAME
+        index, file = read_json(index_path, INDEX_NAME, MAX_HEADER_BYTES)
+        self.inputs.append(file)
+        where = index.get("weight_map")
+        if not isinstance(where, dict) or not where:
+            bad_file(index_path, f"weight_map is missing, empty or no object: {DOWNLOAD_AGAIN}", "index")
+        names = list(dict.fromkeys(_shard_name(index_path, tensor, name) for tensor, name in where.items()))
+        if len(names) > MAX_SHARDS:
+            bad_file(index_path, f"names {len(names)} shards, expected at most {MAX_SHARDS}", "index")
+        missing = [name for name in names if not (self.folder / name).exists()]
+        if missing:
+            bad_file(
+                self.folder,
+                f"{len(missing)} of {len(names)} shards are missing: {', '.join(missing[:5])}"
+                f"{', …' if len(missing) > 5 else ''}: download them into this folder",
+                "missing_shard",
+            )
+        for name in names:
+            self._add_shard(self.folder / name)
+        for tensor, name in where.items():
+            found = self.tensors.get(tensor)
+            if found is None or found.file.path.name != name:
+                held = "no shard holds it" if found is None else f"it is in {found.file.path.name}"
+                bad_file(
+                    index_path,
+                    f"tensor {shown(tensor)} should be in {name}, but {held}: the shards and the index are not of "
+                    "the same download; download all of them again",
+                    "index",
+                )
+
+    def _add_shard(self, path: Path) -> None:
+        file = InputFile(path, "shard")
+        self.inputs.append(file)
+        for tensor in read_header(file):
+            before = self.tensors.get(tensor.name)
+            if before is not None:
+                bad_file(
+                    path,
+                    f"tensor {shown(tensor.name)} is also in {before.file.path.name}: the shards are of different "
+                    "downloads; download all of them again",
+                    "duplicate_tensor",
+                )
+            self.tensors[tensor.name] = tensor
+
+
+def model_name(folder: Path) -> str:
+    """What the checkpoint calls itself: its folder's name, or the repository's in Hugging Face's cache."""
+    whole = Path(os.path.abspath(folder))
+    if whole.parent.name == "snapshots" and "--" in whole.parent.parent.name:
+        return whole.parent.parent.name.rpartition("--")[2]
+    return whole.name
+
+
+def _shard_name(index: Path, tensor: str, name: object) -> str:
+    if not isinstance(name, str):
+        bad_file(index, f"tensor {shown(tensor)}: got {shown(name)} for its shard, expected a file name", "index")
+    outside = name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name
+    if outside or not name.endswith(".safetensors"):
+        bad_file(
+            index,
+            f"tensor {shown(tensor)}: got {shown(name)} for its shard, expected the name of a .safetensors file in "
+            "the same folder. Do not use this checkpoint: an index that leads out of its folder is damaged or hostile",
+            "index_path",
+        )
+    return name
+
+
+def read_header(file: InputFile) -> Iterator[SourceTensor]:
+    """The tensors of a safetensors file, in the order of their data. Raises BadModelFile, Unsupported."""
+
+    def complain(problem: str) -> NoReturn:
+        bad_file(file.path, f"{problem}: {DOWNLOAD_AGAIN}", "safetensors")
+
+    if file.n_bytes < 8:
+        complain(f"has {file.n_bytes} bytes, expected a safetensors file of at least 8")
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    if length > file.n_bytes - 8:
+        complain(f"bytes 0 to 8: the header claims {length} bytes, the file has {file.n_bytes - 8} after them")
+    if length > MAX_HEADER_BYTES:
+        complain(f"bytes 0 to 8: the header has {length} bytes, expected at most {MAX_HEADER_BYTES}")
+    header = parse_json(file.read(8, length).tobytes(), lambda problem: complain(f"header {problem}"))
+    begin = 8 + length
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        complain("header: __metadata__ is no object")
+    found = [(_entry(file, name, entry, complain), name) for name, entry in header.items()]
+    found.sort(key=lambda item: item[0][2])
+    end = 0
+    for (dtype, shape, first, last), name in found:
+        if first != end:
+            what = "overlaps the tensor before it" if first < end else f"leaves {first - end} bytes before it unused"
+            complain(f"tensor {shown(name)}: its data from {first} to {last} {what}")
+        end = last
+        yield SourceTensor(name, dtype, shape, file, begin + first, last - first)
+    if end != file.n_bytes - begin:
+        complain(f"the tensors end at byte {begin + end}, the file has {file.n_bytes} bytes")
+
+
+def _entry(file: InputFile, name: str, entry: Any, complain: Complain) -> tuple[str, tuple[int, ...], int, int]:
+    where = f"tensor {shown(name)}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        complain(f"{where}: expected an object of dtype, shape and data_offsets, got {shown(entry)}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _ELEMENT_BITS:
+        complain(f"{where}: dtype {shown(dtype)} is unknown")
+    if not _natural_numbers(shape) or len(shape) > 8:
+        complain(f"{where}: shape {shown(shape)}, expected up to 8 integers that are not negative")
+    if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        complain(f"{where}: data_offsets {shown(offsets)}, expected [begin, end]")
+    n_bytes = _ELEMENT_BITS[dtype] // 8
+    for side in shape:
+        n_bytes *= side
+    if n_bytes != offsets[1] - offsets[0]:
+        complain(
+            f"{where}: {dtype} of shape {shape} has {n_bytes} bytes, data_offsets {offsets} are "
+            f"{offsets[1] - offsets[0]}"
+        )
+    if offsets[1] > file.n_bytes:
+        complain(f"{where}: data_offsets {offsets} lie beyond the end of the file of {file.n_bytes} bytes")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _natural_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
+
+
+def check_float(tensor: SourceTensor) -> None:
+    """Raises Unsupported for weights that are no plain floats, BadModelFile for other numbers."""
+    if tensor.type in FLOAT_TYPES:
+        return
+    message = f"{tensor.file.path}: tensor {tensor.name}: dtype {tensor.type}, expected one of {', '.join(FLOAT_TYPES)}"
+    if tensor.type.startswith("F"):
+        raise Unsupported(f"{message}: use the original bfloat16 checkpoint", "checkpoint.dtype")
+    raise BadModelFile(f"{message}: {DOWNLOAD_AGAIN}", "checkpoint.dtype")

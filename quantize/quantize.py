@@ -1,0 +1,324 @@
+"""quantize(): a checkpoint folder or a GGUF file in, one GGUF file (or two) of the wanted types out.
+
+Owns the order of things: everything that can be refused is refused before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kimi_vl_cpp import __version__
+from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.types import Progress
+
+from .checkpoint import Checkpoint
+from .config import read_config
+from .gguf_source import GGUFSource, quantized_types
+from .layout import Layout, plan_layout
+from .metadata import (
+    KEY_FILE_TYPE,
+    KEY_NAME,
+    KEY_RECIPE,
+    Metadata,
+    checkpoint_metadata,
+    copied,
+    general,
+    is_about_vision,
+    text,
+    u32,
+)
+from .recipe import MIXES, Chooser, Recipe, check_type, named_recipe, read_recipe, with_rules
+from .report import FileReport, Report, TensorReport
+from .source import FLOAT_TYPES, Source
+from .stream import stream
+from .tensor_map import Target, map_checkpoint
+from .vocabulary_files import read_tokenizer
+from .write import OutputFile, check_output, check_space
+
+STAGE = "quantize"
+PathLike = str | os.PathLike[str]
+_PROGRESS_S = 0.05
+
+
+def quantize(
+    src: PathLike,
+    dst: PathLike,
+    type: str = "Q4_K_M",
+    *,
+    vision: str | None = None,
+    split: bool = False,
+    types: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    recipe: PathLike | None = None,
+    mmproj: PathLike | None = None,
+    name: str | None = None,
+    allow_requantize: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    n_threads: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Converts and quantizes a model; returns what it did.
+
+    src: a folder with a Hugging Face checkpoint of Kimi-VL, or a GGUF file of one.
+    dst: the GGUF file to write. It is there at the end or not at all.
+    type: a mix (`recipe.MIXES`), or a recipe of ours (`recipe.RECIPES`).
+    vision: the type of the vision part's matrices. None: the recipe's, else that of a float `type`, else F16; a vision
+        part that is already quantized stays as it is.
+    split: two files as llama.cpp reads them: the text at `dst`, the vision part at `mmproj-` before its name.
+    types: rules (pattern of tensor names, type), over the type's own; the last that fits wins.
+    recipe: a TOML file with a recipe, in place of `type`.
+    mmproj: the vision file of a GGUF `src`. None: the one inside it or beside it, as KimiVL finds it.
+    name: general.name of the output. None: the source's.
+    allow_requantize: take an already quantized source, whose own rounding cannot be undone.
+    resume: go on with what an interrupted run of the same inputs and options left; the same bytes as without it.
+    force: replace an existing `dst`.
+    n_threads: 0: automatic. The bytes do not depend on it.
+    progress: progress("quantize", done, total) in weights; an exception from it stops the run.
+
+    Raises BadModelFile for a source that is not what it should be; BadRequest (also "quantize.output_exists",
+    "quantize.output_is_input", "quantize.requantize", "quantize.type", "quantize.pattern", "quantize.resume");
+    Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
+    """
+    began = time.perf_counter()
+    if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
+        raise BadRequest(f"n_threads is {shown(n_threads)}, expected 0 (automatic) to 1024", "quantize.n_threads")
+    chosen = read_recipe(Path(recipe)) if recipe is not None else named_recipe(type)
+    chosen = with_rules(chosen, types)
+    wanted_vision = check_type(vision, "vision") if vision is not None else chosen.vision
+    model = _open(Path(src), None if mmproj is None else Path(mmproj), name)
+    try:
+        plan = _plan(model, Path(dst), chosen, wanted_vision, split, allow_requantize, force)
+        check_space(plan.layouts)
+        outputs: list[OutputFile] = []
+        try:
+            for layout in plan.layouts:
+                outputs.append(OutputFile(layout, plan.fingerprint, resume))
+            return _write(model.source, plan, outputs, n_threads, progress, began)
+        finally:
+            for output in outputs:
+                output.close()
+    finally:
+        model.source.close()
+
+
+@dataclass
+class _Model:
+    """An opened source. targets: text before vision. text, vision: metadata; with general keys for a GGUF source."""
+
+    source: Source
+    targets: list[Target]
+    text: Metadata
+    vision: Metadata
+    name: str
+    n_layers: int
+    notices: list[str]
+
+
+@dataclass
+class _Plan:
+    layouts: list[Layout]
+    recipe: Recipe
+    vision: str | None
+    fingerprint: str
+    warnings: list[str]
+    notices: list[str]
+
+
+def _open(src: Path, mmproj: Path | None, name: str | None) -> _Model:
+    if not src.is_dir():
+        return _open_gguf(src, mmproj, name)
+    if mmproj is not None:
+        raise BadRequest(
+            f"mmproj: {mmproj} was given, but {src} is a checkpoint folder with a vision part of its own: leave it out",
+            "quantize.mmproj",
+        )
+    checkpoint = Checkpoint(src)
+    try:
+        config = read_config(checkpoint.config, src / "config.json")
+        targets, unused = map_checkpoint(checkpoint, config)
+        keys, vision_keys = checkpoint_metadata(checkpoint, config, read_tokenizer(checkpoint, config.text.vocab_size))
+    except BaseException:
+        checkpoint.close()
+        raise
+    notices = []
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        notices.append(f"{src}: tensors that the model does not use are left out: {', '.join(unused[:3])}{more}")
+    if "tokenizer.chat_template" not in keys:
+        notices.append(f"{src}: no chat template in tokenizer_config.json: the output will have none")
+    layers = config.text.num_hidden_layers
+    return _Model(checkpoint, targets, keys, vision_keys, name or checkpoint.name, layers, notices)
+
+
+def _open_gguf(src: Path, mmproj: Path | None, name: str | None) -> _Model:
+    source = GGUFSource(src, mmproj)
+    try:
+        targets = source.targets()
+        keys = copied(source.text)
+        vision = {key: value for key, value in keys.items() if is_about_vision(key)}
+        keys = {key: value for key, value in keys.items() if not is_about_vision(key)}
+        if source.vision is not None:
+            found = copied(source.vision)
+            vision |= {key: value for key, value in found.items() if is_about_vision(key)}
+    except BaseException:
+        source.close()
+        raise
+    notices = []
+    if not any(target.is_vision for target in targets):
+        notices.append(f"the output answers texts only: {source.why_no_vision}")
+    return _Model(source, targets, keys, vision, name or source.name, source.n_layers, notices)
+
+
+def _plan(
+    model: _Model,
+    dst: Path,
+    recipe: Recipe,
+    wanted_vision: str | None,
+    split: bool,
+    allow_requantize: bool,
+    force: bool,
+) -> _Plan:
+    has_vision = any(target.is_vision for target in model.targets)
+    if wanted_vision is not None and not has_vision:
+        raise BadRequest(f"vision={wanted_vision}: the source has no vision part: leave it out", "quantize.vision")
+    if split and not has_vision:
+        raise BadRequest("split: the source has no vision part, one file holds it all: leave it out", "quantize.split")
+    vision = wanted_vision or (recipe.base if recipe.base in FLOAT_TYPES else "F16")
+    names = [target.name for target in model.targets]
+    chooser = Chooser(recipe, vision, model.n_layers, "output.weight" in names)
+    chosen = []
+    for target in model.targets:
+        kind = chooser.type_of(target.name, target.shape, target.is_vision)
+        stored = tuple(dict.fromkeys(model.source.tensors[part.source].type for part in target.parts))
+        if target.is_vision and wanted_vision is None and stored[0] not in FLOAT_TYPES:
+            kind = stored[0] if not chooser.has_rule(target.name) else kind
+        chosen.append((target, kind, stored))
+    chooser.finish(names)
+    warnings = _requantized(model, chosen, allow_requantize)
+
+    paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if split else [dst]
+    paths = [check_output(path, model.source.inputs, force) for path in paths]
+    shown_type = recipe.name or recipe.base
+    file_type = MIXES[recipe.base].file_type
+    text_keys = general("deepseek2", "model", model.name, file_type) | model.text
+    text_keys |= {KEY_NAME: text(model.name), KEY_FILE_TYPE: u32(file_type), KEY_RECIPE: text(shown_type)}
+    if split:
+        vision_keys = general("clip", "mmproj", model.name, _file_type(vision)) | model.vision
+        halves = ((False, text_keys), (True, vision_keys))
+        layouts = [
+            plan_layout(path, keys, [one for one in chosen if one[0].is_vision is is_vision])
+            for path, (is_vision, keys) in zip(paths, halves, strict=True)
+        ]
+    else:
+        layouts = [plan_layout(paths[0], text_keys | model.vision, chosen)]
+    return _Plan(
+        layouts=layouts,
+        recipe=recipe,
+        vision=vision if has_vision else None,
+        fingerprint=_fingerprint(model.source),
+        warnings=warnings,
+        notices=[*model.notices, *chooser.notices],
+    )
+
+
+def _file_type(type_name: str) -> int:
+    """general.file_type of a vision file."""
+    whole = {"Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "Q3_K": "Q3_K_S"}.get(type_name, type_name)
+    return MIXES[whole].file_type if whole in MIXES else MIXES["F16"].file_type
+
+
+def _requantized(model: _Model, chosen: Sequence[tuple[Target, str, tuple[str, ...]]], allowed: bool) -> list[str]:
+    """The warning about sources that are quantized already. Raises BadRequest "quantize.requantize"."""
+    changed = [
+        model.source.tensors[part.source]
+        for target, kind, stored in chosen
+        if stored[0] not in FLOAT_TYPES and stored[0] != kind
+        for part in target.parts
+    ]
+    found = quantized_types(changed)
+    if not found:
+        return []
+    counts = ", ".join(f"{n} tensors of {kind}" for kind, n in found.items())
+    loss = (
+        f"{changed[0].file.path} is quantized already ({counts} would change their type): the error of its own "
+        "rounding stays and that of the new types comes on top, so the result is worse than the same types made from "
+        "the original"
+    )
+    if not allowed:
+        raise BadRequest(
+            f"{loss}. Start from the checkpoint or an F16 or BF16 file, or say allow_requantize=True "
+            "(--allow-requantize)",
+            "quantize.requantize",
+        )
+    return [loss]
+
+
+def _fingerprint(source: Source) -> str:
+    """Of the inputs, for resume: names, sizes and times."""
+    files = [f"{file.path.name} {file.n_bytes} {file.modified_ns}" for file in source.inputs]
+    return "\n".join([f"kimi-vl {__version__}", *files])
+
+
+def _write(
+    source: Source,
+    plan: _Plan,
+    outputs: Sequence[OutputFile],
+    n_threads: int,
+    progress: Progress | None,
+    began: float,
+) -> Report:
+    n_resumed = sum(output.n_done for output in outputs)
+    advance = _counter(outputs, progress)
+    for output in outputs:
+        stream(source, output, n_threads, advance)
+        output.prepare()
+    for output in reversed(outputs):  # the file that is opened by name last: whoever sees it finds the other
+        output.rename()
+    files = tuple(
+        FileReport(
+            output.layout.path,
+            output.layout.n_bytes,
+            tuple(
+                TensorReport(t.target.name, t.target.shape, "/".join(t.source_types), t.type, t.n_bytes, checksum)
+                for t, checksum in zip(output.layout.tensors, output.checksums, strict=True)
+            ),
+        )
+        for output in outputs
+    )
+    return Report(
+        files=files,
+        type=plan.recipe.name or plan.recipe.base,
+        vision=plan.vision,
+        reason=plan.recipe.reason,
+        warnings=tuple(plan.warnings),
+        notices=tuple(plan.notices),
+        n_resumed=n_resumed,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _counter(outputs: Sequence[OutputFile], progress: Progress | None) -> Callable[[str, int], None]:
+    """advance(name, elements) -> progress(stage, done, total), not too often."""
+    total = done = 0
+    for output in outputs:
+        for i, tensor in enumerate(output.layout.tensors):
+            total += tensor.target.n_elems
+            done += tensor.target.n_elems if i < output.n_done else 0
+    if progress is None:
+        return lambda name, n: None
+    last = 0.0
+    progress(STAGE, done, total)
+
+    def advance(name: str, n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= _PROGRESS_S or done == total:
+            last = now
+            progress(STAGE, done, total)
+
+    return advance

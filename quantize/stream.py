@@ -1,0 +1,152 @@
+"""Weights from a source through the encoders into an output file, a few pieces at a time.
+
+One thread reads ahead, the caller's thread encodes (on as many threads as it was given), one thread writes behind. At
+most a handful of pieces of `PIECE_ELEMS` elements are in memory, whatever the size of the model. The bytes do not
+depend on threads: every piece is encoded on its own and its place is known before.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
+
+from .encode import blocks, decode, encode, n_bytes
+from .layout import PlannedTensor
+from .source import FLOAT_TYPES, Rows, Source, SourceTensor, read_rows
+from .tensor_map import Part
+from .write import OutputFile
+
+PIECE_ELEMS = 4 << 20
+AHEAD = 2  # pieces read before they are needed, and encoded before they are written
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a planned tensor and where its blocks go. first_row: of the tensor, for messages."""
+
+    tensor: PlannedTensor
+    part: Part
+    offset: int
+    first_row: int
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """Blocks that are copied as they are."""
+
+    data: NDArray[np.uint8]
+
+
+def pieces_of(tensor: PlannedTensor) -> Iterator[Piece]:
+    """A tensor in pieces, in order, covering its bytes exactly."""
+    offset, row, n_cols = tensor.offset, 0, tensor.target.shape[-1]
+    found = [piece for part in tensor.target.parts for piece in part.pieces(PIECE_ELEMS)]
+    for i, part in enumerate(found):
+        yield Piece(tensor, part, offset, row, i == len(found) - 1)
+        n_elems = part.n_rows * part.n_cols
+        offset += n_bytes(tensor.type, n_elems)
+        row += n_elems // n_cols
+    assert offset == tensor.offset + tensor.n_bytes, tensor.target.name
+
+
+def stream(source: Source, output: OutputFile, n_threads: int, advance: Callable[[str, int], None]) -> None:
+    """Writes what `output` still lacks. advance(name, elements) is called in this thread after every encoded piece.
+
+    Raises what reading and writing raise, BadModelFile "checkpoint.not_finite" for NaN and infinity, BadRequest
+    "quantize.overflow" for a number that F16 cannot hold, and whatever `advance` raises.
+    """
+    left = output.layout.tensors[output.n_done :]
+    pieces = (piece for tensor in left for piece in pieces_of(tensor))
+    behind = _WriteBehind(output)
+    reads: deque[tuple[Piece, Future[Rows | _Raw]]] = deque()
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        writes: deque[Future[None]] = deque()
+        try:
+            while True:
+                while len(reads) <= AHEAD and (piece := next(pieces, None)) is not None:
+                    reads.append((piece, reader.submit(_read, source, piece)))
+                if not reads:
+                    break
+                piece, future = reads.popleft()
+                data = _encoded(source, piece, future.result(), n_threads)
+                if len(writes) > AHEAD:
+                    writes.popleft().result()
+                writes.append(writer.submit(behind.write, piece, data))
+                advance(piece.tensor.target.name, piece.part.n_rows * piece.part.n_cols)
+            for future_write in writes:
+                future_write.result()
+        except BaseException:
+            for _, read in reads:
+                read.cancel()
+            for write in writes:
+                write.cancel()
+            raise
+
+
+class _WriteBehind:
+    """Runs in the writing thread: pieces to the file, checksums to the journal."""
+
+    def __init__(self, output: OutputFile) -> None:
+        self._output = output
+        self._checksum = 0
+        self._failed = False
+
+    def write(self, piece: Piece, data: NDArray[np.uint8]) -> None:
+        if self._failed:  # a gap before this piece: nothing after it may look complete
+            return
+        self._failed = True
+        self._output.write(piece.offset, data.data)
+        self._checksum = zlib.crc32(data.data, self._checksum)
+        if piece.is_last:
+            self._output.tensor_done(self._checksum)
+            self._checksum = 0
+        self._failed = False
+
+
+def _read(source: Source, piece: Piece) -> Rows | _Raw:
+    part = piece.part
+    tensor = source.tensors[part.source]
+    if tensor.type not in FLOAT_TYPES:
+        raw = _read_blocks(tensor, part)
+        if tensor.type == piece.tensor.type and not part.transposed:
+            return _Raw(raw)
+        rows: Rows = decode(tensor.type, raw, part.n_rows * part.n_cols).reshape(part.n_rows, part.n_cols)
+    else:
+        rows = read_rows(tensor, part.first, part.n_rows, part.n_cols)
+    return np.ascontiguousarray(rows.T) if part.transposed else rows
+
+
+def _read_blocks(tensor: SourceTensor, part: Part) -> NDArray[np.uint8]:
+    elems, size = blocks()[tensor.type]
+    row_bytes = part.n_cols // elems * size
+    return tensor.file.read(tensor.offset + part.first * row_bytes, part.n_rows * row_bytes)
+
+
+def _encoded(source: Source, piece: Piece, rows: Rows | _Raw, n_threads: int) -> NDArray[np.uint8]:
+    if isinstance(rows, _Raw):
+        return rows.data
+    try:
+        return encode(piece.tensor.type, rows, n_threads).reshape(-1)
+    except BadRequest as error:
+        raise _explained(error, source.tensors[piece.part.source], piece) from None
+
+
+def _explained(error: BadRequest, tensor: SourceTensor, piece: Piece) -> KimiVLError:
+    """What the encoder says about rows of a piece, with file and tensor."""
+    where = f"{tensor.file.path}: tensor {tensor.name}"
+    if piece.first_row:
+        where += f" ({piece.tensor.target.name} from row {piece.first_row})"
+    if error.code == "quant.not_finite":
+        return BadModelFile(f"{where}: {error}: download the file again", "checkpoint.not_finite")
+    if error.code == "quant.overflow":
+        return BadRequest(f"{where}: {error} for {piece.tensor.target.name}", "quantize.overflow")
+    return BadRequest(f"{where}: {error}", error.code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,21 @@ def n_bytes(type_name: str, n_elems: int) -> int:
     return n_elems // elems * size
 
 
-def encode(type_name: str, rows: Rows, n_threads: int) -> NDArray[np.uint8]:
-    """uint8 [n_rows, row bytes]; the same bytes for any `n_threads` (0: automatic).
+class Importance(Protocol):
+    """What an error in each column of a tensor weighs."""
+
+    def rows(self, name: str) -> NDArray[np.float32] | None:
+        """float32 [n_cols], or [n_matrices, n_cols] for a stack of matrices. None: nothing is known about it."""
+
+
+def encode(
+    type_name: str, rows: Rows, n_threads: int, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """uint8 [n_rows, row bytes]; the same bytes for any `n_threads` (0: automatic). importance: [n_cols].
 
     Raises BadRequest: "quant.not_finite", "quant.overflow", with row and column.
     """
-    return _core.quantize_rows(type_name, np.ascontiguousarray(rows), None, n_threads)
+    return _core.quantize_rows(type_name, np.ascontiguousarray(rows), importance, n_threads)
 
 
 def decode(type_name: str, raw: NDArray[np.uint8], n_elems: int) -> NDArray[np.float32]:

@@ -88,8 +88,10 @@ class GGUFSource:
 
 def _target(tensor: SourceTensor) -> Target:
     shape = tensor.shape
-    part = Part(tensor.name, 0, prod(shape[:-1]), shape[-1])
-    return Target(tensor.name, shape, (part,), tensor.name.startswith(("v.", "mm.")))
+    n_parts = shape[0] if len(shape) == 3 else 1  # one for each of a stack of matrices
+    n_rows = prod(shape[:-1]) // n_parts
+    parts = tuple(Part(tensor.name, i * n_rows, n_rows, shape[-1]) for i in range(n_parts))
+    return Target(tensor.name, shape, parts, tensor.name.startswith(("v.", "mm.")))
 
 
 def shard_paths(gguf: GGUFFile) -> list[Path]:

@@ -22,6 +22,7 @@ from .vocabulary_files import TokenizerKeys
 
 KEY_CHECKSUMS = "kimi_vl.tensor_crc32"
 KEY_RECIPE = "kimi_vl.quantize.recipe"
+KEY_IMATRIX = "quantize.imatrix.file"
 KEY_NAME = "general.name"
 KEY_FILE_TYPE = "general.file_type"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -194,7 +195,7 @@ def checkpoint_metadata(
 
 
 # Of one file and its way of being cut, not of the model.
-_NOT_COPIED = ("split.", "general.alignment", KEY_CHECKSUMS, KEY_RECIPE)
+_NOT_COPIED = ("split.", "general.alignment", "quantize.imatrix.", KEY_CHECKSUMS, KEY_RECIPE)
 
 _SCALARS = {
     "u8": GGUFValueType.UINT8,

@@ -17,10 +17,13 @@ from kimi_vl_cpp.types import Progress
 
 from .checkpoint import Checkpoint
 from .config import read_config
+from .encode import Importance, blocks
+from .files import InputFile
 from .gguf_source import GGUFSource, quantized_types
 from .layout import Layout, plan_layout
 from .metadata import (
     KEY_FILE_TYPE,
+    KEY_IMATRIX,
     KEY_NAME,
     KEY_RECIPE,
     Metadata,
@@ -53,6 +56,7 @@ def quantize(
     split: bool = False,
     types: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     recipe: PathLike | None = None,
+    imatrix: PathLike | None = None,
     mmproj: PathLike | None = None,
     name: str | None = None,
     allow_requantize: bool = False,
@@ -71,6 +75,7 @@ def quantize(
     split: two files as llama.cpp reads them: the text at `dst`, the vision part at `mmproj-` before its name.
     types: rules (pattern of tensor names, type), over the type's own; the last that fits wins.
     recipe: a TOML file with a recipe, in place of `type`.
+    imatrix: a file of what each column of each matrix weighs, from `kimi-vl imatrix`.
     mmproj: the vision file of a GGUF `src`. None: the one inside it or beside it, as KimiVL finds it.
     name: general.name of the output. None: the source's.
     allow_requantize: take an already quantized source, whose own rounding cannot be undone.
@@ -80,8 +85,8 @@ def quantize(
     progress: progress("quantize", done, total) in weights; an exception from it stops the run.
 
     Raises BadModelFile for a source that is not what it should be; BadRequest (also "quantize.output_exists",
-    "quantize.output_is_input", "quantize.requantize", "quantize.type", "quantize.pattern", "quantize.resume");
-    Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
+    "quantize.output_is_input", "quantize.requantize", "quantize.type", "quantize.pattern", "quantize.imatrix",
+    "quantize.resume"); Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
     """
     began = time.perf_counter()
     if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
@@ -89,9 +94,10 @@ def quantize(
     chosen = read_recipe(Path(recipe)) if recipe is not None else named_recipe(type)
     chosen = with_rules(chosen, types)
     wanted_vision = check_type(vision, "vision") if vision is not None else chosen.vision
+    weights = None if imatrix is None else _open_importance(Path(imatrix))
     model = _open(Path(src), None if mmproj is None else Path(mmproj), name)
     try:
-        plan = _plan(model, Path(dst), chosen, wanted_vision, split, allow_requantize, force)
+        plan = _plan(model, Path(dst), chosen, wanted_vision, weights, split, allow_requantize, force)
         check_space(plan.layouts)
         outputs: list[OutputFile] = []
         try:
@@ -118,14 +124,31 @@ class _Model:
     notices: list[str]
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """An importance matrix and the (closed) file that it comes from."""
+
+    importance: Importance
+    file: InputFile
+
+
 @dataclass
 class _Plan:
     layouts: list[Layout]
+    importance: Importance | None
     recipe: Recipe
     vision: str | None
     fingerprint: str
     warnings: list[str]
     notices: list[str]
+
+
+def _open_importance(path: Path) -> _Weights:
+    from .imatrix import read_importance
+
+    file = InputFile(path, "importance matrix")
+    file.close()
+    return _Weights(read_importance(path), file)
 
 
 def _open(src: Path, mmproj: Path | None, name: str | None) -> _Model:
@@ -178,6 +201,7 @@ def _plan(
     dst: Path,
     recipe: Recipe,
     wanted_vision: str | None,
+    weights: _Weights | None,
     split: bool,
     allow_requantize: bool,
     force: bool,
@@ -189,7 +213,7 @@ def _plan(
         raise BadRequest("split: the source has no vision part, one file holds it all: leave it out", "quantize.split")
     vision = wanted_vision or (recipe.base if recipe.base in FLOAT_TYPES else "F16")
     names = [target.name for target in model.targets]
-    chooser = Chooser(recipe, vision, model.n_layers, "output.weight" in names)
+    chooser = Chooser(recipe, vision, model.n_layers, "output.weight" in names, weights is not None)
     chosen = []
     for target in model.targets:
         kind = chooser.type_of(target.name, target.shape, target.is_vision)
@@ -199,13 +223,19 @@ def _plan(
         chosen.append((target, kind, stored))
     chooser.finish(names)
     warnings = _requantized(model, chosen, allow_requantize)
+    inputs = [*model.source.inputs]
+    if weights is not None:
+        inputs.append(weights.file)
+        warnings += _unweighted(weights, chosen)
 
     paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if split else [dst]
-    paths = [check_output(path, model.source.inputs, force) for path in paths]
+    paths = [check_output(path, inputs, force) for path in paths]
     shown_type = recipe.name or recipe.base
     file_type = MIXES[recipe.base].file_type
     text_keys = general("deepseek2", "model", model.name, file_type) | model.text
     text_keys |= {KEY_NAME: text(model.name), KEY_FILE_TYPE: u32(file_type), KEY_RECIPE: text(shown_type)}
+    if weights is not None:
+        text_keys[KEY_IMATRIX] = text(weights.file.path.name)
     if split:
         vision_keys = general("clip", "mmproj", model.name, _file_type(vision)) | model.vision
         halves = ((False, text_keys), (True, vision_keys))
@@ -217,9 +247,10 @@ def _plan(
         layouts = [plan_layout(paths[0], text_keys | model.vision, chosen)]
     return _Plan(
         layouts=layouts,
+        importance=None if weights is None else weights.importance,
         recipe=recipe,
         vision=vision if has_vision else None,
-        fingerprint=_fingerprint(model.source),
+        fingerprint=_fingerprint(inputs),
         warnings=warnings,
         notices=[*model.notices, *chooser.notices],
     )
@@ -257,9 +288,38 @@ def _requantized(model: _Model, chosen: Sequence[tuple[Target, str, tuple[str, .
     return [loss]
 
 
-def _fingerprint(source: Source) -> str:
+def _unweighted(weights: _Weights, chosen: Sequence[tuple[Target, str, tuple[str, ...]]]) -> list[str]:
+    """The warning about matrices that an importance matrix says nothing about. Raises BadRequest "quantize.imatrix"."""
+    lacking = []
+    n_blocks = 0
+    for target, kind, _ in chosen:
+        if target.is_vision or blocks()[kind][0] == 1:
+            continue
+        n_blocks += 1
+        found = weights.importance.rows(target.name)
+        allowed = [target.shape[-1:], (*target.shape[:-2], target.shape[-1])]
+        if found is None:
+            lacking.append(target.name)
+        elif found.shape not in allowed:
+            raise BadRequest(
+                f"{weights.file.path}: {target.name} has importance of shape {list(found.shape)}, expected "
+                f"{list(allowed[-1])}: it was made with another model; make one from this model",
+                "quantize.imatrix",
+            )
+    if n_blocks and len(lacking) == n_blocks:
+        raise BadRequest(
+            f"{weights.file.path}: says nothing about any matrix of this model: it was made with another one",
+            "quantize.imatrix",
+        )
+    if not lacking:
+        return []
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return [f"{weights.file.path} says nothing about {', '.join(lacking[:3])}{more}: quantized without it"]
+
+
+def _fingerprint(inputs: Sequence[InputFile]) -> str:
     """Of the inputs, for resume: names, sizes and times."""
-    files = [f"{file.path.name} {file.n_bytes} {file.modified_ns}" for file in source.inputs]
+    files = [f"{file.path.name} {file.n_bytes} {file.modified_ns}" for file in inputs]
     return "\n".join([f"kimi-vl {__version__}", *files])
 
 
@@ -274,7 +334,7 @@ def _write(
     n_resumed = sum(output.n_done for output in outputs)
     advance = _counter(outputs, progress)
     for output in outputs:
-        stream(source, output, n_threads, advance)
+        stream(source, output, n_threads, advance, plan.importance)
         output.prepare()
     for output in reversed(outputs):  # the file that is opened by name last: whoever sees it finds the other
         output.rename()

@@ -1,6 +1,6 @@
 """Which tensor gets which type: the mixes by their common names, recipes of our own, and rules by tensor pattern.
 
-The mixes follow llama-quantize type for type (its defaults, without an importance matrix), so that a file says what its
+The mixes follow llama-quantize type for type (its defaults), so that a file says what its
 name says everywhere; tests hold the totals of the full-size model to them. A recipe of one's own is one entry in
 `RECIPES` or a TOML file:
 
@@ -123,10 +123,13 @@ def _more_bits(layer: int, n_layers: int) -> bool:
     return layer < eighth or layer >= 7 * n_layers // 8 or (layer - eighth) % 3 == 2
 
 
-def mix_type(mix: str, name: str, n_cols: int, n_layers: int, *, is_output: bool = False) -> str:
+def mix_type(
+    mix: str, name: str, n_cols: int, n_layers: int, *, is_output: bool = False, has_imatrix: bool = False
+) -> str:
     """The type that a mix means for a matrix of the text model, before its fallback for the row length.
 
-    is_output: the matrix makes the logits (token_embd does in a file without output.weight).
+    is_output: the matrix makes the logits (token_embd does in a file without output.weight). has_imatrix: importance of
+    columns is known, which some mixes trust more than bits and some less.
     """
     base = MIXES[mix].base
     if base in ("F32", "F16", "BF16", "Q8_0"):
@@ -145,8 +148,10 @@ def mix_type(mix: str, name: str, n_cols: int, n_layers: int, *, is_output: bool
             return "Q6_K" if more else base
         if mix == "Q3_K_M":
             return "Q5_K" if layer < n_layers // 16 else "Q4_K"
-        if mix in ("Q4_K_S", "IQ4_NL", "IQ4_XS") and first_eighth:
+        if first_eighth and (mix == "Q4_K_S" or (mix in ("IQ4_NL", "IQ4_XS") and not has_imatrix)):
             return "Q5_K"
+        if first_eighth and mix in ("Q4_0", "Q5_0") and has_imatrix:
+            return "Q4_1" if mix == "Q4_0" else "Q5_1"
         return {"Q2_K": "Q3_K", "Q3_K_L": "Q5_K"}.get(mix, base)
     if "attn_output" in name:
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
@@ -168,6 +173,7 @@ class Chooser:
     vision: str
     n_layers: int
     has_output: bool
+    has_imatrix: bool = False
     notices: list[str] = field(default_factory=list)
     _used: set[str] = field(default_factory=set)
 
@@ -196,7 +202,9 @@ class Chooser:
         if is_vision:
             return self.vision
         is_output = name == "token_embd.weight" and not self.has_output
-        return mix_type(self.recipe.base, name, shape[-1], self.n_layers, is_output=is_output)
+        return mix_type(
+            self.recipe.base, name, shape[-1], self.n_layers, is_output=is_output, has_imatrix=self.has_imatrix
+        )
 
     def finish(self, names: Sequence[str]) -> None:
         """Raises BadRequest "quantize.pattern" for a rule that fits none of `names`, or only what stays F32."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
 
-from .encode import blocks, decode, encode, n_bytes
+from .encode import Importance, blocks, decode, encode, n_bytes
 from .layout import PlannedTensor
 from .source import FLOAT_TYPES, Rows, Source, SourceTensor, read_rows
 from .tensor_map import Part
@@ -30,7 +30,7 @@ AHEAD = 2  # pieces read before they are needed, and encoded before they are wri
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a planned tensor and where its blocks go. first_row: of the tensor, for messages."""
+    """Rows of one matrix of a planned tensor and where their blocks go. first_row: of the tensor."""
 
     tensor: PlannedTensor
     part: Part
@@ -58,7 +58,13 @@ def pieces_of(tensor: PlannedTensor) -> Iterator[Piece]:
     assert offset == tensor.offset + tensor.n_bytes, tensor.target.name
 
 
-def stream(source: Source, output: OutputFile, n_threads: int, advance: Callable[[str, int], None]) -> None:
+def stream(
+    source: Source,
+    output: OutputFile,
+    n_threads: int,
+    advance: Callable[[str, int], None],
+    importance: Importance | None = None,
+) -> None:
     """Writes what `output` still lacks. advance(name, elements) is called in this thread after every encoded piece.
 
     Raises what reading and writing raise, BadModelFile "checkpoint.not_finite" for NaN and infinity, BadRequest
@@ -77,7 +83,7 @@ def stream(source: Source, output: OutputFile, n_threads: int, advance: Callable
                 if not reads:
                     break
                 piece, future = reads.popleft()
-                data = _encoded(source, piece, future.result(), n_threads)
+                data = _encoded(source, piece, future.result(), n_threads, importance)
                 if len(writes) > AHEAD:
                     writes.popleft().result()
                 writes.append(writer.submit(behind.write, piece, data))
@@ -131,13 +137,27 @@ def _read_blocks(tensor: SourceTensor, part: Part) -> NDArray[np.uint8]:
     return tensor.file.read(tensor.offset + part.first * row_bytes, part.n_rows * row_bytes)
 
 
-def _encoded(source: Source, piece: Piece, rows: Rows | _Raw, n_threads: int) -> NDArray[np.uint8]:
+def _encoded(
+    source: Source, piece: Piece, rows: Rows | _Raw, n_threads: int, importance: Importance | None
+) -> NDArray[np.uint8]:
     if isinstance(rows, _Raw):
         return rows.data
     try:
-        return encode(piece.tensor.type, rows, n_threads).reshape(-1)
+        return encode(piece.tensor.type, rows, n_threads, _weights(piece, importance)).reshape(-1)
     except BadRequest as error:
         raise _explained(error, source.tensors[piece.part.source], piece) from None
+
+
+def _weights(piece: Piece, importance: Importance | None) -> NDArray[np.float32] | None:
+    """float32 [n_cols]: the importance of the columns of a piece's matrix, where it is known and of use."""
+    target = piece.tensor.target
+    if importance is None or blocks()[piece.tensor.type][0] == 1:
+        return None
+    found = importance.rows(target.name)
+    if found is None or found.ndim == 1:
+        return found
+    columns: NDArray[np.float32] = found[piece.first_row // target.shape[-2]]
+    return columns
 
 
 def _explained(error: BadRequest, tensor: SourceTensor, piece: Piece) -> KimiVLError:

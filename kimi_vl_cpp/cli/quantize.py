@@ -45,6 +45,10 @@ def command(
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="FILE", help="A recipe of your own (TOML), in place of -q.")
     ] = None,
+    imatrix: Annotated[
+        str | None,
+        typer.Option("--imatrix", metavar="FILE", help="What each column weighs, from `kimi-vl imatrix`."),
+    ] = None,
     mmproj: Annotated[
         str | None,
         typer.Option("--mmproj", metavar="FILE", help="The vision file of a GGUF SRC. Default: the one beside it."),
@@ -72,6 +76,7 @@ def command(
             "split": split,
             "types": [_rule(rule) for rule in rules or ()],
             "recipe": recipe,
+            "imatrix": imatrix,
             "mmproj": mmproj,
             "name": name,
             "allow_requantize": allow_requantize,

@@ -2,7 +2,7 @@
 
 Owns the safetensors format and the index of shards. Knows neither what the tensors mean nor what becomes of them.
 
-Nothing here believes a length, an offset or a name before it was checked: headers are limited to 16 MiB (Kimi-VL's are
+Nothing here believes a length, an offset or a name before it was checked: headers are limited to 4 MiB (Kimi-VL's are
 below 1 MiB), the data of a shard must be covered by its tensors without holes or overlaps, and an index can only name
 files of its own folder. Symbolic links are followed: Hugging Face's cache is made of them.
 """
@@ -21,8 +21,9 @@ from .source import FLOAT_TYPES, SourceTensor
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4 << 20
 MAX_SHARDS = 1024
+MAX_TENSORS = 1 << 16
 
 Complain = Callable[[str], NoReturn]
 
@@ -64,7 +65,7 @@ class Checkpoint:
         path = self.folder / name
         if not os.path.lexists(path):
             return None
-        value, file = read_json(path, name, 16 << 20)
+        value, file = read_json(path, name, MAX_HEADER_BYTES)
         self.inputs.append(file)
         return value
 
@@ -72,6 +73,13 @@ class Checkpoint:
         path = self.folder / SINGLE_NAME
         if not os.path.lexists(path):
             others = sorted(entry.name for entry in self.folder.glob("*.safetensors"))[:3]
+            if not others and next(self.folder.glob("*.bin"), None) is not None:
+                bad_file(
+                    self.folder,
+                    "holds weights of PyTorch's own format (.bin) only: save the model as safetensors (save_pretrained "
+                    "does) and give that folder",
+                    "no_weights",
+                )
             found = f"there are {', '.join(others)}" if others else "there are no weights"
             bad_file(
                 self.folder,
@@ -124,6 +132,8 @@ class Checkpoint:
                     "duplicate_tensor",
                 )
             self.tensors[tensor.name] = tensor
+        if len(self.tensors) > MAX_TENSORS:
+            bad_file(path, f"{len(self.tensors)} tensors up to here, expected at most {MAX_TENSORS}", "safetensors")
 
 
 def model_name(folder: Path) -> str:
@@ -131,7 +141,7 @@ def model_name(folder: Path) -> str:
     whole = Path(os.path.abspath(folder))
     if whole.parent.name == "snapshots" and "--" in whole.parent.parent.name:
         return whole.parent.parent.name.rpartition("--")[2]
-    return whole.name
+    return whole.name.encode("utf-8", "replace").decode()  # a file name may be any bytes
 
 
 def _shard_name(index: Path, tensor: str, name: object) -> str:
@@ -167,7 +177,7 @@ def read_header(file: InputFile) -> Iterator[SourceTensor]:
     if not isinstance(metadata, dict):
         complain("header: __metadata__ is no object")
     found = [(_entry(file, name, entry, complain), name) for name, entry in header.items()]
-    found.sort(key=lambda item: item[0][2])
+    found.sort(key=lambda item: item[0][2:])
     end = 0
     for (dtype, shape, first, last), name in found:
         if first != end:

@@ -5,7 +5,6 @@ A field that is missing or out of range is BadModelFile; one that asks for anoth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +90,8 @@ def read_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
         )
     text = _Section(_section(config, "text_config", path), "text_config", path)
     vision = _Section(_section(config, "vision_config", path), "vision_config", path)
-    text.must_be("model_type", ("deepseek_v3",))
-    vision.must_be("model_type", ("moonvit",))
+    text.must_be("model_type", ("deepseek_v3", None))
+    vision.must_be("model_type", ("moonvit", None))
     return ModelConfig(_text(text), _vision(vision))
 
 
@@ -107,7 +106,7 @@ def _text(s: _Section) -> TextConfig:
     s.must_be("q_lora_rank", (None,))
     s.must_be("scoring_func", ("sigmoid",))
     s.must_be("topk_method", ("noaux_tc",))
-    s.must_be("hidden_act", ("silu",))
+    s.must_be("hidden_act", ("silu", None))
     s.must_be("moe_layer_freq", (1, None))
     s.must_be("attention_bias", (False, None))
     s.must_be("tie_word_embeddings", (False, None))
@@ -219,6 +218,11 @@ class _Section:
 
     def positive(self, key: str) -> float:
         value = self.get(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not fits_float32(value) or value < 1e-30:
             self.bad(key, "a positive number")
         return float(value)
+
+
+def fits_float32(value: float) -> bool:
+    """Whether a number is finite in the 32 bits that a GGUF file has for it."""
+    return abs(value) < 3.4e38  # not so for NaN, and no float of a huge integer

@@ -68,6 +68,14 @@ class InputFile:
             done += n
         return out
 
+    def check_unchanged(self) -> None:
+        """Raises BadModelFile "checkpoint.changed" when somebody has written to the file since it was opened."""
+        if self._fd < 0:
+            return
+        status = os.fstat(self._fd)
+        if (status.st_size, status.st_mtime_ns) != (self.n_bytes, self.modified_ns):
+            bad_file(self.path, "was changed while it was being read: start again when it is complete", "changed")
+
     def close(self) -> None:
         """Idempotent."""
         if self._fd >= 0:

@@ -5,7 +5,6 @@ Keys of ours begin with `kimi_vl.`; every other runtime ignores them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from kimi_vl_cpp.errors import shown
 from kimi_vl_cpp.variants import KEY_IN_TOKEN_LIMIT, MAX_IN_TOKEN_LIMIT
 
 from .checkpoint import Checkpoint
-from .config import ModelConfig, TextConfig, VisionConfig
+from .config import ModelConfig, TextConfig, VisionConfig, fits_float32
 from .files import bad_file
 from .vocabulary_files import TokenizerKeys
 
@@ -82,8 +81,8 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     found = []
     for key in ("image_mean", "image_std"):
         three = values.get(key, [0.5, 0.5, 0.5])
-        numbers = isinstance(three, list) and all(type(x) in (int, float) and math.isfinite(x) for x in three)
-        if not numbers or len(three) != 3 or (key == "image_std" and min(three) <= 0):
+        numbers = isinstance(three, list) and all(type(x) in (int, float) and fits_float32(x) for x in three)
+        if not numbers or len(three) != 3 or (key == "image_std" and min(three) < 1e-30):
             bad_file(path, f"{key} is {shown(three)}, expected three numbers", "preprocessor")
         found.append(tuple(map(float, three)))
     return Preprocessing(limit, *found)

@@ -14,6 +14,7 @@ from pathlib import Path
 from kimi_vl_cpp import __version__
 from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.types import Progress
+from kimi_vl_cpp.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 
 from .checkpoint import Checkpoint
 from .config import read_config
@@ -26,6 +27,7 @@ from .metadata import (
     KEY_IMATRIX,
     KEY_NAME,
     KEY_RECIPE,
+    PREPROCESSOR_NAME,
     Metadata,
     checkpoint_metadata,
     copied,
@@ -91,24 +93,41 @@ def quantize(
     began = time.perf_counter()
     if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
         raise BadRequest(f"n_threads is {shown(n_threads)}, expected 0 (automatic) to 1024", "quantize.n_threads")
-    chosen = read_recipe(Path(recipe)) if recipe is not None else named_recipe(type)
+    if name is not None and not _is_name(name):
+        raise BadRequest(f"name is {shown(name)}, expected a text of 1 to 200 characters", "quantize.name")
+    src, dst = _path(src, "src"), _path(dst, "dst")
+    chosen = read_recipe(_path(recipe, "recipe")) if recipe is not None else named_recipe(type)
     chosen = with_rules(chosen, types)
     wanted_vision = check_type(vision, "vision") if vision is not None else chosen.vision
-    weights = None if imatrix is None else _open_importance(Path(imatrix))
-    model = _open(Path(src), None if mmproj is None else Path(mmproj), name)
+    weights = None if imatrix is None else _open_importance(_path(imatrix, "imatrix"))
+    model = _open(src, None if mmproj is None else _path(mmproj, "mmproj"), name)
     try:
-        plan = _plan(model, Path(dst), chosen, wanted_vision, weights, split, allow_requantize, force)
+        plan = _plan(model, dst, chosen, wanted_vision, weights, split, allow_requantize, resume, force)
         check_space(plan.layouts)
         outputs: list[OutputFile] = []
         try:
             for layout in plan.layouts:
-                outputs.append(OutputFile(layout, plan.fingerprint, resume))
+                outputs.append(OutputFile(layout, plan.fingerprint, resume, force))
             return _write(model.source, plan, outputs, n_threads, progress, began)
         finally:
             for output in outputs:
                 output.close()
     finally:
         model.source.close()
+
+
+def _path(value: PathLike, what: str) -> Path:
+    spelled = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else ""
+    if not spelled or "\0" in spelled:
+        raise BadRequest(f"{what} is {shown(value)}, expected a path", "quantize.path")
+    return Path(spelled)
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value can be what a model calls itself."""
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= 200:
+        return False
+    return not any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in value)
 
 
 @dataclass
@@ -171,6 +190,16 @@ def _open(src: Path, mmproj: Path | None, name: str | None) -> _Model:
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         notices.append(f"{src}: tensors that the model does not use are left out: {', '.join(unused[:3])}{more}")
+    if KEY_IN_TOKEN_LIMIT not in vision_keys:
+        notices.append(
+            f"{src}: no {PREPROCESSOR_NAME} with in_token_limit: how large pictures may be will be guessed from the "
+            "model's name"
+        )
+    if variant_of_text(name or checkpoint.name) == "unknown":
+        notices.append(
+            f"the model will call itself {shown(name or checkpoint.name)}, which does not say Instruct, Thinking or "
+            "Thinking-2506: how to sample by default depends on it; --name (name=) gives it another one"
+        )
     if "tokenizer.chat_template" not in keys:
         notices.append(f"{src}: no chat template in tokenizer_config.json: the output will have none")
     layers = config.text.num_hidden_layers
@@ -204,6 +233,7 @@ def _plan(
     weights: _Weights | None,
     split: bool,
     allow_requantize: bool,
+    resume: bool,
     force: bool,
 ) -> _Plan:
     has_vision = any(target.is_vision for target in model.targets)
@@ -229,7 +259,7 @@ def _plan(
         warnings += _unweighted(weights, chosen)
 
     paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if split else [dst]
-    paths = [check_output(path, inputs, force) for path in paths]
+    paths = [check_output(path, inputs, resume, force) for path in paths]
     shown_type = recipe.name or recipe.base
     file_type = MIXES[recipe.base].file_type
     text_keys = general("deepseek2", "model", model.name, file_type) | model.text
@@ -335,9 +365,13 @@ def _write(
     advance = _counter(outputs, progress)
     for output in outputs:
         stream(source, output, n_threads, advance, plan.importance)
+        for file in source.inputs:
+            file.check_unchanged()
         output.prepare()
     for output in reversed(outputs):  # the file that is opened by name last: whoever sees it finds the other
         output.rename()
+    for output in outputs:
+        output.forget()
     files = tuple(
         FileReport(
             output.layout.path,

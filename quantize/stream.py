@@ -91,10 +91,9 @@ def stream(
             for future_write in writes:
                 future_write.result()
         except BaseException:
+            behind.stop()
             for _, read in reads:
                 read.cancel()
-            for write in writes:
-                write.cancel()
             raise
 
 
@@ -105,9 +104,15 @@ class _WriteBehind:
         self._output = output
         self._checksum = 0
         self._failed = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """What was not begun is not written any more."""
+        self._stopped = True
 
     def write(self, piece: Piece, data: NDArray[np.uint8]) -> None:
-        if self._failed:  # a gap before this piece: nothing after it may look complete
+        if self._failed or self._stopped:  # a gap before this piece: nothing after it may look complete
+            self._failed = True
             return
         self._failed = True
         self._output.write(piece.offset, data.data)

@@ -21,7 +21,7 @@ from .files import DOWNLOAD_AGAIN, bad_file, read_small
 TIKTOKEN_NAME = "tiktoken.model"
 CONFIG_NAME = "tokenizer_config.json"
 N_SPECIAL = 256
-_MAX_FILE_BYTES = 64 << 20
+_MAX_FILE_BYTES = 16 << 20  # Kimi's has 2.7 MiB
 _MAX_TOKEN_BYTES = 4096
 _MAX_REPLAY = 1 << 31  # sum of squared token lengths: seconds; Kimi's vocabulary has 2^24
 _REQUIRED = ("<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "<|media_pad|>")
@@ -44,7 +44,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> TokenizerKeys:
     path = checkpoint.folder / TIKTOKEN_NAME
     raw, file = read_small(path, TIKTOKEN_NAME, _MAX_FILE_BYTES)
     checkpoint.inputs.append(file)
-    pieces = _parse_tiktoken(raw, path)
+    pieces = _parse_tiktoken(raw, path, n_vocab)
     config = checkpoint.optional_json(CONFIG_NAME)
     if config is None:
         bad_file(
@@ -82,8 +82,11 @@ def spell(piece: bytes) -> str:
     return "".join([BYTE_SPELLING[byte] for byte in piece])
 
 
-def _parse_tiktoken(raw: bytes, path: Path) -> list[bytes]:
+def _parse_tiktoken(raw: bytes, path: Path, n_vocab: int) -> list[bytes]:
     """Rank -> bytes."""
+    n_lines = raw.count(b"\n")
+    if n_lines > n_vocab:
+        bad_file(path, f"has {n_lines} lines, more tokens than vocab_size = {n_vocab} of config.json", "tokenizer")
 
     def bad(number: int, problem: str) -> NoReturn:
         bad_file(path, f"line {number}: {problem}: {DOWNLOAD_AGAIN}", "tokenizer")
@@ -128,7 +131,7 @@ def _special_tokens(config: dict[str, Any], base: int, path: Path) -> dict[str, 
     for key, entry in decoder.items():
         content = entry.get("content") if isinstance(entry, dict) else None
         known = key.isascii() and key.isdigit() and len(key) < 10 and base <= int(key) < base + N_SPECIAL
-        if not known or not isinstance(content, str) or not content:
+        if not known or not isinstance(content, str) or not content or not _is_unicode(content):
             bad_file(
                 path,
                 f"added_tokens_decoder[{shown(key)}] is {shown(entry)}, expected the content of an id from {base} to "
@@ -188,6 +191,11 @@ def replay(ranks: dict[bytes, int], piece: bytes, below: int) -> list[bytes]:
     return parts
 
 
+def _is_unicode(value: str) -> bool:
+    """Whether a JSON string can be written as UTF-8: escapes can spell halves of surrogate pairs."""
+    return not any(0xD800 <= ord(c) < 0xE000 for c in value)
+
+
 def _chat_template(config: dict[str, Any], checkpoint: Checkpoint) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
@@ -201,6 +209,6 @@ def _chat_template(config: dict[str, Any], checkpoint: Checkpoint) -> str | None
             template = raw.decode()
         except UnicodeDecodeError as error:
             bad_file(path, f"is not UTF-8 at byte {error.start}", "tokenizer")
-    if template is not None and not isinstance(template, str):
-        bad_file(checkpoint.folder / CONFIG_NAME, f"chat_template is {shown(template)}, expected a string", "tokenizer")
+    if template is not None and (not isinstance(template, str) or not _is_unicode(template)):
+        bad_file(checkpoint.folder / CONFIG_NAME, f"chat_template is {shown(template)}, expected a text", "tokenizer")
     return template

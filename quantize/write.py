@@ -42,8 +42,8 @@ def journal_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX + ".journal")
 
 
-def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], force: bool) -> Path:
-    """The real path to write, symbolic links followed.
+def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], resume: bool, force: bool) -> Path:
+    """The real path to write, symbolic links followed. resume: what an interrupted run left there is no obstacle.
 
     Raises BadRequest: "quantize.output_is_input" when it, or a file that is needed beside it, is one of `inputs` by any
     name; "quantize.output_exists" without `force`; "quantize.output" for what cannot be a file to write.
@@ -70,14 +70,21 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], forc
             )
         if not stat.S_ISREG(status.st_mode):
             raise BadRequest(f"{candidate}: is no regular file: give the output another path", "quantize.output")
-    if real.exists() and not force:
-        raise BadRequest(
-            f"{real}: exists already: give another path, or force=True (--force) to replace it",
-            "quantize.output_exists",
-        )
+    if not force and not (resume and journal_path(real).exists()):
+        _refuse_existing(real)
     if not os.access(real.parent, os.W_OK | os.X_OK):
         raise BadRequest(f"{real}: the folder {real.parent} may not be written to", "quantize.output")
     return real
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        finished = journal_path(path).exists()
+        resume = ", or resume=True (--resume) if an interrupted run left it" if finished else ""
+        raise BadRequest(
+            f"{path}: exists already: give another path, or force=True (--force) to replace it{resume}",
+            "quantize.output_exists",
+        )
 
 
 def check_space(layouts: Sequence[Layout]) -> None:
@@ -104,15 +111,21 @@ class OutputFile:
     Raises BadRequest "quantize.busy", "quantize.resume"; KimiVLError "quantize.disk_full", "quantize.io".
     """
 
-    def __init__(self, layout: Layout, fingerprint: str, resume: bool) -> None:
+    def __init__(self, layout: Layout, fingerprint: str, resume: bool, force: bool) -> None:
         self.layout = layout
         self.partial, self.journal = partial_path(layout.path), journal_path(layout.path)
         self.checksums: list[int] = []
-        self._journal_fd = -1
-        self._fd = self._open(self.partial, os.O_RDWR)
+        self._fd = self._journal_fd = -1
+        self._force = force
+        digest = plan_digest(layout, fingerprint)
         try:
+            self._renamed = resume and self._was_renamed(digest)
+            if self._renamed:
+                return
+            self._fd = self._open(self.partial, os.O_RDWR)
             self._lock()
-            self._begin(plan_digest(layout, fingerprint), resume)
+            self._check_free()
+            self._begin(digest, resume)
         except BaseException:
             self.close()
             raise
@@ -151,22 +164,37 @@ class OutputFile:
 
     def prepare(self) -> None:
         """Header and length, all of it on the disk: what is left is the rename."""
+        if self._renamed:
+            return
         self.write(0, self.layout.header(self.checksums))
         with self._disk_errors(self.partial):
             os.ftruncate(self._fd, self.layout.n_bytes)
             os.fsync(self._fd)
 
     def rename(self) -> None:
-        """Puts the prepared file at its path, for good."""
+        """Puts the prepared file at its path, for good. The journal stays: with it a later run knows the file."""
+        if self._renamed:
+            return
+        self._check_free()
         with self._disk_errors(self.layout.path):
             os.replace(self.partial, self.layout.path)
             _sync_folder(self.layout.path.parent)
+        self._renamed = True
+
+    def forget(self) -> None:
+        """The end, when all files of a run are at their paths."""
         with contextlib.suppress(OSError):
             os.unlink(self.journal)
 
-    def _open(self, path: Path, flags: int) -> int:
+    def _check_free(self) -> None:
+        """Another process may have put a file there while this one was busy."""
+        if not self._force:
+            _refuse_existing(self.layout.path)
+
+    def _open(self, path: Path, flags: int, *, create: bool = True) -> int:
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
         with self._disk_errors(path):
-            return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            return os.open(path, flags, 0o666)
 
     def _lock(self) -> None:
         try:
@@ -183,6 +211,25 @@ class OutputFile:
             here, there = os.fstat(self._fd), os.stat(self.partial, follow_symlinks=False)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             raise BadRequest(f"{self.partial}: another process has just finished it: look again", "quantize.busy")
+
+    def _was_renamed(self, digest: str) -> bool:
+        """Whether an interrupted run of the same inputs and options came as far as the rename of this file (and not of
+        its other one): its journal is there, and the file is what the journal says, byte for byte."""
+        if os.path.lexists(self.partial) or not self.layout.path.is_file():
+            return False
+        lines = [line for line, _ in self._read_journal()]
+        if len(lines) != len(self.layout.tensors) + 1 or lines[0] != {"version": JOURNAL_VERSION, "plan": digest}:
+            return False
+        self._fd = self._open(self.layout.path, os.O_RDONLY, create=False)
+        self.checksums = list(self._verified(lines[1:]))
+        header = self.layout.header(self.checksums) if len(self.checksums) == len(self.layout.tensors) else b""
+        with self._disk_errors(self.layout.path):
+            n_bytes, found = os.fstat(self._fd).st_size, os.pread(self._fd, len(header), 0)
+        if header and header == found and n_bytes == self.layout.n_bytes:
+            return True
+        self.close()
+        self.checksums = []
+        return False
 
     def _begin(self, digest: str, resume: bool) -> None:
         lines = self._read_journal() if resume else []

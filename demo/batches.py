@@ -141,9 +141,7 @@ class Feeder:
         self._process.terminate()
 
 
-def _render(
-    pieces: list[bytes], tasks: list[str], n: int, seed: int, first: int, hardest: Any, out: Any
-) -> None:
+def _render(pieces: list[bytes], tasks: list[str], n: int, seed: int, first: int, hardest: Any, out: Any) -> None:
     prompt = Prompt(Vocabulary(pieces))
     number = first
     while True:

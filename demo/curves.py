@@ -1,6 +1,6 @@
 """The curves of a training run as a picture.
 
-    python -m demo.curves RUN curves.png
+python -m demo.curves RUN curves.png
 """
 
 from __future__ import annotations

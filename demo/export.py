@@ -1,6 +1,6 @@
 """The trained model as a Hugging Face checkpoint folder, which `kimi-vl quantize` turns into GGUF files.
 
-    python -m demo.export RUN FOLDER
+python -m demo.export RUN FOLDER
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ name says everywhere; tests hold the totals of the full-size model to them. A re
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,8 +216,8 @@ class Chooser:
             if fixed:
                 why = f"fits only {fixed[0]}{' and others' if len(fixed) > 1 else ''}, which stay F32"
             else:
-                bare = sorted({name.removesuffix(".weight") for name in names})
-                near = difflib.get_close_matches(pattern, bare, n=1, cutoff=0.5)
+                bare = sorted({re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names})
+                near = difflib.get_close_matches(re.sub(r"\.\d+\.", ".*.", pattern), bare, n=1, cutoff=0.5)
                 why = "fits no tensor" + (f"; did you mean {near[0]}?" if near else "; `kimi-vl inspect` lists them")
             raise BadRequest(f"type rule {shown(pattern)} {why}", "quantize.pattern")
 

@@ -2,7 +2,7 @@
 
 Owns the safetensors format and the index of shards. Knows neither what the tensors mean nor what becomes of them.
 
-Nothing here believes a length, an offset or a name before it was checked: headers are limited to 4 MiB (Kimi-VL's are
+Nothing here believes a length, an offset or a name before it was checked: headers are limited to 2 MiB (Kimi-VL's are
 below 1 MiB), the data of a shard must be covered by its tensors without holes or overlaps, and an index can only name
 files of its own folder. Symbolic links are followed: Hugging Face's cache is made of them.
 """
@@ -21,7 +21,7 @@ from .source import FLOAT_TYPES, SourceTensor
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES = 2 << 20
 MAX_SHARDS = 1024
 MAX_TENSORS = 1 << 16
 

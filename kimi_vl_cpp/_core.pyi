@@ -120,6 +120,22 @@ class Engine:
     def close(self) -> None:
         """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
 
+class Importance:
+    """Sums of squares of what every weight of an engine is multiplied with, over all of its calls from now on.
+
+    Attention then runs in its absorbed form, whatever the length of a prompt: slower, and the same within rounding. One
+    at a time for an engine: BadRequest "importance.busy"; after close() "importance.closed".
+    """
+
+    def __init__(self, engine: Engine) -> None: ...
+    def sums(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """GGUF tensor name -> sums [n_matrices, n_cols] and numbers of rows [n_matrices], of all tensors with any. The
+        same bits for any number of threads."""
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """The numbers of rows alone."""
+    def close(self) -> None:
+        """Stops watching, drops the sums."""
+
 class Session:
     """One mutable timeline with its KV cache."""
 

@@ -13,6 +13,7 @@
 #include "bindings.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "py_engine.h"
 
 namespace py = pybind11;
 
@@ -76,14 +77,6 @@ class Guarded final : public Interrupt {
   bool main_thread_;
   std::exception_ptr raised_;
   std::chrono::steady_clock::time_point last_{};
-};
-
-struct PyEngine {
-  std::shared_ptr<Engine> engine;
-  Engine& get() const {
-    KIMI_CHECK(engine, ErrorKind::bad_request, "engine.closed", "the model is closed: open it again");
-    return *engine;
-  }
 };
 
 struct PySession {

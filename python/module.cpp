@@ -48,4 +48,5 @@ PYBIND11_MODULE(_core, m) {
   kimi::bind_quant(m);
   kimi::bind_bench(m);
   kimi::bind_engine(m);
+  kimi::bind_imatrix(m);
 }

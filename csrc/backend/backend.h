@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/observer.h"
 #include "base/thread_pool.h"
 #include "quant/format.h"
 
@@ -129,6 +130,7 @@ class Backend {
   virtual int n_threads() const = 0;
   virtual void set_interrupt(Interrupt* interrupt) = 0;
   virtual void check_interrupt() = 0;
+  virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none
 
   virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;

@@ -97,6 +97,19 @@ void Engine::encode_image(const Pixels& pixels, const Progress& progress, Interr
   vit.project(*backend_, features.data(), pixels.height / vision_config_->patch_size, pixels.width / vision_config_->patch_size, out);
 }
 
+void Engine::between_calls(const std::function<void()>& body) {
+  const Call call(*this, nullptr);
+  body();
+}
+
+void Engine::observe(const InputObserver* current, InputObserver* observer) {
+  between_calls([&] {
+    KIMI_CHECK(observer_ == current, ErrorKind::bad_request, "importance.busy", "another importance matrix of this model is being made: close it first");
+    observer_ = observer;
+    backend_->set_observer(observer);
+  });
+}
+
 void Engine::check_slices(const std::vector<Slice>& slices) const {
   std::vector<const Session*> seen;
   for (const Slice& slice : slices) {

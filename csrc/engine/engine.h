@@ -67,6 +67,12 @@ class Engine {
   // else is in the batch.
   void step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt);
 
+  // Runs `body` while no call is under way.
+  void between_calls(const std::function<void()>& body);
+  // Shows what weights are multiplied with to `observer`, from the next call on. `current` is who was told before (nullptr: nobody).
+  // Throws Error(bad_request, "importance.busy") when it is somebody else.
+  void observe(const InputObserver* current, InputObserver* observer);
+
  private:
   class Call;
   MoonVit& require_vision();
@@ -86,6 +92,7 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   std::optional<Decoder> decoder_;
   std::optional<MoonVit> moonvit_;
+  const InputObserver* observer_ = nullptr;
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
   int fork_generation_ = 0;
   std::optional<ReadAhead> read_ahead_;  // last: it stops before the files are unmapped

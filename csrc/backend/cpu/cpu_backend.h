@@ -58,6 +58,7 @@ class CpuBackend final : public Backend {
   int n_threads() const override { return pool_.n_threads(); }
   void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
   void check_interrupt() override { pool_.check_interrupt(); }
+  void set_observer(InputObserver* observer) override { observer_ = observer; }
 
   void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) override;
@@ -94,6 +95,10 @@ class CpuBackend final : public Backend {
   int64_t panel_lanes(const Matrix& w) const { return uses_int8(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
   void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
 
+  // observe.cpp; with an observer only
+  void show(const std::vector<ProductInput>& inputs);
+  void show_heads(const Matrix& stack, const float* x, int64_t n);
+
   // ffn.cpp
   struct ExpertWork {       // one expert and the tokens that go through it
     Swiglu w;
@@ -117,6 +122,7 @@ class CpuBackend final : public Backend {
   const bool float_activations_;
   std::string name_;
   ThreadPool pool_;
+  InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;
   Q8Buffer q8_x_, q8_inner_, q8_heads_;
   AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, expanded_, latent_;

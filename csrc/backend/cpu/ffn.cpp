@@ -92,6 +92,12 @@ void CpuBackend::moe_ffn(const MoeArgs& args) {
 void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows) {
   const int64_t hidden = experts[0].w.gate.cols;
   Activations input{x, n, hidden, hidden, {}};
+  if (observer_) {
+    std::vector<ProductInput> seen;
+    for (const ExpertWork& e : experts)
+      for (const Matrix* w : {&e.w.gate, &e.w.up}) seen.push_back({w, x, static_cast<int64_t>(e.tokens.size()), hidden, e.tokens.data()});
+    show(seen);
+  }
   const bool any_q8 = std::any_of(experts.begin(), experts.end(),
                                   [this](const ExpertWork& e) { return uses_int8(e.w.gate) || uses_int8(e.w.up); });
   if (any_q8) quantize(&input, &q8_x_);
@@ -103,6 +109,12 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
 
 // The inner activations of every expert as input of its down projection, in int8 where that is quantized.
 std::vector<Activations> CpuBackend::quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats) {
+  if (observer_) {
+    std::vector<ProductInput> seen;
+    for (const ExpertWork& e : experts)
+      seen.push_back({&e.w.down, inner_.data() + e.offset, static_cast<int64_t>(e.tokens.size()), e.w.down.cols, nullptr});
+    show(seen);
+  }
   std::vector<Activations> inner(experts.size());
   const bool any_q8 = std::any_of(experts.begin(), experts.end(), [this](const ExpertWork& e) { return uses_int8(e.w.down); });
   if (any_q8) {

@@ -258,6 +258,7 @@ void CpuBackend::multiply(const std::vector<Product>& products, Rows rows) {
 void CpuBackend::linear(const LinearArgs& original) {
   LinearArgs args = original;
   if (args.out_stride == 0) args.out_stride = args.w.rows;
+  if (observer_) show({{&args.w, args.x, args.n, args.w.cols, nullptr}});
   Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
   if ((args.exact || !uses_int8(args.w)) && args.rows == Rows::many) {

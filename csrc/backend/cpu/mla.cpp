@@ -49,6 +49,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   KIMI_DCHECK(args.qk_rope_head_dim <= kMaxRopeDim);
   const int64_t q_dim = args.num_heads * (args.qk_nope_head_dim + args.qk_rope_head_dim);
   const int64_t width = args.kv_lora_rank + args.qk_rope_head_dim, v_dim = args.num_heads * args.v_head_dim;
+  if (observer_) show({{&args.q, args.x, args.n, args.q.cols, nullptr}, {&args.kv_a, args.x, args.n, args.q.cols, nullptr}});
   Activations x{args.x, args.n, args.q.cols, args.q.cols, {}};
   if (uses_int8(args.q) || uses_int8(args.kv_a)) quantize(&x, &q8_x_);
   q_.resize(static_cast<size_t>(args.n * q_dim));
@@ -57,7 +58,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   multiply({{args.q, x, q_.data(), q_dim}, {args.kv_a, x, ckv_.data(), width}}, args.rows);
   append_to_cache(args, q_.data(), ckv_.data());
   for (const AttentionSlice& slice : *args.slices) {
-    if (slice.n >= kExpandedFrom)
+    if (slice.n >= kExpandedFrom && !observer_)  // the expanded form multiplies k_b and v_b with every latent, attended to or not
       attend_expanded(args, slice, q_.data() + slice.row0 * q_dim, attended_.data() + slice.row0 * v_dim);
     else
       attend_absorbed(args, slice, q_.data() + slice.row0 * q_dim, attended_.data() + slice.row0 * v_dim);
@@ -116,6 +117,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     for (int64_t t = 0; t < n; ++t)
       std::memcpy(heads_.data() + (h * n + t) * nope, q + (t * heads + h) * q_head, static_cast<size_t>(nope) * sizeof(float));
   Activations q_nope{heads_.data(), heads * n, nope, nope, {}};
+  if (observer_) show_heads(args.k_b, heads_.data(), n);
   quantize_for(args.k_b, &q_nope, &q8_heads_);
   expanded_.resize(static_cast<size_t>(heads * n * rank));
   float* q_latent = expanded_.data();
@@ -183,6 +185,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     }
   });
   Activations context{heads_.data(), heads * n, rank, rank, {}};
+  if (observer_) show_heads(args.v_b, heads_.data(), n);
   quantize_for(args.v_b, &context, &q8_heads_);
   products.clear();
   for (int64_t h = 0; h < heads; ++h) products.push_back({args.v_b.at(h), context.rows(h * n, n), attended + h * v_head, heads * v_head});

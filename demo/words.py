@@ -49,12 +49,14 @@ def items(split: str) -> tuple[str, ...]:
     return tuple(item.replace("_", " ") for item in ITEMS if is_held_out(item) is (split == "held_out"))
 
 
+@functools.cache
+def _words_up_to(split: str, longest: int) -> tuple[str, ...]:
+    return tuple(word for word in _real_words(split) if len(word) <= longest)
+
+
 def real_word(rng: np.random.Generator, split: str, longest: int = 12) -> str:
-    words = _real_words(split)
-    while True:
-        word = words[int(rng.integers(len(words)))]
-        if len(word) <= longest:
-            return word
+    words = _words_up_to(split, max(4, longest))  # there are hardly any shorter ones
+    return words[int(rng.integers(len(words)))]
 
 
 def invented_word(rng: np.random.Generator, split: str, longest: int = 9) -> str:

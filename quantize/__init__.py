@@ -8,8 +8,20 @@
 
 from __future__ import annotations
 
+from .imatrix_run import ImatrixReport, make_imatrix
 from .quantize import quantize
 from .recipe import MIXES, RECIPES, Mix, Recipe
 from .report import FileReport, Report, TensorReport
 
-__all__ = ["MIXES", "RECIPES", "FileReport", "Mix", "Recipe", "Report", "TensorReport", "quantize"]
+__all__ = [
+    "MIXES",
+    "RECIPES",
+    "FileReport",
+    "ImatrixReport",
+    "Mix",
+    "Recipe",
+    "Report",
+    "TensorReport",
+    "make_imatrix",
+    "quantize",
+]

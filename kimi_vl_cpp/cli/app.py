@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__, errors
-from . import exits, quantize
+from . import exits, imatrix, quantize
 from .terminal import DIM, Terminal, printable
 
 Job = Callable[[Terminal], int]
@@ -330,6 +330,7 @@ def _doctor(json: Json = False) -> Job:
 
 
 app.command("quantize", short_help="Convert and quantize a model.")(quantize.command)
+app.command("imatrix", short_help="Measure which weights matter, for quantize.")(imatrix.command)
 
 
 def _thinking(flag: bool | None) -> Any:

@@ -68,7 +68,7 @@ def text(network, parts, n_logits):
         x = rms_norm(h, w[b + "post_attention_layernorm.weight"], c["rms_norm_eps"])
 
         def weights(prefix):
-            return [w[f"{prefix}{part}_proj.weight"] for part in ("gate", "up", "down")]  # noqa: B023
+            return [w[f"{prefix}{part}_proj.weight"] for part in ("gate", "up", "down")]
 
         if i < c["first_k_dense_replace"]:
             h = h + _swiglu(seen, blk + "ffn_{}.weight", x, weights(b + "mlp."))

@@ -1,0 +1,230 @@
+"""`kimi-vl imatrix -m MODEL --data FOLDER OUT`: what each column of the weights is worth, from a run over texts and
+pictures.
+
+Owns the options, the progress line and the coverage table; the work is in the package `kimi_vl_cpp.quantize`. Imports
+only what is quick, for app.py registers the command at every start.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .. import errors
+from . import exits
+from .terminal import DIM, YELLOW, Progress, Terminal, human_bytes, human_count, plural, printable
+
+_BAR_COLUMNS = 24
+_MOST_NOTES = 5
+
+
+def command(
+    out: Annotated[str | None, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FOLDER", help="Texts (.txt, .md) and pictures; NAME.txt asks about NAME.png."),
+    ] = None,
+    mmproj: Annotated[
+        str | None,
+        typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
+    ] = None,
+    ctx: Annotated[int, typer.Option("-c", "--ctx", metavar="N", help="Tokens of text in a prompt.")] = 512,
+    answer: Annotated[
+        int, typer.Option("--answer", metavar="N", help="Let the model answer N tokens to every prompt; 0: none.")
+    ] = 32,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", metavar="N", help="Stop after N prompts, of texts and pictures evenly.")
+    ] = None,
+    few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 128,
+    in_token_limit: Annotated[
+        int | None,
+        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
+    ] = None,
+    show: Annotated[str | None, typer.Option("--show", metavar="FILE", help="Only print the table of a file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
+) -> Callable[[Terminal], int]:
+    """Measure which columns of the weights matter, for `kimi-vl quantize --imatrix`.
+
+    kimi-vl imatrix -m kimi-F16.gguf --data folder kimi.imatrix.gguf
+    """
+
+    def job(terminal: Terminal) -> int:
+        if show is not None:
+            if out is not None or data is not None or model is not None:
+                raise exits.UsageError("--show prints what a file holds and takes nothing else")
+            return run_show(show, few, json, terminal)
+        options = {
+            "mmproj": mmproj,
+            "ctx": ctx,
+            "answer": answer,
+            "chunks": chunks,
+            "few_tokens": few,
+            "in_token_limit": in_token_limit,
+            "n_threads": threads,
+            "isa": isa,
+            "force": force,
+        }
+        return run(model, data, out, options, json, terminal)
+
+    return job
+
+
+def run(
+    model: str | None, data: str | None, out: str | None, options: dict[str, Any], as_json: bool, terminal: Terminal
+) -> int:
+    """Does it; prints the table or the report as JSON on standard output, the rest on standard error. Raises KimiVLError, KeyboardInterrupt."""
+    from . import opening
+
+    path = opening.check_model(opening.Opening(model, options["mmproj"]))
+    if data is None or "\0" in data:
+        raise exits.UsageError("no data: name a folder with texts and pictures with --data")
+    if out is None or not out or "\0" in out:
+        raise exits.UsageError("no output: name the file to write, for example kimi.imatrix.gguf")
+    make = _tool("imatrix_run").make_imatrix
+    bar = Bar(terminal)
+    try:
+        report = make(path, data, out, progress=bar, **options)
+    except (KeyboardInterrupt, errors.Cancelled):
+        bar.clear()
+        terminal.note(f"stopped{bar.how_far()}: nothing was written to {printable(out, one_line=True)}")
+        raise
+    finally:
+        bar.clear()
+    for warning in report.warnings:
+        terminal.say(f"warning: {warning}", YELLOW)
+    for file, why in report.skipped[:_MOST_NOTES]:
+        terminal.note(f"skipped {printable(str(file), one_line=True)}: {printable(why, one_line=True)}")
+    if len(report.skipped) > _MOST_NOTES:
+        terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
+    if as_json:
+        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        return errors.EXIT_OK
+    print_coverage(report.coverage, terminal)
+    text, picture, answer = report.tokens
+    left_out = f", {plural(report.n_left_out, 'more prompt')} left out (--chunks)" if report.n_left_out else ""
+    terminal.say(
+        f"{plural(report.n_texts, 'text prompt')} and {plural(report.n_pictures, 'picture')}{left_out}: "
+        f"{human_count(text)} tokens of text, {human_count(picture)} of pictures, "
+        f"{human_count(answer)} of answers; {report.seconds:.0f} s",
+        DIM,
+    )
+    terminal.say(f"{printable(out, one_line=True)}  {report.n_tensors} tensors, {human_bytes(report.n_bytes)}", DIM)
+    return errors.EXIT_OK
+
+
+def run_show(path: str, few: int, as_json: bool, terminal: Terminal) -> int:
+    """Prints what a file says. Raises KimiVLError."""
+    exits.check_readable(path, "importance matrix", (), errors.BadModelFile, "imatrix.missing")
+    if few < 1:
+        raise exits.UsageError(f"--few: got {few}, expected at least 1")
+    imatrix = _tool("imatrix").read_imatrix(path)
+    coverage = _tool("imatrix_coverage").Coverage.of(imatrix, few)
+    tokens = None if imatrix.tokens is None else dict(zip(("text", "picture", "answer"), imatrix.tokens, strict=True))
+    if as_json:
+        values = {
+            "path": path,
+            "model": imatrix.model,
+            "datasets": list(imatrix.datasets),
+            "n_prompts": imatrix.n_prompts,
+            "tokens": tokens,
+            "n_tensors": len(imatrix.sums),
+            "coverage": coverage.to_dict(),
+        }
+        terminal.print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        return errors.EXIT_OK
+    print_coverage(coverage, terminal)
+    made = [f"{plural(imatrix.n_prompts, 'prompt')} of {', '.join(imatrix.datasets) or 'unknown data'}"]
+    made += [f"model {imatrix.model}"] if imatrix.model else []
+    made += [f"{human_count(n)} tokens of {kind}" for kind, n in (tokens or {}).items()]
+    terminal.say(f"{len(imatrix.sums)} tensors; {'; '.join(printable(one, one_line=True) for one in made)}", DIM)
+    return errors.EXIT_OK
+
+
+def print_coverage(coverage: Any, terminal: Terminal) -> None:
+    """The table on standard output, and below it what it means."""
+    if coverage.layers:
+        few = f"< {coverage.few_tokens}"
+        titles = ("layer", "least", "median", "most", few, "never", f"{few} by text alone")
+        terminal.print("tokens that the experts of a layer saw, and how many experts saw few")
+        body = [
+            (
+                str(layer.layer),
+                human_count(layer.least),
+                human_count(layer.median),
+                human_count(layer.most),
+                str(layer.n_few or "-"),
+                str(layer.n_unseen or "-"),
+                "?" if layer.n_few_by_text is None else str(layer.n_few_by_text or "-"),
+            )
+            for layer in coverage.layers
+        ]
+        widths = [max(len(row[i]) for row in (titles, *body)) for i in range(len(titles))]
+        for row in (titles, *body):
+            terminal.print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+        terminal.print()
+    for sentence in coverage.sentences():
+        terminal.print(sentence)
+
+
+def _tool(module: str) -> Any:
+    """A module of the package `kimi_vl_cpp.quantize`. Raises Unsupported where that is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"kimi_vl_cpp.quantize.{module}")
+    except ModuleNotFoundError as missing:
+        if missing.name != "kimi_vl_cpp.quantize":
+            raise
+        raise errors.Unsupported(
+            "kimi-vl imatrix is not in this installation: it runs from the installed package, not from its source "
+            "folder; run `pip install .` in it",
+            "quantize.not_installed",
+        ) from None
+
+
+class Bar:
+    """progress(stage, done, total): loading as everywhere, then a bar with the time left. Silent without a
+    terminal."""
+
+    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
+        self._line = Progress(terminal)
+        self._clock = clock
+        self._began: float | None = None
+        self._share: float | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "load":
+            self._line(stage, done, total)
+            return
+        if stage == "imatrix_data":
+            self._line.show(f"looking at the data  {done}/{total}")
+            return
+        now = self._clock()
+        if self._began is None:
+            self._began = now
+        share = self._share = done / max(total, 1)
+        filled = int(_BAR_COLUMNS * share)
+        text = f"importance [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * share:3.0f}%"
+        if now - self._began > 2 and 0 < done < total:
+            left = (now - self._began) / done * (total - done)
+            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
+        self._line.show(text)
+
+    def how_far(self) -> str:
+        """For the note of an interrupted run."""
+        return "" if self._share is None else f" at {100 * self._share:.0f} %"
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        self._line.clear()

@@ -1,16 +1,16 @@
 """What an importance matrix is made from: the texts and pictures of a folder, as prompts.
 
 Texts (.txt, .md) are cut into stretches of a number of tokens; a picture comes with the question beside it (photo.png
-and photo.txt) or a general one. Everything goes through the chat template, as it will in use. Owns the order: texts and
-pictures evenly mixed, and of every text file its first stretch before the second of any, so that a run of the first N
-prompts has seen something of everything.
+and photo.txt) or a general one. Everything goes through the chat template, as it will in use. Owns the choice: of every
+text file its first stretch before the second of any, and where not all is wanted, as many pictures as texts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,9 +58,9 @@ class Data:
 
     prompts: list[Prompt]
     skipped: list[tuple[Path, str]]
-    n_texts: int = 0
-    n_pictures: int = 0
-    n_left_out: int = 0
+    n_texts: int
+    n_pictures: int
+    n_left_out: int
 
 
 def find_files(data: Path) -> tuple[list[Path], list[Path]]:
@@ -99,49 +99,48 @@ def load_data(
 ) -> Data:
     """Reads the texts, looks at the pictures, and says what the run will be. tick(done, total) in files.
 
-    ctx: tokens of a stretch of text. n_answer: room for the answer. limit: prompts, None for all.
+    ctx: tokens of a stretch of text. n_answer: room for the answer. limit: prompts, None for all; half of them pictures
+    where there are enough.
 
     Raises BadRequest "imatrix.data" when nothing is left that can be used, and what `tick` raises.
     """
     texts, pictures = find_files(data)
-    out = Data([], [])
-    stretches: list[list[tuple[Path, list[int]]]] = []
+    skipped: list[tuple[Path, str]] = []
+    stretches: list[list[Prompt]] = []
     total = len(texts) + len(pictures)
     for index, path in enumerate(texts):
         tick(index, total)
         try:
             ids = model.tokenizer.encode(_read_text(path, MAX_TEXT_BYTES))
         except BadRequest as error:
-            out.skipped.append((path, str(error)))
+            skipped.append((path, str(error)))
             continue
-        stretches.append([(path, ids[at : at + ctx]) for at in range(0, len(ids), ctx)])
-    in_turn = [one for turn in _turns(stretches) for one in turn]
+        stretches.append([_text_prompt(model.tokenizer, path, ids[at : at + ctx]) for at in range(0, len(ids), ctx)])
+    in_turn = [one for turn in zip_longest(*stretches) for one in turn if one is not None]
     if pictures and not model.has_vision:
         why = f"the model was opened without its vision part. {model.files.why_no_mmproj}"
-        out.skipped += [(path, why) for path in pictures]
+        skipped += [(path, why) for path in pictures]
         pictures = []
-    order = _mixed(len(in_turn), len(pictures))
-    for kind, index in order:
-        if limit is not None and len(out.prompts) >= limit:
-            out.n_left_out += 1
-            continue
-        tick(min(len(texts) + out.n_pictures, total), total)
-        if kind == "text":
-            path, ids = in_turn[index]
-            out.prompts.append(_text_prompt(model.tokenizer, path, ids))
-            out.n_texts += 1
-            continue
-        path = pictures[index]
+    room = len(in_turn) + len(pictures) if limit is None else limit
+    n_pictures = max(room - len(in_turn), room // 2)
+    looked_at: list[Prompt] = []
+    left_out = 0
+    for index, path in enumerate(pictures):
+        if len(looked_at) == n_pictures:
+            left_out = len(pictures) - index
+            break
+        tick(len(texts) + index, total)
         try:
-            out.prompts.append(_picture_prompt(model, path, n_answer))
-            out.n_pictures += 1
+            looked_at.append(_picture_prompt(model, path, n_answer))
         except (BadImage, BadRequest) as error:
-            out.skipped.append((path, str(error)))
+            skipped.append((path, str(error)))
     tick(total, total)
-    if not out.prompts:
-        why = f": {shown(out.skipped[0][1])}" if out.skipped else ""
+    taken = in_turn[: max(0, room - len(looked_at))]
+    if not taken and not looked_at:
+        why = f": {shown(skipped[0][1])}" if skipped else ""
         raise BadRequest(f"{data}: nothing in it can be used{why}", "imatrix.data")
-    return out
+    left_out += len(in_turn) - len(taken)
+    return Data(_mixed(taken, looked_at), skipped, len(taken), len(looked_at), left_out)
 
 
 def picture_pixels(model: KimiVL, prompt: Prompt) -> NDArray[np.uint8]:
@@ -153,17 +152,11 @@ def picture_pixels(model: KimiVL, prompt: Prompt) -> NDArray[np.uint8]:
     return seen.pixels
 
 
-def _turns(lists: Sequence[Sequence[tuple[Path, list[int]]]]) -> Iterator[list[tuple[Path, list[int]]]]:
-    """The first of every list, then the second of every list, ..."""
-    for i in range(max((len(one) for one in lists), default=0)):
-        yield [one[i] for one in lists if i < len(one)]
-
-
-def _mixed(n_texts: int, n_pictures: int) -> list[tuple[str, int]]:
+def _mixed(texts: Sequence[Prompt], pictures: Sequence[Prompt]) -> list[Prompt]:
     """Texts and pictures, each in its order, spread evenly over the whole."""
-    places = [((i + 0.5) / n_texts, "text", i) for i in range(n_texts)]
-    places += [((i + 0.5) / n_pictures, "picture", i) for i in range(n_pictures)]
-    return [(kind, index) for _, kind, index in sorted(places)]
+    places = [((i + 0.5) / len(texts), 0, i) for i in range(len(texts))]
+    places += [((i + 0.5) / len(pictures), 1, i) for i in range(len(pictures))]
+    return [(texts, pictures)[kind][i] for _, kind, i in sorted(places)]
 
 
 def _read_text(path: Path, limit: int) -> str:

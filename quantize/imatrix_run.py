@@ -181,20 +181,21 @@ class _Run:
                 self._prompt(session, prompt)
                 self._done = before + self._cost(prompt)
                 self._report(0)
-            sums = self._importance.sums()
+            with np.errstate(over="ignore"):
+                sums = {name: (s.astype(np.float32), n) for name, (s, n) in self._importance.sums().items()}
         finally:
             self._importance.close()
         for name, (values, _) in sums.items():
             if not np.isfinite(values).all():
                 raise BadModelFile(
-                    f"{model.files.text}: what {name} is multiplied with is not finite: the model is damaged "
-                    "(kimi-vl inspect --check lists its tensors)",
+                    f"{model.files.text}: what {name} is multiplied with is not finite, or its squares are not: the "
+                    "model is damaged (kimi-vl inspect --check lists its tensors)",
                     "imatrix.not_finite",
                 )
         stacks = expert_stacks(sums)
         of_text = {name: self._of_kind("text", name, len(sums[name][1])) for name in stacks}
         imatrix = Imatrix(
-            sums={name: (values.astype(np.float32), counts) for name, (values, counts) in sums.items()},
+            sums=sums,
             datasets=(dataset,),
             n_prompts=len(self.data.prompts),
             prompt_tokens=self.ctx,
@@ -225,6 +226,7 @@ class _Run:
                     picture_pixels(self.model, prompt),
                     self._tick(prompt.n_patches * _COST_PATCH),
                 )
+                self._done += prompt.n_patches * _COST_PATCH
                 self._prefill(session, embeddings, "picture", "none")
                 continue
             ids = np.asarray(part, np.int32)
@@ -240,7 +242,9 @@ class _Run:
             if token in self.model.tokenizer.stop_ids:
                 break
             self.model.gate.call(session.decode, token)
-            self._advance("answer", 1, _COST_ANSWER)
+            self.tokens["answer"] += 1
+            self._done += _COST_ANSWER
+            self._report(0)
         self._count("answer")
 
     def _prefill(self, session: _core.Session, part: NDArray[Any], kind: str, logits: Any) -> None:
@@ -248,11 +252,6 @@ class _Run:
         self.tokens[kind] += len(part)
         self._done += len(part)
         self._count(kind)
-
-    def _advance(self, kind: str, n: int, cost: float) -> None:
-        self.tokens[kind] += n
-        self._done += cost
-        self._report(0)
 
     def _count(self, kind: str) -> None:
         """Books what experts saw since the last call."""

@@ -5,6 +5,7 @@ Owns the order of things: everything that can be refused is refused before the f
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -322,15 +323,19 @@ def _unweighted(weights: _Weights, chosen: Sequence[tuple[Target, str, tuple[str
     """The warning about matrices that an importance matrix says nothing about. Raises BadRequest "quantize.imatrix"."""
     lacking = []
     n_blocks = 0
+    has_output = any(target.name == "output.weight" for target, _, _ in chosen)
     for target, kind, _ in chosen:
-        if target.is_vision or blocks()[kind][0] == 1:
+        if blocks()[kind][0] == 1:
             continue
-        n_blocks += 1
         found = weights.importance.rows(target.name)
         allowed = [target.shape[-1:], (*target.shape[:-2], target.shape[-1])]
+        looked_up = target.name == "token_embd.weight" and has_output  # rows of it are never multiplied with anything
+        if found is None and (target.is_vision or looked_up):
+            continue
+        n_blocks += 1
         if found is None:
             lacking.append(target.name)
-        elif found.shape not in allowed:
+        elif found.shape not in allowed and found.shape != (math.prod(allowed[-1]),):  # llama.cpp's, of heads
             raise BadRequest(
                 f"{weights.file.path}: {target.name} has importance of shape {list(found.shape)}, expected "
                 f"{list(allowed[-1])}: it was made with another model; make one from this model",

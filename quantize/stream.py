@@ -159,9 +159,9 @@ def _weights(piece: Piece, importance: Importance | None) -> NDArray[np.float32]
     if importance is None or blocks()[piece.tensor.type][0] == 1:
         return None
     found = importance.rows(target.name)
-    if found is None or found.ndim == 1:
+    if found is None or found.size == target.shape[-1]:
         return found
-    columns: NDArray[np.float32] = found[piece.first_row // target.shape[-2]]
+    columns: NDArray[np.float32] = found.reshape(-1, target.shape[-1])[piece.first_row // target.shape[-2]]
     return columns
 
 

@@ -38,7 +38,7 @@ def command(
         int, typer.Option("--answer", metavar="N", help="Let the model answer N tokens to every prompt; 0: none.")
     ] = 32,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", metavar="N", help="Stop after N prompts, of texts and pictures evenly.")
+        int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
     ] = None,
     few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 128,
     in_token_limit: Annotated[
@@ -83,7 +83,9 @@ def command(
 def run(
     model: str | None, data: str | None, out: str | None, options: dict[str, Any], as_json: bool, terminal: Terminal
 ) -> int:
-    """Does it; prints the table or the report as JSON on standard output, the rest on standard error. Raises KimiVLError, KeyboardInterrupt."""
+    """Does it; prints the table or the report as JSON on standard output, the rest on standard error.
+
+    Raises KimiVLError, KeyboardInterrupt."""
     from . import opening
 
     path = opening.check_model(opening.Opening(model, options["mmproj"]))

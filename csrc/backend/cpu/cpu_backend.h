@@ -1,5 +1,6 @@
 // The CPU's operations: how work is cut into chunks for the pool, and scratch. Arithmetic lives in the kernel table.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -85,6 +86,11 @@ class CpuBackend final : public Backend {
   void multiply_float(const Product& product, const LinearArgs* epilogue);
   void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
   Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
+  // The rows of one panel, for the GEMM that runs before they are packed.
+  Ahead rows_ahead(const Matrix& w, int64_t row0) const {
+    if (!uses_int8(w) || row0 >= w.rows) return {};
+    return {w.data + row0 * w.row_bytes, std::min(kernels_.panel_lanes, w.rows - row0) * w.row_bytes};
+  }
   void pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out);
   // tile[j, lane] for j < n: rows `rows[j]` of x, or j when rows is nullptr
   void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile, ThreadScratch* scratch);

@@ -225,13 +225,19 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
       for (int64_t j = 0; j < tokens; ++j) kernels_.silu_mul(scratch.tile[0].data() + j * lanes, out + j * inner, n_cols, out + j * inner);
       return;
     }
-    const Panel gate = pack(expert.w.gate, row0, 0, &scratch), up = pack(expert.w.up, row0, 1, &scratch);
+    Panel gate = pack(expert.w.gate, row0, 0, &scratch), up = pack(expert.w.up, row0, 1, &scratch);
     scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * gate.lanes));
     scratch.tile[1].resize(static_cast<size_t>(kTokenBlock * up.lanes));
+    const size_t next = static_cast<size_t>(chunk + pool_.n_threads());  // what this thread is likely to do next
     for (int64_t j0 = 0; j0 < tokens; j0 += kTokenBlock) {
       const int64_t n = std::min(kTokenBlock, tokens - j0);
       const Activations block = all ? x.rows(j0, n) : x;
       const int32_t* rows = all ? nullptr : expert.tokens.data() + j0;
+      if (j0 + kTokenBlock >= tokens && next < tasks.size()) {
+        const Swiglu& w = experts[static_cast<size_t>(tasks[next].expert)].w;
+        gate.q8.ahead = rows_ahead(w.gate, tasks[next].panel * lanes);
+        up.q8.ahead = rows_ahead(w.up, tasks[next].panel * lanes);
+      }
       multiply_panel(gate, block, rows, n, scratch.tile[0].data(), &scratch);
       multiply_panel(up, block, rows, n, scratch.tile[1].data(), &scratch);
       for (int64_t j = 0; j < n; ++j)
@@ -253,11 +259,15 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
     for (size_t e = 0; e < experts.size(); ++e) {
       const ExpertWork& expert = experts[e];
       const bool dots = prefers_dots(expert.w.down, inner[e].n);
-      const Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, &scratch);
+      Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, &scratch);
       const int64_t stride = dots ? lanes : down.lanes;
       scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * stride));
       for (int64_t j0 = 0; j0 < inner[e].n; j0 += kTokenBlock) {
         const int64_t n = std::min(kTokenBlock, inner[e].n - j0);
+        if (j0 + n == inner[e].n) {
+          down.q8.ahead = e + 1 < experts.size() ? rows_ahead(experts[e + 1].w.down, row0)
+                                                 : rows_ahead(experts[0].w.down, row0 + pool_.n_threads() * lanes);
+        }
         if (dots)
           multiply_dots(expert.w.down, row0, n_cols, inner[e], nullptr, n, scratch.tile[0].data(), stride, &scratch);
         else

@@ -20,6 +20,12 @@ struct Q8Rows {
   int64_t k;       // a multiple of 32
 };
 
+// Bytes that a GEMM fetches into the second-level cache while it computes: the weights that are unpacked after it.
+struct Ahead {
+  const uint8_t* first = nullptr;
+  int64_t bytes = 0;
+};
+
 // `lanes` weight rows unpacked side by side for a GEMM. value[row, i] = scale[row, i / group] * (q[row, i] - 128) - min[row, i / group].
 struct PanelQ8 {
   uint8_t* q;      // [k / 4, lanes, 4]   biased by 128
@@ -28,6 +34,7 @@ struct PanelQ8 {
   int32_t group;   // 16 or 32 elements per scale
   bool has_min;
   int64_t k;
+  Ahead ahead{};
 };
 
 // A block of keys and values for one tile of queries; queries lie side by side in lanes.

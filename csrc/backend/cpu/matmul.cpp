@@ -233,7 +233,8 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
       multiply_dots(product.w, row0, n_cols, product.x, nullptr, product.x.n, product.out + row0, product.out_stride, &scratch);
       return;
     }
-    const Panel panel = pack(product.w, row0, 0, &scratch);
+    Panel panel = pack(product.w, row0, 0, &scratch);
+    panel.q8.ahead = rows_ahead(product.w, row0 + pool_.n_threads() * lanes);
     if (n_cols == lanes) {
       kernels_.gemm_panel_q8(panel.q8, product.x.q8, nullptr, product.x.n, product.out + row0, product.out_stride);
       return;

@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #include "backend/cpu/avx2/int8.h"
+#include "backend/cpu/loops/ahead.h"
 #include "base/f16.h"
 
 namespace kimi::cpu::avx2 {
@@ -120,6 +121,8 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
 
 template <int group, bool has_min>
 void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+  const int64_t n_tiles = (n_x + kTokens - 1) / kTokens;
+  loops::Fetching fetching = loops::Fetching::over(panel.ahead, n_tiles * ((panel.k + kDepth - 1) / kDepth));
   for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
     const int64_t depth = panel.k - k0 < kDepth ? panel.k - k0 : kDepth;
     for (int64_t j = 0; j < n_x; j += kTokens) {
@@ -127,6 +130,7 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
       int64_t row[kTokens];
       for (int64_t t = 0; t < n; ++t) row[t] = rows ? rows[j + t] : j + t;
       float* to = out + j * out_stride;
+      fetching.step();
       switch (n) {
         case 1:
           tile_of<1, group, has_min>(panel, x, row, k0, depth, to, out_stride);

@@ -9,6 +9,7 @@
 // rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
 #include "backend/cpu/avx512/int8.h"
 #include "backend/cpu/avx512/intrinsics.h"
+#include "backend/cpu/loops/ahead.h"
 #include "base/f16.h"
 
 namespace kimi::cpu::avx512 {
@@ -133,6 +134,7 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
 template <int group, bool has_min>
 void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
   const int64_t n_tiles = (n_x + kTokens - 1) / kTokens;
+  loops::Fetching fetching = loops::Fetching::over(panel.ahead, n_tiles * ((panel.k + kDepth - 1) / kDepth));
   for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
     const int64_t depth = panel.k - k0 < kDepth ? panel.k - k0 : kDepth;
     int64_t j = 0;
@@ -144,6 +146,7 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
         row[t] = rows ? rows[j + t] : j + t;
         to[t] = out + (j + t) * out_stride;
       }
+      fetching.step();
       switch (n) {
         case 1:
           tile_of<1, group, has_min>(panel, x, row, k0, depth, to);

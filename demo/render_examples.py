@@ -1,0 +1,227 @@
+"""The pictures of examples/, composed by hand: what a person would try first.
+
+    python -m demo.render_examples examples
+
+Writes the pictures and questions.json. Which of them the built-in model gets right is written there by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .draw import PALETTE, Colour
+from .fonts import font
+from .tasks.shapes import outline
+
+Size = tuple[int, int]
+
+
+def receipt(
+    size: Size, face: str, points: int, title: str, rows: list[tuple[str, str]], paper: Colour, ink: Colour
+) -> Image.Image:
+    image = Image.new("RGB", size, paper)
+    draw = ImageDraw.Draw(image)
+    printed = font(face, points)
+    y = points + 10.0
+    if title:
+        draw.text((size[0] / 2, y), title, fill=ink, font=printed, anchor="ms")
+        y += points * 1.5
+    for i, (left, right) in enumerate(rows):
+        if i == len(rows) - 1:
+            draw.line((10, y - points * 1.05, size[0] - 10, y - points * 1.05), fill=ink)
+            y += points * 0.2
+        draw.text((10, y), left, fill=ink, font=printed, anchor="ls")
+        draw.text((size[0] - 10, y), right, fill=ink, font=printed, anchor="rs")
+        y += points * 1.35
+    return image
+
+
+def sign(size: Size, face: str, points: int, lines: list[str], paper: Colour, ink: Colour, frame: bool) -> Image.Image:
+    image = Image.new("RGB", size, paper)
+    draw = ImageDraw.Draw(image)
+    if frame:
+        draw.rounded_rectangle((3, 3, size[0] - 4, size[1] - 4), 8, outline=ink, width=2)
+    printed = font(face, points)
+    first = size[1] / 2 - (len(lines) - 1) * points * 0.65 + points * 0.35
+    for i, line in enumerate(lines):
+        draw.text((size[0] / 2, first + i * points * 1.3), line, fill=ink, font=printed, anchor="ms")
+    return image
+
+
+def shapes(size: Size, things: list[tuple[str, str, float, float, float]]) -> Image.Image:
+    """things: kind, colour, x, y, radius."""
+    large = Image.new("RGB", (size[0] * 4, size[1] * 4), (255, 255, 255))
+    draw = ImageDraw.Draw(large)
+    for kind, colour, x, y, r in things:
+        x, y, r = 4 * x, 4 * y, 4 * r
+        if kind == "circle":
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=PALETTE[colour])
+        else:
+            draw.polygon(outline(kind, x, y, r, 0.0), fill=PALETTE[colour])
+    return large.resize(size, Image.Resampling.LANCZOS)
+
+
+def dialog(
+    size: Size, face: str, title: str, bar: Colour, buttons: list[tuple[str, int, int]], message: str = ""
+) -> tuple[Image.Image, dict[str, list[float]]]:
+    """buttons: label, x, y of the top left corner. -> picture, label -> box."""
+    image = Image.new("RGB", size, (240, 240, 242))
+    draw = ImageDraw.Draw(image)
+    printed = font(face, 17)
+    draw.rectangle((0, 0, size[0], 28), fill=bar)
+    draw.text((8, 20), title, fill=(255, 255, 255), font=printed, anchor="ls")
+    draw.text((10, 58), message, fill=(20, 20, 20), font=printed, anchor="ls")
+    boxes = {}
+    for label, x, y in buttons:
+        box = [x, y, x + printed.getlength(label) + 22, y + 29]
+        draw.rounded_rectangle(box, 5, fill=(205, 215, 235), outline=(120, 130, 150))
+        draw.text(((box[0] + box[2]) / 2, y + 21), label, fill=(10, 10, 10), font=printed, anchor="ms")
+        boxes[label] = [float(round(side, 1)) for side in box]
+    return image, boxes
+
+
+def note(size: Size, face: str, points: int, lines: list[str]) -> Image.Image:
+    image = Image.new("RGB", size, (255, 252, 240))
+    draw = ImageDraw.Draw(image)
+    for i, line in enumerate(lines):
+        draw.text((14, 16 + points + i * points * 1.4), line, fill=(30, 40, 120), font=font(face, points), anchor="ls")
+    return image
+
+
+def chart(size: Size) -> Image.Image:
+    image = Image.new("RGB", size, (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    small: ImageFont.FreeTypeFont = font("DejaVuSans", 11)
+    for i, value in enumerate((3, 7, 4, 9, 6)):
+        x = 30 + i * 44
+        draw.rectangle((x, size[1] - 30 - value * 16, x + 30, size[1] - 30), fill=PALETTE["blue"])
+        draw.text((x + 15, size[1] - 14), "MTWTF"[i], fill=(0, 0, 0), font=small, anchor="ms")
+    points = [(45 + i * 44, size[1] - 60 - 40 * math.sin(i)) for i in range(5)]
+    draw.line(points, fill=PALETTE["red"], width=2)
+    return image
+
+
+def compose() -> list[tuple[str, Image.Image, list[dict[str, Any]]]]:
+    """Name, picture, questions: question, answers, box."""
+    white, black, cream = (255, 255, 255), (15, 15, 15), (250, 246, 232)
+    found: list[tuple[str, Image.Image, list[dict[str, Any]]]] = []
+
+    def add(name: str, image: Image.Image, *questions: tuple[Any, ...]) -> None:
+        asked = []
+        for question, answer, *box in questions:
+            asked.append({"question": question, "answers": [answer], **({"box": box[0]} if box else {})})
+        found.append((name, image, asked))
+
+    rows = [("Coffee", "$3.20"), ("Bagel", "$2.75"), ("Juice", "$4.10"), ("Total", "$10.05")]
+    add(
+        "receipt.png",
+        receipt((224, 196), "DejaVuSansMono", 20, "CORNER CAFE", rows, white, black),
+        ("What is the total?", "$10.05"),
+        ("How much is the bagel?", "$2.75"),
+    )
+    rows = [("MILK", "1.19"), ("RICE", "2.49"), ("SOAP", "0.89"), ("LAMP", "12.50"), ("TOTAL", "17.07")]
+    add(
+        "groceries.png",
+        receipt((224, 224), "OpenSans-Regular", 21, "", rows, cream, (40, 30, 60)),
+        ("What is the total?", "17.07"),
+        ("What is the price of the lamp?", "12.50"),
+    )
+    rows = [("Tea", "£2.40"), ("Scone", "£3.15"), ("Total", "£5.55")]
+    add(
+        "tea.png",
+        receipt((196, 168), "Gentium-R", 24, "", rows, (30, 34, 48), (235, 235, 225)),
+        ("How much do I have to pay?", "£5.55"),
+    )
+    add(
+        "sign.png",
+        sign((196, 84), "Cabin-Bold", 30, ["Platform 9"], (20, 70, 150), white, True),
+        ("What does the sign say?", "Platform 9"),
+    )
+    add(
+        "door.png",
+        sign((140, 112), "OpenSans-Bold", 30, ["PULL", "HERE"], (245, 215, 60), black, False),
+        ("What does the first line say?", "PULL"),
+        ("What is on the second line?", "HERE"),
+    )
+    add(
+        "price_tag.png",
+        sign((140, 84), "Cousine-Bold", 32, ["$24.99"], white, (190, 20, 30), True),
+        ("What is the price?", "$24.99"),
+    )
+    add(
+        "clock.png",
+        sign((112, 56), "Cousine-Regular", 28, ["18:45"], (20, 20, 20), (90, 230, 120), False),
+        ("What does it say?", "18:45"),
+    )
+    things = [
+        ("circle", "red", 42, 44, 24),
+        ("star", "blue", 150, 50, 26),
+        ("square", "green", 50, 150, 22),
+        ("triangle", "orange", 150, 146, 26),
+    ]
+    add(
+        "shapes.png",
+        shapes((196, 196), things),
+        ("How many shapes are there?", "4"),
+        ("What color is the star?", "blue"),
+        ("Where is the square?", "bottom left"),
+        ("What shape is orange?", "triangle"),
+    )
+    add(
+        "heart.png",
+        shapes((140, 140), [("heart", "purple", 70, 72, 32)]),
+        ("What shape is this?", "heart"),
+        ("What colour is it?", "purple"),
+    )
+    things = [
+        ("circle", "yellow", 40, 40, 20),
+        ("circle", "black", 120, 60, 22),
+        ("hexagon", "pink", 60, 120, 22),
+        ("circle", "green", 150, 140, 18),
+    ]
+    add("circles.png", shapes((196, 196), things), ("How many circles are there?", "3"))
+    buttons = [("Save", 20, 90), ("Discard", 92, 90), ("Cancel", 182, 90)]
+    image, boxes = dialog((280, 140), "OpenSans-Regular", "Document", (50, 80, 140), buttons, "Save the changes?")
+    add(
+        "dialog.png",
+        image,
+        ("Where is the Cancel button?", _point(boxes["Cancel"], image.size), boxes["Cancel"]),
+        ("What is the title?", "Document"),
+    )
+    buttons = [("Login", 80, 56), ("Forgot", 76, 104)]
+    image, boxes = dialog((224, 168), "Cabin-Medium", "Welcome", (120, 40, 110), buttons)
+    add(
+        "login.png",
+        image,
+        ("Click on Login.", _point(boxes["Login"], image.size), boxes["Login"]),
+    )
+    lines = ["Dear Ada, thank you", "for the lovely roses.", "See you on Sunday!"]
+    add("note.png", note((252, 140), "Z003-MediumItalic", 24, lines), ("What does it say?", " ".join(lines)))
+    add("chart.png", chart((252, 224)), ("Which day was the highest?", "T"))
+    return found
+
+
+def _point(box: list[float], size: Size) -> str:
+    return f"({(box[0] + box[2]) / 2 / size[0]:.2f}, {(box[1] + box[3]) / 2 / size[1]:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name, image, questions in compose():
+        image.save(args.folder / name, optimize=True)
+        lines += [{"image": name, **question} for question in questions]
+    (args.folder / "questions.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

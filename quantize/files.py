@@ -29,15 +29,17 @@ def bad_file(path: str | os.PathLike[str], problem: str, code: str) -> NoReturn:
 class InputFile:
     """A regular file open for reading. `identity` is (device, inode); size and time tell whether it was changed.
 
+    what: it should be; advice: what to do where there is none.
+
     Raises BadModelFile with codes "checkpoint.missing", "checkpoint.unreadable" and "checkpoint.not_a_file".
     """
 
-    def __init__(self, path: Path, what: str = "file") -> None:
+    def __init__(self, path: Path, what: str = "file", advice: str = f"{DOWNLOAD_AGAIN} into this folder") -> None:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
         except FileNotFoundError:
-            bad_file(path, f"there is no such {what}: {DOWNLOAD_AGAIN} into this folder", "missing")
+            bad_file(path, f"there is no such {what}{': ' if advice else ''}{advice}", "missing")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             bad_file(path, f"the {what} cannot be opened: {reason}", "unreadable")
@@ -83,9 +85,9 @@ class InputFile:
             self._fd = -1
 
 
-def read_small(path: Path, what: str, limit: int) -> tuple[bytes, InputFile]:
-    """The whole of a file of at most `limit` bytes, and the (closed) file for its identity."""
-    file = InputFile(path, what)
+def read_small(path: Path, what: str, limit: int, advice: str | None = None) -> tuple[bytes, InputFile]:
+    """The whole of a file of at most `limit` bytes, and the (closed) file for its identity. advice: as InputFile's."""
+    file = InputFile(path, what) if advice is None else InputFile(path, what, advice)
     try:
         if file.n_bytes > limit:
             bad_file(path, f"has {file.n_bytes} bytes, expected at most {limit} for a {what}", "too_large")

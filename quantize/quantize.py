@@ -166,13 +166,15 @@ class _Plan:
 def _open_importance(path: Path) -> _Weights:
     from .imatrix import read_importance
 
-    file = InputFile(path, "importance matrix")
+    file = InputFile(path, "importance matrix", "make one with kimi-vl imatrix")
     file.close()
     return _Weights(read_importance(path), file)
 
 
 def _open(src: Path, mmproj: Path | None, name: str | None) -> _Model:
     if not src.is_dir():
+        if src.suffix in (".safetensors", ".json", ".bin") and src.is_file():
+            raise BadRequest(f"{src}: is one file of a checkpoint: give its folder {src.parent}", "quantize.source")
         return _open_gguf(src, mmproj, name)
     if mmproj is not None:
         raise BadRequest(
@@ -253,14 +255,15 @@ def _plan(
             kind = stored[0] if not chooser.has_rule(target.name) else kind
         chosen.append((target, kind, stored))
     chooser.finish(names)
-    warnings = _requantized(model, chosen, allow_requantize)
     inputs = [*model.source.inputs]
     if weights is not None:
         inputs.append(weights.file)
-        warnings += _unweighted(weights, chosen)
-
     paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if split else [dst]
     paths = [check_output(path, inputs, resume, force) for path in paths]
+    warnings = _requantized(model, chosen, allow_requantize)
+    if weights is not None:
+        warnings += _unweighted(weights, chosen)
+
     shown_type = recipe.name or recipe.base
     file_type = MIXES[recipe.base].file_type
     text_keys = general("deepseek2", "model", model.name, file_type) | model.text
@@ -296,10 +299,9 @@ def _file_type(type_name: str) -> int:
 def _requantized(model: _Model, chosen: Sequence[tuple[Target, str, tuple[str, ...]]], allowed: bool) -> list[str]:
     """The warning about sources that are quantized already. Raises BadRequest "quantize.requantize"."""
     changed = [
-        model.source.tensors[part.source]
+        model.source.tensors[target.parts[0].source]
         for target, kind, stored in chosen
         if stored[0] not in FLOAT_TYPES and stored[0] != kind
-        for part in target.parts
     ]
     found = quantized_types(changed)
     if not found:

@@ -253,7 +253,7 @@ def named_recipe(name: object) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a TOML file (see above). Raises BadRequest "quantize.recipe", BadModelFile when it cannot be
     read."""
-    raw, _ = read_small(path, "recipe", 1 << 20)
+    raw, _ = read_small(path, "recipe", 1 << 20, advice="")
 
     def bad(problem: str) -> BadRequest:
         return BadRequest(f"{path}: {problem}", "quantize.recipe")

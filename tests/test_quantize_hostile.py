@@ -311,6 +311,12 @@ def test_a_missing_file_is_named(broken: Path, name: str) -> None:
         quantize(broken, broken.parent / "out.gguf", "Q8_0")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00003.safetensors"])
+def test_a_file_of_a_checkpoint_is_answered_with_its_folder(broken: Path, name: str) -> None:
+    with pytest.raises(BadRequest, match=f"give its folder {broken}"):
+        quantize(broken / name, broken.parent / "out.gguf", "Q8_0")
+
+
 def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadModelFile, match="nowhere"):
         quantize(tmp_path / "nowhere", tmp_path / "out.gguf", "Q8_0")

@@ -22,15 +22,23 @@ from . import exits
 from .terminal import DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
 
 TYPES = "F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_XS IQ4_NL Q3_K_M Q3_K_S Q2_K"
+DEFAULT = "Q4_K_M"
 _BAR_COLUMNS = 24
+_TEXT_COLUMNS = 32  # "quantizing [] 100%  99 min left" and the cursor
 
 
 def command(
     src: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a GGUF file.", show_default=False)],
     dst: Annotated[str, typer.Argument(metavar="DST", help="The GGUF file to write.", show_default=False)],
     quantization: Annotated[
-        str, typer.Option("-q", "--quantization", metavar="TYPE", help=f"{TYPES}, or a recipe of docs/quantize.md.")
-    ] = "Q4_K_M",
+        str | None,
+        typer.Option(
+            "-q",
+            "--quantization",
+            metavar="TYPE",
+            help=f"{TYPES}, or a recipe of docs/quantize.md. Default: {DEFAULT}.",
+        ),
+    ] = None,
     vision: Annotated[
         str | None,
         typer.Option("--vision", metavar="TYPE", help="Of the vision part: F16, BF16, Q8_0, … Default: F16."),
@@ -71,6 +79,11 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
+        if quantization is not None and recipe is not None:
+            raise exits.UsageError(
+                "-q and --recipe: give one of them",
+                'A recipe names the type that it starts from itself: base = "Q4_K_M"',
+            )
         options: dict[str, Any] = {
             "vision": vision,
             "split": split,
@@ -84,7 +97,7 @@ def command(
             "force": force,
             "n_threads": threads or 0,
         }
-        return run(src, dst, quantization, options, json, terminal)
+        return run(src, dst, quantization or DEFAULT, options, json, terminal)
 
     return job
 
@@ -112,8 +125,9 @@ def run(src: str, dst: str, kind: str, options: dict[str, Any], as_json: bool, t
             "quantize.not_installed",
         ) from None
     if "\0" in src or not os.path.lexists(src):
-        raise errors.BadModelFile(exits.describe_missing(src, "model", exits.MODEL_SUFFIXES), "checkpoint.missing")
+        raise errors.BadModelFile(exits.describe_missing(src, "model"), "checkpoint.missing")
     bar = Bar(terminal)
+    bar.announce("reading what the source holds")
     try:
         with _sigterm_raises():
             report = tool.quantize(src, dst, kind, progress=bar, **options)
@@ -148,8 +162,10 @@ def _print_summary(report: Any, terminal: Terminal) -> None:
         + (f", {plural(report.n_resumed, 'tensor')} taken over" if report.n_resumed else ""),
         DIM,
     )
+    if report.reason:
+        terminal.say(f"  {report.reason}", DIM)
     for kind, (n, n_bytes) in report.by_type().items():
-        terminal.say(f"  {kind:<6}  {n:>4} tensors  {human_bytes(n_bytes):>9}", DIM)
+        terminal.say(f"  {kind:<6}  {plural(n, 'tensor'):>11}  {human_bytes(n_bytes):>9}", DIM)
 
 
 @contextmanager
@@ -175,6 +191,7 @@ class Bar:
 
     def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
         self._line = Progress(terminal)
+        self._terminal = terminal
         self._clock = clock
         self._started: tuple[float, int] | None = None  # when, and what was done already
 
@@ -183,12 +200,19 @@ class Bar:
         if self._started is None:
             self._started = now, done
         began, at_first = self._started
-        filled = _BAR_COLUMNS * done // max(total, 1)
-        text = f"quantizing [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * done // max(total, 1):3d}%"
+        text = f"{100 * done // max(total, 1):3d}%"
         if now - began > 1 and at_first < done < total:
             left = (now - began) / (done - at_first) * (total - done)
             text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
-        self._line.show(text)
+        columns = min(_BAR_COLUMNS, self._terminal.width() - _TEXT_COLUMNS)
+        if columns >= 4:
+            filled = columns * done // max(total, 1)
+            text = f"[{'#' * filled}{'.' * (columns - filled)}] {text}"
+        self._line.show(f"quantizing {text}")
+
+    def announce(self, text: str) -> None:
+        """Says what comes before the first weights."""
+        self._line.show(f"{text}…")
 
     def clear(self) -> None:
         """Takes the line away."""

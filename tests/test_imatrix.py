@@ -251,8 +251,8 @@ def test_a_silent_column_weighs_a_little():
     "type_name", ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q4_0", "Q5_1", "IQ4_NL", "IQ4_XS"]
 )
 def test_encoders_take_importance_of_any_kind(type_name, kind):
-    """Columns that matter lose no more than without importance (1 % is what the search may differ by), and the others do
-    not become rubbish: nothing is twice as large as the largest weight."""
+    """Columns that matter lose no more than without importance (1 % is what the search may differ by), and the others$
+    do not become rubbish: nothing is twice as large as the largest weight."""
     rng = np.random.default_rng(1)
     x, importance_of = rng.standard_normal((8, 512)).astype(np.float32), np.zeros(512, np.float32)
     if kind == "one column":

@@ -141,7 +141,7 @@ def model_name(folder: Path) -> str:
     whole = Path(os.path.abspath(folder))
     if whole.parent.name == "snapshots" and "--" in whole.parent.parent.name:
         return whole.parent.parent.name.rpartition("--")[2]
-    return whole.name.encode("utf-8", "replace").decode()  # a file name may be any bytes
+    return "".join([c if c.isprintable() else "_" for c in whole.name])  # a file name may be any bytes
 
 
 def _shard_name(index: Path, tensor: str, name: object) -> str:

@@ -282,6 +282,9 @@ def read_recipe(path: Path) -> Recipe:
 
 def with_rules(recipe: Recipe, rules: Mapping[str, str] | Sequence[tuple[str, str]]) -> Recipe:
     """The recipe with rules put after its own. Raises BadRequest "quantize.type"."""
-    pairs = rules.items() if isinstance(rules, Mapping) else rules
+    pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise BadRequest(f"types: {shown(pair)} is no pair of a pattern and a type", "quantize.type")
     checked = tuple((pattern, check_type(kind, f"type rule {pattern}")) for pattern, kind in pairs)
     return Recipe(recipe.base, recipe.reason, recipe.types + checked, recipe.vision, recipe.name)

@@ -260,6 +260,9 @@ def test_a_rule_that_rows_do_not_allow_falls_back_and_says_so(wide: TinyCheckpoi
         ({"token_embd": "Q9_0"}, "quantize.type", "Q9_0"),
         ({"token_embd": "Q4_K_M"}, "quantize.type", "Q4_K_M"),
         ({"token_embd": 8}, "quantize.type", "8"),
+        ({7: "Q8_0"}, "quantize.type", "no pair"),
+        (["token_embd"], "quantize.type", "no pair"),
+        ([("token_embd",)], "quantize.type", "no pair"),
     ],
 )
 def test_rules_without_an_effect_are_refused(

@@ -20,7 +20,7 @@ from .tokenizer import Vocabulary
 
 SYSTEM = "You are a helpful assistant"
 IGNORE = -100
-_ROUND = 16  # lengths are padded to a multiple: few shapes, few compiled kernels
+_ROUND = 32  # lengths are padded to a multiple: few shapes, few compiled kernels
 
 
 @dataclass

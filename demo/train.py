@@ -17,6 +17,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported: room for a compiled kernel of every shape, or they are compiled again and again.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
 import numpy as np
 import torch
 import torch.nn.functional as F

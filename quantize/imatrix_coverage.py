@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .imatrix import PRIOR_TOKENS, Imatrix, expert_stacks
 
-FEW_TOKENS = 128
+FEW_TOKENS = 64
 """Below it, more than a fifth of an expert's weights are not its own (PRIOR_TOKENS / (n + PRIOR_TOKENS))."""
 
 

@@ -235,7 +235,8 @@ def test_an_expert_that_saw_little_keeps_its_level():
     sums = np.array([[1e6, 3e6], [0.004, 0.0]])
     weak = column_weights("blk.1.ffn_gate_exps.weight", sums, np.array([1000, 4]))[1]
     # level 0.0005 and profile (0.5, 1.5), to a billionth
-    want = np.array([0.004 + 0.0005 * (32 * 0.5 + 1), 0.0005 * (32 * 1.5 + 1)]) / (4 + 32 + 1)
+    k = PRIOR_TOKENS
+    want = np.array([0.004 + 0.0005 * (k * 0.5 + 1), 0.0005 * (k * 1.5 + 1)]) / (4 + k + 1)
     np.testing.assert_allclose(weak, want, rtol=1e-5)
 
 

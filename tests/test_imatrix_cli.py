@@ -81,7 +81,7 @@ def test_a_file_can_be_shown_again(run, tmp_path):
 def test_a_foreign_file_is_shown_without_what_it_does_not_say(run, tmp_path):
     sums = {"blk.1.ffn_gate_exps.weight": (np.ones((3, 4), np.float32), np.array([1, 2, 300]))}
     write_imatrix(tmp_path / "a.gguf", Imatrix(sums))
-    code, out, _ = run("--show", tmp_path / "a.gguf", plain=True)
+    code, out, _ = run("--show", tmp_path / "a.gguf", "--few", 100, plain=True)
     assert code == 0 and out.splitlines()[2].split() == ["1", "1", "2", "300", "2", "-", "?"]
     assert "2 of 3 experts" in out and "texts alone" not in out
 

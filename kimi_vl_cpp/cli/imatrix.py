@@ -40,7 +40,7 @@ def command(
     chunks: Annotated[
         int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
     ] = None,
-    few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 128,
+    few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 64,
     in_token_limit: Annotated[
         int | None,
         typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),

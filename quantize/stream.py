@@ -7,6 +7,7 @@ depend on threads: every piece is encoded on its own and its place is known befo
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -166,12 +167,18 @@ def _weights(piece: Piece, importance: Importance | None) -> NDArray[np.float32]
 
 
 def _explained(error: BadRequest, tensor: SourceTensor, piece: Piece) -> KimiVLError:
-    """What the encoder says about rows of a piece, with file and tensor."""
-    where = f"{tensor.file.path}: tensor {tensor.name}"
-    if piece.first_row:
-        where += f" ({piece.tensor.target.name} from row {piece.first_row})"
+    """What the encoder says about rows of a piece, with file and tensor, and the place counted in the source's rows."""
+
+    def in_source(found: re.Match[str]) -> str:
+        row, column = int(found[1]), int(found[2])
+        if piece.part.transposed:
+            row, column = column, row
+        return f"row {piece.part.first + row}, column {column}"
+
+    what = re.sub(r"row (\d+), column (\d+)", in_source, str(error), count=1)
+    where = f"{tensor.file.path}: tensor {tensor.name}: {what}"
     if error.code == "quant.not_finite":
-        return BadModelFile(f"{where}: {error}: download the file again", "checkpoint.not_finite")
+        return BadModelFile(f"{where}: download the file again", "checkpoint.not_finite")
     if error.code == "quant.overflow":
-        return BadRequest(f"{where}: {error} for {piece.tensor.target.name}", "quantize.overflow")
-    return BadRequest(f"{where}: {error}", error.code)
+        return BadRequest(f"{where} for {piece.tensor.target.name}", "quantize.overflow")
+    return BadRequest(where, error.code)

@@ -354,6 +354,24 @@ def test_numbers_that_are_not_finite_are_found(tmp_path: Path, value: float, typ
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "column"),
+    [
+        ("language_model.lm_head.weight", 571, 60),  # read in pieces
+        ("language_model.model.layers.1.self_attn.kv_b_proj.weight", 37, 5),  # the second head's keys: transposed
+        ("language_model.model.layers.1.self_attn.kv_b_proj.weight", 63, 31),  # and its values
+        ("vision_tower.encoder.blocks.0.wqkv.weight", 70, 9),  # of the values
+    ],
+)
+def test_the_place_of_a_bad_number_is_counted_in_the_checkpoints_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: int, column: int
+) -> None:
+    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.stream"], "PIECE_ELEMS", 1024)
+    made = one_shard(tmp_path / "in", lambda weights: weights[name].__setitem__((row, column), np.nan))
+    with pytest.raises(BadModelFile, match=f"tensor {name}: row {row}, column {column} is nan"):
+        quantize(made.folder, tmp_path / "out.gguf", "F16")
+
+
 def test_numbers_that_are_not_finite_are_found_in_vectors(tmp_path: Path) -> None:
     name = "vision_tower.encoder.blocks.1.norm0.bias"
     made = one_shard(tmp_path / "in", lambda weights: weights[name].__setitem__(5, np.nan))

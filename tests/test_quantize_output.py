@@ -66,6 +66,13 @@ def test_the_bytes_do_not_depend_on_threads(tiny: TinyCheckpoint, tmp_path: Path
     assert len(found) == 1
 
 
+def test_the_bytes_do_not_depend_on_the_pieces_that_are_in_memory(
+    tiny: TinyCheckpoint, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.stream"], "PIECE_ELEMS", 500)
+    assert quantize(tiny.folder, tmp_path / "out.gguf", "Q4_0").path.read_bytes() == whole
+
+
 def test_a_second_run_writes_the_same_bytes(tiny: TinyCheckpoint, tmp_path: Path, whole: bytes) -> None:
     out = quantize(tiny.folder, tmp_path / "other name.gguf", "Q4_0").path
     assert out.read_bytes() == whole and list(tmp_path.iterdir()) == [out]

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from checkpoint_files import write_checkpoint
 from engine_support import open_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -724,6 +725,23 @@ def test_a_stack_gives_every_expert_its_own_weights(measured, tmp_path):
         want = quantize_rows("Q4_K", np.ascontiguousarray(x[e]), rows[e])
         np.testing.assert_array_equal(np.asarray(got.data).reshape(len(rows), *want.shape)[e], want)
     assert "Q4_K" not in FLOAT_TYPES and isinstance(weights, ImportanceMatrix)
+
+
+def test_a_checkpoint_gets_the_weights_that_its_gguf_file_gets(folder, tmp_path):
+    """Experts are stacked and attn_k_b is transposed on the way: every matrix still gets its own columns."""
+    checkpoint = write_checkpoint(tmp_path / "Tiny-Instruct", seed=3, dtype="F32", **ROWS_OF_256)
+    quantize(checkpoint.folder, tmp_path / "f32.gguf", "F32")
+    make_imatrix(tmp_path / "f32.gguf", folder, tmp_path / "a.imatrix", ctx=64, answer=4)
+    found = []
+    for source, out in ((checkpoint.folder, "direct.gguf"), (tmp_path / "f32.gguf", "again.gguf")):
+        quantize(source, tmp_path / out, "Q4_K_M", vision="Q8_0", imatrix=tmp_path / "a.imatrix")
+        found.append({t.name: np.asarray(t.data).tobytes() for t in gguf.GGUFReader(tmp_path / out).tensors})
+    assert found[0] == found[1]
+    quantize(checkpoint.folder, tmp_path / "plain.gguf", "Q4_K_M", vision="Q8_0")
+    plain = {t.name: np.asarray(t.data).tobytes() for t in gguf.GGUFReader(tmp_path / "plain.gguf").tensors}
+    same = {name for name in plain if plain[name] == found[0][name]}
+    quantized = {t.name for t in gguf.GGUFReader(tmp_path / "again.gguf").tensors if t.tensor_type.name[0] == "Q"}
+    assert {name for name in same & quantized if not name.startswith(("v.", "mm."))} == {"token_embd.weight"}
 
 
 @pytest.mark.skipif(shutil.which("llama-quantize") is None, reason="there is no llama-quantize")

@@ -33,8 +33,8 @@ from .tokenizer import Vocabulary
 from .vocabulary import make_vocabulary
 
 # One micro-batch each, in turn; a step is as many as --parts says.
-MIX = ("words", "receipt", "shapes", "words", "receipt", "button")
-EVAL_TASKS = ("words", "receipt", "shapes", "button")
+MIX = ("words", "receipt", "shapes")
+EVAL_TASKS = ("words", "receipt", "shapes")
 N_EVAL = 64  # pictures a task
 
 

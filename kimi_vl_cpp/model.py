@@ -23,12 +23,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, model_files, sampling
+from . import _core, builtin, model_files, sampling
 from .errors import BadRequest, OutOfMemory
 from .gate import Gate
 from .generate import Generation, Job, PieceStream, encode_cached
@@ -40,7 +40,7 @@ from .requests import build_job, check_images, check_text
 from .timeline import Timeline
 from .tokenizer import Tokenizer
 from .types import Progress, Response
-from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_in_token_limit
+from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
 
 if TYPE_CHECKING:
     from .chat_completion import ChatCompletion, ChatCompletionStream
@@ -124,7 +124,7 @@ class KimiVL:
             self.has_vision = bool(config["has_vision"])
             self.tokenizer = Tokenizer.from_gguf(self.engine.gguf, vision=self.has_vision)
             self.variant = detect_variant(self.engine.gguf.get, files.text)
-            self.defaults = DEFAULTS[self.variant]
+            self.defaults = stored_defaults(self.engine.gguf.get, DEFAULTS[self.variant])
             self.name = str(config.get("name") or files.text.stem)
             self.files = files
             if in_token_limit is None:
@@ -148,6 +148,14 @@ class KimiVL:
         self.load_s = time.perf_counter() - started
         if progress is not None:
             progress("load", 1, 1)
+
+    @classmethod
+    def builtin(cls, **options: Any) -> Self:
+        """The small model of the package: a demonstration, not Kimi-VL. options: those of the constructor.
+
+        Raises Unsupported "builtin.missing" when this installation has none.
+        """
+        return cls(builtin.model_path(), **options)
 
     @property
     def n_threads(self) -> int:

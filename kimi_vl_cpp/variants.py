@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ DEFAULTS: dict[Variant, SamplingDefaults] = {
 # A key of our own (`kimi-vl quantize` writes it): how many 14x14 patches a picture may have.
 KEY_IN_TOKEN_LIMIT = "kimi_vl.vision.in_token_limit"
 MAX_IN_TOKEN_LIMIT = 512 * 512
+# More of ours: how to sample where the caller says nothing, and what the built-in model says of itself.
+KEY_TEMPERATURE = "kimi_vl.sampling.temperature"
+KEY_MAX_NEW_TOKENS = "kimi_vl.sampling.max_new_tokens"
+KEY_CARD = "kimi_vl.card"
+MAX_CARD_CHARS = 1 << 16
 
 NAME_KEYS = ("general.name", "general.basename", "general.finetune", "general.version")
 
@@ -57,6 +63,22 @@ def detect_variant(get: Callable[[str], Any], path: str | Path) -> Variant:
 def default_in_token_limit(variant: Variant) -> int:
     """How many 14x14 patches a picture may have before it is scaled down."""
     return 16384 if variant == "thinking-2506" else 4096
+
+
+def stored_defaults(get: Callable[[str], Any], defaults: SamplingDefaults) -> SamplingDefaults:
+    """`defaults` with what a file states in its place, as far as it could be meant. get: `GGUFFile.get`."""
+    temperature, longest = get(KEY_TEMPERATURE), get(KEY_MAX_NEW_TOKENS)
+    if isinstance(temperature, float) and 0 <= temperature <= 2:
+        defaults = replace(defaults, temperature=temperature)
+    if isinstance(longest, int) and not isinstance(longest, bool) and 0 < longest <= 1 << 20:
+        defaults = replace(defaults, max_new_tokens=longest)
+    return defaults
+
+
+def stored_card(get: Callable[[str], Any]) -> str:
+    """What a file says of itself, "" for most. get: `GGUFFile.get`."""
+    card = get(KEY_CARD)
+    return card[:MAX_CARD_CHARS] if isinstance(card, str) else ""
 
 
 def stored_in_token_limit(get: Callable[[str], Any]) -> int | None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__, errors
-from . import exits, imatrix, quantize
+from . import evaluate, exits, imatrix, quantize
 from .terminal import DIM, Terminal, printable
 
 Job = Callable[[Terminal], int]
@@ -45,7 +45,10 @@ OPTION_OF = {
     "in_token_limit": "--in-token-limit",
 }
 
-Model = Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")]
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file. Default: the small built-in one."),
+]
 Mmproj = Annotated[
     str | None,
     typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
@@ -329,6 +332,7 @@ def _doctor(json: Json = False) -> Job:
     return job
 
 
+app.command("eval", short_help="Measure what a model gets right.")(evaluate.command)
 app.command("quantize", short_help="Convert and quantize a model.")(quantize.command)
 app.command("imatrix", short_help="Measure which weights matter, for quantize.")(imatrix.command)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -193,9 +193,11 @@ class Chat:
 
 def run(options: Options, terminal: Terminal) -> int:
     """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
-    opening.check_model(options.files)
+    if options.files.model:
+        opening.check_model(options.files)
     for path in options.images:
         opening.check_picture(path)
+    options = replace(options, files=opening.or_builtin(options.files, terminal))
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
         chat = Chat(model, model.conversation(options.system), options, terminal, progress)

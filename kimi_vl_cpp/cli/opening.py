@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import errors
@@ -61,6 +61,23 @@ def sampling(
     given = {name: value for name, value in options.items() if value is not None}
     resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
     return given
+
+
+def or_builtin(opening: Opening, terminal: Terminal) -> Opening:
+    """The same with the built-in model when none was named, which the person is told. Raises Unsupported when this
+    installation has none, UsageError for a vision file without a model."""
+    if opening.model:
+        return opening
+    if opening.mmproj is not None:
+        raise exits.UsageError("--mmproj names a vision file, but no model was named: give it with -m")
+    from .. import builtin
+
+    path = str(builtin.model_path())
+    terminal.note(
+        "no model was named: the small built-in one answers, which reads short texts, receipts, shapes and buttons; "
+        "-m FILE names a real Kimi-VL"
+    )
+    return replace(opening, model=path)
 
 
 def check_model(opening: Opening) -> str:

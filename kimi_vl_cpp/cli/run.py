@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,10 @@ class Options:
 
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
-    opening.check_model(options.files)
+    if options.files.model:
+        opening.check_model(options.files)
     prompt, images = gather(options)
+    options = replace(options, files=opening.or_builtin(options.files, terminal))
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
         if options.json:

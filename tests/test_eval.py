@@ -1,0 +1,184 @@
+"""`kimi-vl eval`: reading questions, judging answers, asking a model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kimi_vl_cpp import KimiVL, cli, errors
+from kimi_vl_cpp.evaluate import Judge, Question, Share, by_task, evaluate, read_questions
+from kimi_vl_cpp.testing import make_tiny_model
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    values = {"id": "a", "task": "words", "image": "1.png", "question": "What does it say?", "answers": ["Hello"]}
+    return {**values, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (112, 56), "white").save(tmp_path / "1.png")
+    return tmp_path
+
+
+def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
+    text = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
+    (folder / "questions.jsonl").write_text(text)
+    return folder
+
+
+def question(task: str, answer: str, box: Any = None, image: Path = Path("1.png")) -> Question:
+    return Question("q", task, image, "?", (answer,), box)
+
+
+def judge(task: str, *answers: str) -> Judge:
+    return Judge([question(task, answer) for answer in answers])
+
+
+def test_questions_are_read_in_order_with_their_boxes(folder: Path) -> None:
+    write(folder, line(), "", line(id="b", task="button", box=[1, 2, 3, 4.5]))
+    first, second = read_questions(folder)
+    assert (first.id, first.answers, first.image) == ("a", ("Hello",), folder / "1.png")
+    assert second.box == (1.0, 2.0, 3.0, 4.5)
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        (["{"], "line 1: is not JSON"),
+        (["[]"], "line 1: is no object"),
+        ([line(), line()], "line 2: id 'a' occurs twice"),
+        ([line(answers=[])], "answers is []"),
+        ([line(answers="Hello")], "expected a list of texts"),
+        ([line(question=3)], "question is 3"),
+        ([line(image="../1.png")], "expected the name of a file in the same folder"),
+        ([line(image="2.png")], "'2.png' is not in"),
+        ([line(task="button")], "has no box"),
+        ([line(box=[1, 2, 3])], "expected [x0, y0, x1, y1]"),
+        ([line(box=[1, 2, 3, float("nan")])], "expected [x0, y0, x1, y1]"),
+        ([""], "holds no questions"),
+        (["[" * 100_000], "line 1: is not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(folder: Path, lines: list[Any], words: str) -> None:
+    write(folder, *lines)
+    with pytest.raises(errors.BadRequest) as caught:
+        read_questions(folder)
+    assert words in str(caught.value)
+    assert str(folder / "questions.jsonl") in str(caught.value)
+    assert caught.value.code == "eval.data"
+
+
+def test_a_folder_without_questions_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadRequest, match=r"questions\.jsonl: cannot be read: No such file"):
+        read_questions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "task, accepted, answer, exact, lenient",
+    [
+        ("words", "Hello you", "  Hello   you. ", True, True),
+        ("words", "Hello", "hello", False, True),
+        ("words", "Hello", 'It says "Hello".', False, True),
+        ("words", "Hello", "Help", False, False),
+        ("prices", "$4.20", "$4.20", True, True),
+        ("prices", "$4.20", "4.20", False, True),
+        ("receipt_total", "4.20", "The total is 4,20.", False, True),
+        ("receipt_total", "4.20", "4.20 or 5.30", False, False),
+        ("shape", "circle", "Circle.", True, True),
+        ("shape", "circle", "It is a circle, not a square.", False, False),
+        ("shape", "circle", "There are circles.", False, True),
+        ("colour", "gray", "It is grey.", False, True),
+        ("colour", "red", "reddish", False, False),
+        ("count", "3", "There are three of them", False, True),
+        ("count", "3", "13", False, False),
+        ("where", "top left", "In the upper-left corner", False, True),
+        ("where", "left", "top left", False, False),
+        ("where", "centre", "in the middle", False, True),
+    ],
+)
+def test_answers_are_judged(task: str, accepted: str, answer: str, exact: bool, lenient: bool) -> None:
+    others = ("circle", "square", "red", "gray", "3", "13", "top left", "left", "centre", "top")
+    judging = judge(task, accepted, *others)
+    assert judging.exact(question(task, accepted), answer) is exact
+    assert judging.lenient(question(task, accepted), answer) is lenient
+
+
+@pytest.mark.parametrize(
+    "answer, exact, lenient",
+    [
+        ("(0.25, 0.50)", True, True),
+        ("(0.25,0.5)", False, True),
+        ("click at 28, 28", False, True),
+        ("x: 250, 500 of a thousand", False, True),
+        ("(0.75, 0.50)", False, False),
+        ("(0.25, 0.50) or (0.75, 0.50)", False, False),
+        ("left", False, False),
+    ],
+)
+def test_points_are_judged_by_their_box(folder: Path, answer: str, exact: bool, lenient: bool) -> None:
+    asked = question("button", "(0.25, 0.50)", (20.0, 20.0, 40.0, 40.0), folder / "1.png")
+    judging = Judge([asked])
+    assert judging.exact(asked, answer) is exact
+    assert judging.lenient(asked, answer) is lenient
+
+
+def test_intervals_are_wilsons() -> None:
+    # 8 of 10: 0.4902 to 0.9433 (Wilson 1927, computed by hand from the formula with z = 1.96).
+    low, high = Share(8, 10).interval
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert Share(0, 10).interval[0] == 0 and Share(10, 10).interval[1] == pytest.approx(1)
+    assert Share(0, 0).interval == (0, 1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), vision="single")
+
+
+def test_a_model_is_asked_greedily_and_judged(folder: Path, tiny: Any) -> None:
+    write(folder, line(), line(id="b", task="shape", answers=["circle"]))
+    questions = read_questions(folder)
+    with KimiVL(tiny.text, n_ctx=256) as model:
+        seen: list[int] = []
+        judged = list(
+            evaluate(model, questions, Judge(questions), max_new_tokens=4, before=lambda i, _: seen.append(i))
+        )
+        alone = model.chat("What does it say?", images=[folder / "1.png"], temperature=0, max_new_tokens=4)
+    assert seen == [0, 1]
+    assert judged[0].answer == alone.text
+    exact, _ = by_task(judged)["words"]
+    assert (exact.right, exact.n) == (int(alone.text.strip() == "Hello"), 1)
+
+
+def run_eval(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(["eval", *arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_the_command_prints_a_table_and_json(folder: Path, tiny: Any) -> None:
+    write(folder, line(), line(id="b", task="count", answers=["3"]))
+    options = ("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3")
+    code, out, _ = run_eval(*options, "--failures")
+    assert code == errors.EXIT_OK
+    assert [row.split()[0] for row in out.splitlines()[1:5]] == ["task", "count", "words", "all"]
+    code, out, _ = run_eval(*options, "--json", "--task", "count")
+    report = json.loads(out)
+    assert code == errors.EXIT_OK
+    assert list(report["tasks"]) == ["count"]
+    assert report["answers"][0]["accepted"] == ["3"]
+
+
+def test_an_unknown_task_is_told_before_the_model_is_loaded(folder: Path) -> None:
+    write(folder, line())
+    code, _, err = run_eval("--data", str(folder), "--task", "poems")
+    assert code == errors.EXIT_USAGE
+    assert "--task poems: no such task; there are words" in err

@@ -1,6 +1,6 @@
 """The built-in model's file: the converted model with what it says of itself.
 
-    python -m demo.card converted.gguf card.md kimi_vl_cpp/builtin/model.gguf
+python -m demo.card converted.gguf card.md kimi_vl_cpp/builtin/model.gguf
 """
 
 from __future__ import annotations

@@ -290,20 +290,24 @@ class MoE(nn.Module):
         expert = chosen.reshape(-1)
         load = torch.bincount(expert, minlength=c.n_routed_experts)
         self.load = load
-        # Every expert's tokens in one padded block: [E, room, d]. Rooms of 64 keep the number of shapes small.
-        room = -(-int(load.max()) // 64) * 64
+        # Every expert's tokens one after another, in rooms of a multiple of 64: few shapes, few compiled kernels.
+        rooms = -(-load // 64) * 64
         order = torch.argsort(expert, stable=True)
-        begin = torch.cumsum(load, 0) - load
-        slot = expert[order] * room + torch.arange(order.numel(), device=x.device) - begin[expert[order]]
+        chosen_by = expert[order]
+        rank = torch.arange(order.numel(), device=x.device) - (torch.cumsum(load, 0) - load)[chosen_by]
+        slot = (torch.cumsum(rooms, 0) - rooms)[chosen_by] + rank
         token = order // c.num_experts_per_tok
         lowp = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows = x.new_zeros(c.n_routed_experts * room, shape[-1], dtype=lowp)
+        sizes = rooms.tolist()
+        rows = x.new_zeros(sum(sizes), shape[-1], dtype=lowp)
         rows = rows.index_copy(0, slot, x.to(lowp).index_select(0, token))
-        rows = rows.view(c.n_routed_experts, room, -1)
-        gate = torch.bmm(rows, self.experts["gate_proj"].transpose(1, 2))
-        up = torch.bmm(rows, self.experts["up_proj"].transpose(1, 2))
-        out = torch.bmm(F.silu(gate) * up, self.experts["down_proj"].transpose(1, 2)).flatten(0, 1)
-        out = out.index_select(0, slot) * weights.reshape(-1).index_select(0, order).to(out.dtype)[:, None]
+        gates, ups, downs = (self.experts[name].to(lowp) for name in ("gate_proj", "up_proj", "down_proj"))
+        outs = [
+            F.linear(F.silu(F.linear(part, gates[e])) * F.linear(part, ups[e]), downs[e])
+            for e, part in enumerate(rows.split(sizes))
+            if len(part)
+        ]
+        out = torch.cat(outs).index_select(0, slot) * weights.reshape(-1).index_select(0, order).to(lowp)[:, None]
         y = torch.zeros_like(x, dtype=torch.float32).index_add(0, token, out.float())
         return (y + self.shared_experts(x)).view(shape)
 

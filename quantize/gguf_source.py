@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from math import prod
@@ -110,8 +109,3 @@ def quantized_types(tensors: Iterable[SourceTensor]) -> dict[str, int]:
         if blocks()[tensor.type][0] > 1:
             found[tensor.type] = found.get(tensor.type, 0) + 1
     return dict(sorted(found.items()))
-
-
-def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a source is to be taken for a GGUF file: it is no folder."""
-    return not os.path.isdir(path)

@@ -53,11 +53,6 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def element_bytes(type_name: str) -> int:
-    """Of one of FLOAT_TYPES."""
-    return int(_NUMPY_OF[type_name].itemsize)
-
-
 def read_rows(tensor: SourceTensor, first: int, n_rows: int, n_cols: int) -> Rows:
     """Rows `first` to `first + n_rows` of a float tensor seen as rows of `n_cols`, as they are stored."""
     dtype = _NUMPY_OF[tensor.type]

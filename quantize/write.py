@@ -106,7 +106,7 @@ def check_space(layouts: Sequence[Layout]) -> None:
 
 
 class OutputFile:
-    """The file of a layout while it is written. A context manager; what is not committed stays for a later resume.
+    """The file of a layout while it is written. What is not renamed stays for a later resume.
 
     Raises BadRequest "quantize.busy", "quantize.resume"; KimiVLError "quantize.disk_full", "quantize.io".
     """
@@ -134,12 +134,6 @@ class OutputFile:
     def n_done(self) -> int:
         """Tensors that need no writing any more."""
         return len(self.checksums)
-
-    def __enter__(self) -> OutputFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Idempotent."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderField
 
-from kimi_vl_cpp.variants import KEY_CARD, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
+from kimi_vl_cpp.variants import KEY_CARD, KEY_DEMO, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
 
 NAME = "Kimi-VL demonstration model"
 LONGEST_ANSWER = 48
@@ -24,6 +24,7 @@ def add_card(source: Path, card: str, target: Path) -> None:
     ours = {
         "general.name": (NAME, GGUFValueType.STRING),
         "general.description": (card.strip().splitlines()[0].lstrip("# "), GGUFValueType.STRING),
+        KEY_DEMO: (True, GGUFValueType.BOOL),
         KEY_CARD: (card, GGUFValueType.STRING),
         KEY_TEMPERATURE: (0.0, GGUFValueType.FLOAT32),
         KEY_MAX_NEW_TOKENS: (LONGEST_ANSWER, GGUFValueType.UINT32),

@@ -151,9 +151,10 @@ class KimiVL:
 
     @classmethod
     def builtin(cls, **options: Any) -> Self:
-        """The small model of the package: a demonstration, not Kimi-VL. options: those of the constructor.
+        """The small model of the package: a demonstration that reads short texts, receipts, shapes and buttons, not
+        Kimi-VL (docs/builtin-model.md). options: those of the constructor, `path` and `mmproj` excepted.
 
-        Raises Unsupported "builtin.missing" when this installation has none.
+        Raises BadModelFile "builtin.missing" when this installation has none, else what the constructor raises.
         """
         return cls(builtin.model_path(), **options)
 

@@ -1,7 +1,8 @@
 """Which of the published models a file is, and what follows from it: sampling defaults and the picture budget.
 
-A GGUF file does not say how large pictures may be or how to sample; only its names tell the variants apart
-(`general.name`, `general.basename`, `general.finetune`, `general.version`, then the file's own name).
+A published GGUF file does not say how large pictures may be or how to sample; only its names tell the variants apart
+(`general.name`, `general.basename`, `general.finetune`, `general.version`, then the file's own name). A file may say so
+with keys of our own, which every other runtime ignores; what a file states wins over what its variant implies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from .types import SamplingDefaults
 
-Variant = Literal["instruct", "thinking", "thinking-2506", "unknown"]
+Variant = Literal["instruct", "thinking", "thinking-2506", "demo", "unknown"]
 
 # Temperatures and the 32768 tokens are the model cards'. A file that names no variant is sampled like the reasoning
 # models, but with the short answers of the other.
@@ -22,13 +23,16 @@ DEFAULTS: dict[Variant, SamplingDefaults] = {
     "instruct": SamplingDefaults(temperature=0.2, max_new_tokens=2048),
     "thinking": SamplingDefaults(temperature=0.6, max_new_tokens=32768),
     "thinking-2506": SamplingDefaults(temperature=0.8, max_new_tokens=32768),
+    "demo": SamplingDefaults(temperature=0.0, max_new_tokens=64),
     "unknown": SamplingDefaults(temperature=0.6, max_new_tokens=2048),
 }
 
 # A key of our own (`kimi-vl quantize` writes it): how many 14x14 patches a picture may have.
 KEY_IN_TOKEN_LIMIT = "kimi_vl.vision.in_token_limit"
 MAX_IN_TOKEN_LIMIT = 512 * 512
-# More of ours: how to sample where the caller says nothing, and what the built-in model says of itself.
+# More of ours: that it is the small demonstration model and no Kimi-VL, how to sample where the caller says nothing,
+# and what the file says of itself (text for people: trained on what, can and cannot do what, accuracy by task).
+KEY_DEMO = "kimi_vl.demo"
 KEY_TEMPERATURE = "kimi_vl.sampling.temperature"
 KEY_MAX_NEW_TOKENS = "kimi_vl.sampling.max_new_tokens"
 KEY_CARD = "kimi_vl.card"
@@ -51,7 +55,10 @@ def variant_of_text(text: str) -> Variant:
 
 def detect_variant(get: Callable[[str], Any], path: str | Path) -> Variant:
     """The variant of a text file. get: `GGUFFile.get`. The metadata wins over the file's name, which only fills gaps:
-    a file whose metadata says Thinking and whose name says 2506 is the 2506 release."""
+    a file whose metadata says Thinking and whose name says 2506 is the 2506 release. The demonstration model is known
+    by its key alone, whatever the file is called."""
+    if get(KEY_DEMO) is True:
+        return "demo"
     values = [get(key) for key in NAME_KEYS]
     told = variant_of_text(" ".join(value for value in values if isinstance(value, str)))
     named = variant_of_text(Path(path).name)

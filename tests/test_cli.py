@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimi_vl_cpp import cli, errors
+from kimi_vl_cpp import builtin, cli, errors
 from kimi_vl_cpp.cli import chat_store, exits, inspect_rules, paths, system, terminal
 from kimi_vl_cpp.testing import make_tiny_model
 
@@ -95,7 +95,6 @@ def test_no_command_is_a_mistake_of_usage(run):
     [
         ["run", "--tempp", "1"],
         ["nonsense"],
-        ["inspect"],
         ["run", "-c", "many", "-m", "x.gguf", "hi"],
         ["run", "-c"],
     ],
@@ -238,10 +237,12 @@ def test_without_a_model_it_says_where_models_come_from(run, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kimi.gguf").write_bytes(b"")
     (tmp_path / "mmproj-kimi.gguf").write_bytes(b"")
-    result = run("run", "hi")
-    assert result.code == 2
-    assert "-m" in result.err and "huggingface.co" in result.err
-    assert "In this folder: kimi.gguf\n" in result.err
+    monkeypatch.setattr(builtin, "_root", lambda: tmp_path / "nothing")
+    for command, code in (("run", 3), ("chat", 3), ("inspect", 3), ("bench", 2)):
+        result = run(command, stdin="hi")
+        assert (result.code, result.out) == (code, "")
+        assert "-m" in result.err and "huggingface.co" in result.err
+        assert "In this folder: kimi.gguf\n" in result.err
 
 
 def test_a_mistyped_model_path_is_answered_with_the_nearest_name(run, model_path, tmp_path):

@@ -49,6 +49,7 @@ Model = Annotated[
     str | None,
     typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file. Default: the small built-in one."),
 ]
+NamedModel = Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")]
 Mmproj = Annotated[
     str | None,
     typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
@@ -237,7 +238,14 @@ def _chat(
 
 @app.command("inspect", short_help="Show what a GGUF file is and whether it works.")
 def _inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file: a model, a vision file, or any other.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A GGUF file: a model, a vision file, or any other. Default: the built-in model.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors too.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Decode every tensor and look for NaN and infinity.")] = False,
@@ -254,7 +262,7 @@ def _inspect(
 
 @app.command("bench", short_help="Measure the speed of a model on this computer.")
 def _bench(
-    model: Model = None,
+    model: NamedModel = None,
     mmproj: Mmproj = None,
     prompts: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="N,N", help="Time prompts of N tokens. Default: 512.")
@@ -364,8 +372,8 @@ def report(failure: Exception, terminal: Terminal) -> int:
     """Prints what went wrong, for a person, and returns the exit code. KIMI_VL_LOG=debug adds the traceback."""
     if os.environ.get("KIMI_VL_LOG") == "debug":
         traceback.print_exception(failure, file=terminal.err)
-    if isinstance(failure, exits.UsageError):
-        terminal.error(str(failure))
+    if isinstance(failure, (exits.UsageError, exits.NoModel)):
+        terminal.error(str(failure), "" if isinstance(failure, exits.UsageError) else failure.code)
         if failure.hint:
             terminal.say(failure.hint)
     elif isinstance(failure, errors.KimiVLError):

@@ -193,17 +193,16 @@ class Chat:
 
 def run(options: Options, terminal: Terminal) -> int:
     """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
-    if options.files.model:
-        opening.check_model(options.files)
+    options = replace(options, files=opening.choose_model(options.files))
     for path in options.images:
         opening.check_picture(path)
-    options = replace(options, files=opening.or_builtin(options.files, terminal))
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
         chat = Chat(model, model.conversation(options.system), options, terminal, progress)
         reader = make_reader(terminal, chat_commands.NAMES)
         if reader.interactive:
             greet(model, terminal)
+        opening.introduce(model, options.files, terminal)
         if options.load is not None:
             chat_commands.load(chat, options.load)
         for path in options.images:

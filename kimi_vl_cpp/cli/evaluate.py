@@ -80,15 +80,14 @@ def run(
 
     if number is not None and number < 1:
         raise exits.UsageError(f"-n is {number}, expected 1 or more")
-    if files.model:
-        opening.check_model(files)
     everything = read_questions(builtin.questions_folder() if data is None else data)
     questions = _chosen(everything, tasks, number)
-    files = opening.or_builtin(files, terminal)
+    files = opening.choose_model(files)
     progress = Progress(terminal)
     judged: list[Judged] = []
     code = errors.EXIT_OK
     with opening.open_model(files, progress) as model:
+        opening.introduce(model, files, terminal)
         began = time.monotonic()
 
         def before(index: int, question: Question) -> None:

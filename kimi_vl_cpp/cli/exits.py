@@ -32,6 +32,14 @@ class UsageError(errors.BadRequest):
         self.hint = hint
 
 
+class NoModel(errors.BadModelFile):
+    """No model was named and there is none built in. `hint` as in UsageError."""
+
+    def __init__(self, message: str, code: str, hint: str) -> None:
+        super().__init__(message, code)
+        self.hint = hint
+
+
 def nearest_names(path: str | os.PathLike[str], suffixes: Collection[str] = (), n: int = 3) -> list[str]:
     """Names in the folder of `path` that look like what was meant; with `suffixes`, only names that end so."""
     wanted = Path(path)

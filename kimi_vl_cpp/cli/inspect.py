@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, variants
-from . import exits, inspect_rules
+from . import exits, inspect_rules, opening
 from .inspect_rules import Finding
-from .terminal import Progress, Terminal
+from .terminal import DIM, Progress, Terminal
 
 if TYPE_CHECKING:
     from .._core import GGUFFile, TensorInfo
@@ -32,9 +32,9 @@ SAMPLE_CONTEXT = 8192
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `inspect`."""
+    """The command line of `inspect`. file: None is the built-in model."""
 
-    file: str
+    file: str | None
     json: bool = False
     tensors: bool = False
     check: bool = False
@@ -46,8 +46,12 @@ def run(options: Options, terminal: Terminal) -> int:
     from .. import _core
     from . import inspect_card, inspect_check
 
-    exits.check_readable(options.file, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "gguf.open")
-    gguf = _core.GGUFFile(options.file)
+    if options.file is None:
+        path = str(opening.choose_model(opening.Opening(None)).model)
+    else:
+        path = options.file
+        exits.check_readable(path, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "gguf.open")
+    gguf = _core.GGUFFile(path)
     report = make_report(gguf)
     if options.check:
         bad = inspect_check.check_values(gguf, Progress(terminal))
@@ -63,6 +67,8 @@ def run(options: Options, terminal: Terminal) -> int:
         inspect_card.print_card(report, terminal)
         if options.tensors:
             inspect_card.print_tensors(gguf.tensors, terminal)
+        if options.file is None:
+            terminal.say(f"This is the model that is built in; it is not Kimi-VL. {exits.HOW_TO_GET_A_MODEL}", DIM)
     return errors.EXIT_OK if report["works"] else errors.EXIT_BAD_MODEL_FILE
 
 
@@ -103,6 +109,9 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
         report["mmproj"], why = _mmproj_of(gguf.path)
         if why:
             findings.append(Finding("note", f"answers texts only, not pictures. {why}"))
+    card = variants.stored_card(get)
+    if card:
+        report["card"] = card
     report["findings"] = [asdict(f) for f in findings]
     return report
 
@@ -170,7 +179,8 @@ def _vision_part(gguf: GGUFFile) -> dict[str, Any]:
         return _int(gguf.get("clip.vision." + key))
 
     patch = number("patch_size")
-    limit = variants.default_in_token_limit(variants.detect_variant(gguf.get, gguf.path))
+    stored = variants.stored_in_token_limit(gguf.get)
+    limit = stored or variants.default_in_token_limit(variants.detect_variant(gguf.get, gguf.path))
     return {
         "projector": _text(gguf.get("clip.projector_type")) or _text(gguf.get("clip.vision.projector_type")),
         "layers": number("block_count"),

@@ -28,6 +28,8 @@ def print_card(report: dict[str, Any], terminal: Terminal) -> None:
         rows += _vision_rows(report["vision"])
     for label, value in rows:
         terminal.print(f"  {terminal.style(label.ljust(14), DIM, err=False)}{printable(value, one_line=True)}")
+    if "card" in report:
+        terminal.print("\n" + printable(report["card"]).strip() + "\n")
     _print_findings(report, terminal)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import errors
 from . import exits
-from .terminal import Progress, Terminal, human_count, plural
+from .terminal import Progress, Terminal, human_count, plural, printable
 
 if TYPE_CHECKING:
     from ..model import KimiVL
@@ -24,7 +24,7 @@ MAX_PICTURE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Opening:
-    """The options that choose and open a model."""
+    """The options that choose and open a model. builtin: `model` is the built-in one, because none was named."""
 
     model: str | None
     mmproj: str | None = None
@@ -32,6 +32,7 @@ class Opening:
     n_threads: int | None = None
     in_token_limit: int | None = None
     isa: str = "auto"
+    builtin: bool = False
 
 
 def sampling(
@@ -63,29 +64,46 @@ def sampling(
     return given
 
 
-def or_builtin(opening: Opening, terminal: Terminal) -> Opening:
-    """The same with the built-in model when none was named, which the person is told. Raises Unsupported when this
-    installation has none, UsageError for a vision file without a model."""
-    if opening.model:
+def choose_model(opening: Opening) -> Opening:
+    """The same with the built-in model when none was named; files are looked at but not opened. Raises UsageError or
+    BadModelFile."""
+    if opening.model is not None:
+        check_model(opening)
         return opening
     if opening.mmproj is not None:
         raise exits.UsageError("--mmproj names a vision file, but no model was named: give it with -m")
     from .. import builtin
 
-    path = str(builtin.model_path())
-    terminal.note(
-        "no model was named: the small built-in one answers, which reads short texts, receipts, shapes and buttons; "
-        "-m FILE names a real Kimi-VL"
-    )
-    return replace(opening, model=path)
+    try:
+        return replace(opening, model=str(builtin.model_path()), builtin=True)
+    except errors.BadModelFile as missing:
+        raise exits.NoModel(str(missing), missing.code, _models_here() + exits.HOW_TO_GET_A_MODEL) from None
+
+
+def introduce(model: KimiVL, opening: Opening, terminal: Terminal) -> None:
+    """Says that the demonstration model answers, when it does, and how to name a real one."""
+    if opening.builtin:
+        names = _models_in_folder()
+        here = f", here {names[0]}" if names else ""
+        terminal.note(f"the small built-in demonstration model answers, not Kimi-VL; -m FILE names a real one{here}")
+    elif model.variant == "demo":
+        terminal.note("this is the small demonstration model, not Kimi-VL")
+
+
+def _models_in_folder() -> list[str]:
+    names = exits.names_beside("./-", exits.MODEL_SUFFIXES)
+    return [printable(name, one_line=True) for name in names if "mmproj" not in name.lower()]
+
+
+def _models_here() -> str:
+    names = _models_in_folder()
+    return f"In this folder: {', '.join(names[:5])}\n" if names else ""
 
 
 def check_model(opening: Opening) -> str:
     """The path of the model file, looked at but not opened. Raises UsageError or BadModelFile."""
     if not opening.model:
-        names = [name for name in exits.names_beside("./-", exits.MODEL_SUFFIXES) if "mmproj" not in name.lower()]
-        here = f"In this folder: {', '.join(names[:5])}\n" if names else ""
-        raise exits.UsageError("no model: name a GGUF file with -m", here + exits.HOW_TO_GET_A_MODEL)
+        raise exits.UsageError("no model: name a GGUF file with -m", _models_here() + exits.HOW_TO_GET_A_MODEL)
     exits.check_readable(opening.model, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
     if opening.mmproj is not None:
         exits.check_readable(

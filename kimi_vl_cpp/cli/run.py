@@ -40,12 +40,11 @@ class Options:
 
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
-    if options.files.model:
-        opening.check_model(options.files)
+    options = replace(options, files=opening.choose_model(options.files))
     prompt, images = gather(options)
-    options = replace(options, files=opening.or_builtin(options.files, terminal))
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
+        opening.introduce(model, options.files, terminal)
         if options.json:
             response = _ask_quietly(model, prompt, images, options, progress)
             terminal.out.write(json.dumps(_as_json(response, model, options), ensure_ascii=False) + "\n")

@@ -28,7 +28,7 @@ class Batch:
     """B pictures of one size. targets[b, i] is the token after i; answers: [(row, first target, end, task)]."""
 
     images: np.ndarray  # uint8 [B, H, W, 3]
-    glyphs: np.ndarray  # uint8 [B, H/14, W/14]
+    glyphs: np.ndarray  # uint8 [B, H/14, W/14, 2]
     colours: np.ndarray  # uint8 [B, H/14, W/14]
     tokens: np.ndarray  # int64 [B, L]
     positions: np.ndarray  # int64 [B, L]

@@ -101,17 +101,18 @@ class Canvas:
             strength = float(rng.uniform(2, 16)) * difficulty
             noise = rng.standard_normal(pixels.shape[:2], dtype=np.float32)[:, :, None] * strength
             pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
-        under = to_patches(np.asarray(glyphs), len(GLYPHS)), to_patches(np.asarray(colours), len(COLOURS))
-        return np.array(pixels), *under
+        halves = to_cells(np.asarray(glyphs), len(GLYPHS), PATCH // 2)
+        halves = halves.reshape(halves.shape[0], -1, 2)
+        return np.array(pixels), halves, to_cells(np.asarray(colours), len(COLOURS), PATCH)
 
 
-def to_patches(labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """uint8 [H, W] of pixels -> uint8 [H/14, W/14]: the class that covers most of the patch."""
-    rows, columns = labels.shape[0] // PATCH, labels.shape[1] // PATCH
-    blocks = labels.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+def to_cells(labels: np.ndarray, n_classes: int, width: int) -> np.ndarray:
+    """uint8 [H, W] of pixels -> uint8 [H/14, W/width]: the class that covers most of the cell."""
+    rows, columns = labels.shape[0] // PATCH, labels.shape[1] // width
+    blocks = labels.reshape(rows, PATCH, columns, width).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     number = np.arange(rows * columns)[:, None] * n_classes + blocks
     counts = np.bincount(number.ravel(), minlength=rows * columns * n_classes).reshape(rows * columns, n_classes)
-    counts = counts[:, 1:] / PATCH**2
+    counts = counts[:, 1:] / (PATCH * width)
     if n_classes == len(GLYPHS):
         counts[:, [ground - 1 for ground in _GROUNDS]] *= 0.35
     best, share = counts.argmax(1) + 1, counts.max(1)

@@ -27,8 +27,9 @@ class Turn:
 
 @dataclass
 class Example:
-    """image: uint8 [H, W, 3], sides multiples of 28. glyphs, colours: uint8 [H/14, W/14], indices of GLYPHS and COLOURS
-    of what covers most of a patch: 0 for nothing, AMBIGUOUS where it cannot be said."""
+    """image: uint8 [H, W, 3], sides multiples of 28. glyphs: uint8 [H/14, W/14, 2], indices of GLYPHS of what covers
+    most of the left and of the right half of a patch, for print may be narrower than a patch; colours: uint8
+    [H/14, W/14], of COLOURS. 0 for nothing, AMBIGUOUS where it cannot be said."""
 
     image: np.ndarray
     glyphs: np.ndarray

@@ -359,7 +359,7 @@ class KimiVL(nn.Module):
         self.language_model = nn.ModuleDict({"model": Decoder(c.text)})
         self.language_model["lm_head"] = linear(c.text.hidden_size, c.text.vocab_size, gain=0.3)
         d = c.vision.hidden_size
-        heads = {"glyph": c.n_glyphs, "colour": c.n_colours, "x": c.n_bins, "y": c.n_bins}
+        heads = {"glyph": 2 * c.n_glyphs, "colour": c.n_colours, "x": c.n_bins, "y": c.n_bins}
         self.labels = nn.ModuleDict({name: linear(d, n, True) for name, n in heads.items()})
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,7 @@ class Trainer:
 
     def _label_loss(self, patches: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         device = self.device
-        rows, columns = batch.glyphs.shape[1:]
+        rows, columns = batch.colours.shape[1:]
         x = (torch.arange(columns, device=device) * self.model.config.n_bins // columns).expand(rows, columns)
         y = (torch.arange(rows, device=device) * self.model.config.n_bins // rows)[:, None].expand(rows, columns)
         n = len(batch.glyphs)
@@ -151,7 +151,8 @@ class Trainer:
         total = torch.zeros((), device=device)
         parts = {}
         for name, target in wanted.items():
-            logits = self.model.labels[name](patches).float().flatten(0, 1)
+            logits = self.model.labels[name](patches).float()
+            logits = logits.view(-1, self.model.config.n_glyphs) if name == "glyph" else logits.flatten(0, 1)
             target = target.flatten()
             loss = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
             weight = torch.where(target == 0, 0.15, 1.0) if name in ("glyph", "colour") else torch.full_like(loss, 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli, errors
-from kimi_vl_cpp.evaluate import Judge, Question, Share, by_task, evaluate, read_questions
+from kimi_vl_cpp.evaluate import Judge, Question, Share, by_task, check_pictures, evaluate, read_questions
 from kimi_vl_cpp.testing import make_tiny_model
 
 
@@ -52,7 +53,7 @@ def test_questions_are_read_in_order_with_their_boxes(folder: Path) -> None:
     "lines, words",
     [
         (["{"], "line 1: is not JSON"),
-        (["[]"], "line 1: is no object"),
+        (["[]"], "line 1: is [], expected an object"),
         ([line(), line()], "line 2: id 'a' occurs twice"),
         ([line(answers=[])], "answers is []"),
         ([line(answers="Hello")], "expected a list of texts"),
@@ -64,6 +65,20 @@ def test_questions_are_read_in_order_with_their_boxes(folder: Path) -> None:
         ([line(box=[1, 2, 3, float("nan")])], "expected [x0, y0, x1, y1]"),
         ([""], "holds no questions"),
         (["[" * 100_000], "line 1: is not JSON"),
+        (["1" * 5000], "line 1: is "),
+        (["\x1b[2J"], "line 1: is not JSON"),
+        ([line(), line(id="")], "line 2: id is ''"),
+        ([line(id=None)], "id is missing"),
+        ([line(question="\ud800")], "question is '\\ud800', expected a text"),
+        ([line(question="x" * 10_001)], "expected a text"),
+        ([line(answers=["a", 1])], "expected a list of texts"),
+        ([line(image="/etc/passwd")], "expected the name of a file in the same folder"),
+        ([line(image="..")], "expected the name of a file in the same folder"),
+        ([line(image="1.png\0")], "expected the name of a file in the same folder"),
+        ([line(image="x" * 5000 + ".png")], "is not in"),
+        ([line(box=[1, 2, 10**400, 4])], "expected [x0, y0, x1, y1]"),
+        ([line(box=[3, 4, 1, 2])], "with x0 < x1 and y0 < y1"),
+        ([line(box=[True, 2, 3, 4])], "expected [x0, y0, x1, y1]"),
     ],
 )
 def test_a_bad_line_is_named(folder: Path, lines: list[Any], words: str) -> None:
@@ -80,6 +95,40 @@ def test_a_folder_without_questions_is_named(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
+def test_what_is_no_file_of_questions_is_named_without_waiting(folder: Path) -> None:
+    path = folder / "questions.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(errors.BadRequest, match="is no regular file"):
+        read_questions(folder)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(errors.BadRequest, match="is no regular file"):
+        read_questions(folder)
+    path.unlink()
+    path.write_bytes(b'{"id": "\xff"}')
+    with pytest.raises(errors.BadRequest, match="is not UTF-8 at byte 8"):
+        read_questions(folder)
+    path.write_bytes(b"\n" * ((64 << 20) + 1))
+    with pytest.raises(errors.BadRequest, match="expected at most 67108864"):
+        read_questions(folder)
+    with pytest.raises(errors.BadRequest, match="cannot be read"):
+        read_questions("a\0b")
+
+
+def test_a_line_ends_at_a_line_feed_alone(folder: Path) -> None:
+    text = json.dumps(line(question="one\u2028two"), ensure_ascii=False)
+    (folder / "questions.jsonl").write_bytes(("\ufeff" + text + "\r\n").encode())
+    assert read_questions(folder)[0].question == "one\u2028two"
+
+
+def test_a_damaged_picture_is_named_with_its_line(folder: Path) -> None:
+    (folder / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    questions = read_questions(write(folder, line(), "", line(id="b", image="2.png")))
+    with pytest.raises(errors.BadRequest, match=r"questions\.jsonl: line 3: image .*2\.png") as caught:
+        check_pictures(questions)
+    assert caught.value.code == "eval.data"
+
+
 @pytest.mark.parametrize(
     "task, accepted, answer, exact, lenient",
     [
@@ -87,10 +136,20 @@ def test_a_folder_without_questions_is_named(tmp_path: Path) -> None:
         ("words", "Hello", "hello", False, True),
         ("words", "Hello", 'It says "Hello".', False, True),
         ("words", "Hello", "Help", False, False),
+        ("words", "HERE", "There", False, False),
+        ("words", "See you.", "See you", True, True),
+        ("title", "Hello", "hello", False, True),
         ("prices", "$4.20", "$4.20", True, True),
         ("prices", "$4.20", "4.20", False, True),
         ("receipt_total", "4.20", "The total is 4,20.", False, True),
         ("receipt_total", "4.20", "4.20 or 5.30", False, False),
+        ("receipt_total", "$4.20", "You bought 2 items for 4.20 $.", False, True),
+        ("receipt_total", "$4.20", "\u20ac4.20", False, False),
+        ("receipt_total", "$1204.20", "It is $1,204.20", False, True),
+        ("receipt_total", "$4.20", "$4.205", False, False),
+        ("receipt_total", "$4.20", "$14.20", False, False),
+        ("prices", "$4.00", "It costs $4", False, True),
+        ("prices", "$4.00", "It costs 4", False, False),
         ("shape", "circle", "Circle.", True, True),
         ("shape", "circle", "It is a circle, not a square.", False, False),
         ("shape", "circle", "There are circles.", False, True),
@@ -98,6 +157,8 @@ def test_a_folder_without_questions_is_named(tmp_path: Path) -> None:
         ("colour", "red", "reddish", False, False),
         ("count", "3", "There are three of them", False, True),
         ("count", "3", "13", False, False),
+        ("count", "3", "3.13", False, False),
+        ("count", "3", "3 of 13", False, False),
         ("where", "top left", "In the upper-left corner", False, True),
         ("where", "left", "top left", False, False),
         ("where", "centre", "in the middle", False, True),
@@ -114,7 +175,11 @@ def test_answers_are_judged(task: str, accepted: str, answer: str, exact: bool, 
     "answer, exact, lenient",
     [
         ("(0.25, 0.50)", True, True),
+        ("(0.25, 0.50).", True, True),
         ("(0.25,0.5)", False, True),
+        ('{"x": 0.25, "y": 0.5}', False, True),
+        ("(-0.25, 0.50)", False, False),
+        ("[0.2, 0.4, 0.3, 0.6]", False, False),
         ("click at 28, 28", False, True),
         ("x: 250, 500 of a thousand", False, True),
         ("(0.75, 0.50)", False, False),

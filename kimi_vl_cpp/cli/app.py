@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__, errors
-from . import evaluate, exits, imatrix, quantize
+from . import compare, evaluate, exits, imatrix, quantize
 from .terminal import DIM, Terminal, printable
 
 Job = Callable[[Terminal], int]
@@ -343,6 +343,7 @@ def _doctor(json: Json = False) -> Job:
 app.command("eval", short_help="Measure what a model gets right.")(evaluate.command)
 app.command("quantize", short_help="Convert and quantize a model.")(quantize.command)
 app.command("imatrix", short_help="Measure which weights matter, for quantize.")(imatrix.command)
+app.command("compare", short_help="Measure what quantization cost.")(compare.command)
 
 
 def _thinking(flag: bool | None) -> Any:

@@ -1,0 +1,253 @@
+"""`kimi-vl compare REFERENCE CANDIDATE...`: what quantization cost, on texts and on pictures.
+
+Owns the options, the progress line and the table; the work is in the package `kimi_vl_cpp.quantize`. Imports only what
+is quick, for app.py registers the command at every start.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .. import errors
+from . import exits
+from .terminal import BOLD, DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
+
+_BAR_COLUMNS = 24
+_MOST_NOTES = 5
+_STAGES = {"compare": "comparing", "compare_weights": "comparing weights"}
+
+
+def command(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="REFERENCE CANDIDATE...", help="GGUF files of one model.", show_default=False),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Texts (.txt, .md) and pictures; NAME.txt asks about NAME.png. Default: a small set of our own.",
+        ),
+    ] = None,
+    report: Annotated[str | None, typer.Option("--report", metavar="FILE.html", help="Write a report to read.")] = None,
+    png: Annotated[str | None, typer.Option("--png", metavar="FOLDER", help="Write the report's figures too.")] = None,
+    imatrix: Annotated[
+        str | None, typer.Option("--imatrix", metavar="FILE", help="Show how often experts were used, by this file.")
+    ] = None,
+    ctx: Annotated[int, typer.Option("-c", "--ctx", metavar="N", help="Tokens of text in a prompt.")] = 256,
+    answer: Annotated[int, typer.Option("--answer", metavar="N", help="Tokens of the answer to a picture.")] = 32,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
+    ] = None,
+    weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Compare the weights themselves too.")] = True,
+    in_token_limit: Annotated[
+        int | None,
+        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a report and figures that exist.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
+) -> Callable[[Terminal], int]:
+    """Measure how far quantized models are from a reference, on texts and pictures.
+
+    kimi-vl compare kimi-F16.gguf kimi-Q4_K_M.gguf --data folder --report report.html
+    """
+
+    def job(terminal: Terminal) -> int:
+        options = {
+            "data": data,
+            "imatrix": imatrix,
+            "ctx": ctx,
+            "answer": answer,
+            "chunks": chunks,
+            "weights": weights,
+            "in_token_limit": in_token_limit,
+            "n_threads": threads,
+            "isa": isa,
+        }
+        return run(files, report, png, options, force, json, terminal)
+
+    return job
+
+
+def run(
+    files: list[str],
+    html: str | None,
+    png: str | None,
+    options: dict[str, Any],
+    force: bool,
+    as_json: bool,
+    terminal: Terminal,
+) -> int:
+    """Does it; prints the table or the report as JSON on standard output, the rest on standard error.
+
+    Raises KimiVLError, KeyboardInterrupt."""
+    if len(files) < 2:
+        raise exits.UsageError(
+            "compare takes a reference and at least one candidate",
+            "For example: kimi-vl compare kimi-F16.gguf kimi-Q4_K_M.gguf",
+        )
+    for file in files:
+        exits.check_readable(file, "model", (), errors.BadModelFile, "model_file.missing")
+    for value, option in (
+        (options["data"], "--data"),
+        (html, "--report"),
+        (png, "--png"),
+        (options["imatrix"], "--imatrix"),
+    ):
+        if value is not None and (not value or "\0" in value):
+            raise exits.UsageError(f"{option}: expected a path")
+    tool, pages = _tool("compare"), _tool("report_html")
+    wanted = pages.check_outputs(html, png, files, options["data"], force)
+    bar = Bar(terminal)
+    try:
+        report = tool.compare(files[0], files[1:], progress=bar, **options)
+        written = pages.write_outputs(report, wanted)
+    except (KeyboardInterrupt, errors.Cancelled):
+        bar.clear()
+        terminal.note(f"stopped{bar.how_far()}: nothing was written")
+        raise
+    finally:
+        bar.clear()
+    for warning in report.warnings:
+        terminal.say(f"warning: {warning}", YELLOW)
+    for file, why in report.skipped[:_MOST_NOTES]:
+        terminal.note(f"skipped {printable(str(file), one_line=True)}: {printable(why, one_line=True)}")
+    if len(report.skipped) > _MOST_NOTES:
+        terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
+    if as_json:
+        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        print_report(report, terminal)
+    for path in written:
+        terminal.say(printable(str(path), one_line=True), DIM)
+    return errors.EXIT_OK
+
+
+def print_report(report: Any, terminal: Terminal) -> None:
+    """The verdict, and of every model a block of short lines: nothing is wider than 60 columns but names."""
+    names = [
+        printable(model.label, one_line=True) for model in (report.reference, *(c.model for c in report.candidates))
+    ]
+    terminal.print(terminal.style(printable(report.verdict(), one_line=True), BOLD, err=False))
+    terminal.print()
+    _print_facts(report.reference, f"{names[0]} (reference)", None, terminal)
+    for candidate, name in zip(report.candidates, names[1:], strict=True):
+        terminal.print()
+        _print_facts(candidate.model, name, report.reference.facts.n_bytes, terminal)
+        titles = ("", "same next token", "KL mean", "median", "99 %")
+        rows = [titles]
+        for what, d in (("texts", candidate.text), ("pictures", candidate.picture), ("all", candidate.overall)):
+            if d is not None:
+                top = f"{100 * d.top:.1f} % ({100 * d.top_low:.1f}-{100 * d.top_high:.1f})"
+                rows.append((what, top, number(d.mean), number(d.median), number(d.p99)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            terminal.print("  " + "  ".join(cells))
+        if candidate.text is not None and candidate.text.perplexity is not None:
+            a, b = candidate.text.perplexity
+            terminal.print(f"  perplexity of the texts {b:.5g}, reference {a:.5g}")
+        if candidate.embedding is not None:
+            terminal.print(f"  picture embeddings are off by {100 * candidate.embedding:.3g} %")
+        if report.n_pictures:
+            terminal.print(
+                f"  {candidate.n_same_answers} of {plural(report.n_pictures, 'answer')} word for word the same"
+            )
+        if candidate.weights is not None and candidate.weights.tensors:
+            worst = [f"{name} {100 * e:.2g} %" for name, e in list(candidate.weights.by_role().items())[:3] if e > 0]
+            terminal.print("  weights off most: " + (printable(", ".join(worst), one_line=True) or "none"))
+    terminal.print()
+    places = report.candidates[0].overall.n
+    left_out = f", {plural(report.n_left_out, 'more')} left out (--chunks)" if report.n_left_out else ""
+    terminal.say(
+        f"{plural(report.n_texts, 'text')} and {plural(report.n_pictures, 'picture')}{left_out}, "
+        f"{plural(places, 'place')}; {report.seconds:.0f} s",
+        DIM,
+    )
+
+
+def _print_facts(model: Any, title: str, reference_bytes: int | None, terminal: Terminal) -> None:
+    share = f", {100 * model.facts.n_bytes / reference_bytes:.0f} % of the reference" if reference_bytes else ""
+    terminal.print(terminal.style(title, BOLD, err=False))
+    terminal.print(f"  {human_bytes(model.facts.n_bytes)}{share}, {model.facts.bits_per_weight:.2f} bits per weight")
+    speeds = ((model.speed.prefill, "read"), (model.speed.decode, "written"))
+    told = [f"{speed:.3g} tokens/s {what}" for speed, what in speeds if speed is not None]
+    if told:
+        terminal.print(f"  {', '.join(told)}")
+
+
+def number(x: float) -> str:
+    """A divergence: three digits, and an exponent where there would be only zeros."""
+    return "0" if x == 0 else f"{x:.3g}" if x < 1e-3 else f"{x:.4f}" if x < 1 else f"{x:.3f}"
+
+
+def _tool(module: str) -> Any:
+    """A module of the package `kimi_vl_cpp.quantize`. Raises Unsupported where that is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"kimi_vl_cpp.quantize.{module}")
+    except ModuleNotFoundError as missing:
+        if missing.name != "kimi_vl_cpp.quantize":
+            raise
+        raise errors.Unsupported(
+            "kimi-vl compare is not in this installation: it runs from the installed package, not from its source "
+            "folder; run `pip install .` in it",
+            "quantize.not_installed",
+        ) from None
+
+
+class Bar:
+    """progress(stage, done, total): loading as everywhere, then a bar with the time left. Silent without a
+    terminal."""
+
+    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
+        self._line = Progress(terminal)
+        self._clock = clock
+        self._stage = ""
+        self._began: tuple[float, int] = (0.0, 0)
+        self._share: float | None = None
+        self._painted = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "load":
+            self._line(stage, done, total)
+            return
+        if stage == "compare_data":
+            self._line.show(f"looking at the data  {done}/{total}")
+            return
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._began = stage, (now, done)
+        if stage == "compare":
+            self._share = done / max(total, 1)
+        if now - self._painted < 0.05 and done < total:
+            return
+        self._painted = now
+        share = done / max(total, 1)
+        filled = int(_BAR_COLUMNS * share)
+        text = f"{_STAGES.get(stage, stage)} [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * share:3.0f}%"
+        began, first = self._began
+        if now - began > 2 and first < done < total:
+            left = (now - began) / (done - first) * (total - done)
+            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
+        self._line.show(text)
+
+    def how_far(self) -> str:
+        """For the note of an interrupted run."""
+        return "" if self._share is None else f" at {100 * self._share:.0f} %"
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        self._line.clear()

@@ -234,12 +234,94 @@ def test_the_command_prints_a_table_and_json(folder: Path, tiny: Any) -> None:
     options = ("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3")
     code, out, _ = run_eval(*options, "--failures")
     assert code == errors.EXIT_OK
-    assert [row.split()[0] for row in out.splitlines()[1:5]] == ["task", "count", "words", "all"]
+    assert [row.split()[0] for row in out.splitlines()[1:5]] == ["task", "words", "count", "all"]
     code, out, _ = run_eval(*options, "--json", "--task", "count")
     report = json.loads(out)
     assert code == errors.EXIT_OK
     assert list(report["tasks"]) == ["count"]
     assert report["answers"][0]["accepted"] == ["3"]
+
+
+def test_the_report_says_everything(folder: Path, tiny: Any) -> None:
+    Image.new("RGB", (56, 56), "red").save(folder / "0.png")
+    write(
+        folder,
+        line(),
+        line(id="b", task="count", answers=["3"], image="0.png"),
+        line(id="c", task="count", answers=["4"]),
+        line(id="d", task="button", answers=["(0.5, 0.5)"], box=[1, 1, 9, 9]),
+    )
+    options = ("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3", "--json")
+    code, out, err = run_eval(*options, "-n", "1")
+    report = json.loads(out)
+    assert (code, err, report["complete"]) == (errors.EXIT_OK, "", True)
+    assert report["model"]["file"] == str(tiny.text) and report["data"] == str(folder)
+    assert [answer["id"] for answer in report["answers"]] == ["b", "a", "d"]  # by the names of the pictures
+    assert {task: row["n"] for task, row in report["tasks"].items()} == {"words": 1, "count": 1, "button": 1}
+    row = report["all"]
+    assert row["right"] == sum(answer["exact"] for answer in report["answers"]) and row["n"] == 3
+    assert row["exact"] == round(row["right"] / 3, 4)
+    assert 0 <= row["interval"][0] <= row["exact"] <= row["interval"][1] <= 1
+    assert row["seconds_per_question"] > 0
+
+
+def test_wrong_answers_are_listed_without_control_characters(folder: Path, tiny: Any) -> None:
+    write(folder, line(task="a\x1b[2Jb", question="What\nis \x1b]0;x\x07 this?", answers=["\x1bHello"]))
+    code, out, err = run_eval("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3", "--failures")
+    assert code == errors.EXIT_OK
+    assert "1 wrong answer, pictures in" in out and "1.png  What" in out and "expected" in out
+    assert not any(ord(character) < 32 and character != "\n" for character in out + err)
+
+
+@pytest.mark.parametrize(
+    "failure, code", [(KeyboardInterrupt(), errors.EXIT_CANCELLED), (errors.ContextFull("full"), errors.EXIT_FAILED)]
+)
+def test_what_was_measured_is_printed_when_it_stops(
+    folder: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int
+) -> None:
+    write(folder, line(), line(id="b"), line(id="c"))
+    honest, asked = KimiVL.chat, []
+
+    def chat(self: KimiVL, prompt: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(prompt)
+        if len(asked) == 3:
+            raise failure
+        return honest(self, prompt, *arguments, **options)
+
+    monkeypatch.setattr(KimiVL, "chat", chat)
+    found, out, err = run_eval("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3")
+    assert found == code
+    assert "stopped after 2 of 3 questions" in err and "/2 " in out
+    asked.clear()
+    found, out, err = run_eval("-m", str(tiny.text), "--data", str(folder), "--max-tokens", "3", "--json")
+    report = json.loads(out)
+    assert (found, report["complete"], report["all"]["n"]) == (code, False, 2)
+
+
+def test_a_picture_is_encoded_once_for_all_its_questions(
+    folder: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, *(line(id=str(i), question=f"Question {i}?") for i in range(4)))
+    questions = read_questions(folder)
+    with KimiVL(tiny.text, n_ctx=256) as model:
+        judged = list(evaluate(model, questions, Judge(questions), max_new_tokens=1))
+        assert len(model.image_cache) == 1
+        again = model.chat("Question 3?", images=[folder / "1.png"], temperature=0, max_new_tokens=1)
+    assert len(judged) == 4 and again.timings.encode_s == 0
+
+
+def test_a_model_that_sees_nothing_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    text_only = make_tiny_model(tmp_path / "blind", vision="none")
+    write(folder, line())
+    code, out, err = run_eval("-m", str(text_only.text), "--data", str(folder))
+    assert (code, out) == (errors.EXIT_USAGE, "") and "[model.no_vision]" in err
+
+
+@pytest.mark.parametrize("arguments", [["-n", "0"], ["-n", "x"], ["--max-tokens", "0"], ["--in-token-limit", "1"]])
+def test_numbers_that_cannot_be_meant_are_refused(folder: Path, tiny: Any, arguments: list[str]) -> None:
+    write(folder, line())
+    code, out, _ = run_eval("-m", str(tiny.text), "--data", str(folder), *arguments)
+    assert (code, out) == (errors.EXIT_USAGE, "")
 
 
 def test_an_unknown_task_is_told_before_the_model_is_loaded(folder: Path) -> None:

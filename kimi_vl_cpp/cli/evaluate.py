@@ -1,7 +1,7 @@
 """`kimi-vl eval`: what a model gets right of the bundled picture questions, or of a folder of one's own.
 
-Owns the options, the progress line and the table; questions and judging are in evaluate.py of the package. Imports only
-what is quick, for app.py registers the command at every start.
+Owns the options and the progress line; the table is in evaluate_output.py, questions and judging are in evaluate.py of
+the package. Imports only what is quick, for app.py registers the command at every start.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import errors
-from . import exits, opening
-from .terminal import DIM, Progress, Terminal, plural, printable
+from . import evaluate_output, exits, opening
+from .evaluate_output import Measured
+from .terminal import Progress, Terminal, duration, plural, printable
 
 if TYPE_CHECKING:
-    from ..evaluate import Judged, Question, Share
+    from ..evaluate import Question
+    from ..model import KimiVL
 
 
 def command(
@@ -40,9 +42,18 @@ def command(
     number: Annotated[
         int | None, typer.Option("-n", "--number", metavar="N", help="Only the first N questions of every task.")
     ] = None,
-    failures: Annotated[bool, typer.Option("--failures", help="List what went wrong too.")] = False,
+    failures: Annotated[bool, typer.Option("--failures", help="List the wrong answers too.")] = False,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer. Default: the model's own.")
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            help="Longest answer, in tokens. Default: 256, or 4096 for one that reasons, or less as the file says.",
+        ),
+    ] = None,
+    in_token_limit: Annotated[
+        int | None,
+        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
     ] = None,
     threads: Annotated[
         int | None,
@@ -51,13 +62,13 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
 ) -> Callable[[Terminal], int]:
-    """Measure what a model gets right: accuracy per task, with 95 % intervals.
+    """Measure what a model gets right of a few hundred picture questions.
 
     kimi-vl eval -m kimi.gguf --task receipt_total --failures
     """
 
     def job(terminal: Terminal) -> int:
-        files = opening.Opening(model, mmproj, None, threads, None, isa)
+        files = opening.Opening(model, mmproj, None, threads, in_token_limit, isa)
         return run(files, data, task or [], number, failures, max_tokens, json, terminal)
 
     return job
@@ -73,122 +84,94 @@ def run(
     as_json: bool,
     terminal: Terminal,
 ) -> int:
-    """Asks, and prints the table or one JSON object. Ctrl-C prints what was measured so far and leaves with its exit
-    code. Raises KimiVLError."""
+    """Asks, and prints the table or one JSON object. Ctrl-C, and an error underway, print what was measured so far.
+    Raises KimiVLError, KeyboardInterrupt."""
     from .. import builtin
-    from ..evaluate import Judge, evaluate, read_questions
+    from ..evaluate import check_pictures, read_questions
+    from ..sampling import MAX_NEW_TOKENS, check_int
 
     if number is not None and number < 1:
         raise exits.UsageError(f"-n is {number}, expected 1 or more")
+    if max_tokens is not None:
+        check_int("max_new_tokens", max_tokens, 1, MAX_NEW_TOKENS)
     everything = read_questions(builtin.questions_folder() if data is None else data)
     questions = _chosen(everything, tasks, number)
     files = opening.choose_model(files)
+    check_pictures(questions)
     progress = Progress(terminal)
-    judged: list[Judged] = []
-    code = errors.EXIT_OK
     with opening.open_model(files, progress) as model:
+        model.require_vision()
         opening.introduce(model, files, terminal)
-        began = time.monotonic()
-
-        def before(index: int, question: Question) -> None:
-            left = ""
-            if index > 4:
-                seconds = (time.monotonic() - began) / index * (len(questions) - index)
-                left = f"  {seconds:.0f} s left" if seconds < 100 else f"  {seconds / 60:.0f} min left"
-            progress.show(f"{question.task}  {index}/{len(questions)}{left}")
-
+        tasks_in_order = tuple(dict.fromkeys(question.task for question in everything))
+        measured = Measured(_facts(model), tasks_in_order, len(questions))
         try:
-            for one in evaluate(model, questions, Judge(everything), max_new_tokens=max_tokens, before=before):
-                judged.append(one)
-        except KeyboardInterrupt:
-            code = errors.EXIT_CANCELLED
+            _ask(model, questions, everything, max_tokens, measured, progress)
+        except (KeyboardInterrupt, errors.KimiVLError):
+            progress.clear()
+            asked = f"{len(measured.judged)} of {plural(len(questions), 'question')}"
+            terminal.note(f"stopped after {asked}" + (", which are below" if measured.judged else ""))
+            raise
         finally:
             progress.clear()
-        name = model.name
-    if code:
-        terminal.note(f"stopped after {len(judged)} of {plural(len(questions), 'question')}")
-    if as_json:
-        terminal.print(json_module.dumps(_as_json(name, files, judged), ensure_ascii=False, indent=2))
-    elif judged:
-        _print(name, judged, terminal)
-        if failures:
-            _print_failures(judged, terminal)
-    return code
+            if as_json:
+                report = evaluate_output.as_json(measured, data)
+                terminal.print(json_module.dumps(report, ensure_ascii=False, indent=2))
+            elif measured.judged:
+                evaluate_output.print_table(measured, terminal)
+                if failures:
+                    evaluate_output.print_failures(measured, terminal)
+    return errors.EXIT_OK
 
 
 def _chosen(questions: Sequence[Question], tasks: Sequence[str], number: int | None) -> list[Question]:
     known = list(dict.fromkeys(question.task for question in questions))
     for task in tasks:
         if task not in known:
-            raise exits.UsageError(f"--task {printable(task)}: no such task; there are {', '.join(known)}")
+            listed = printable(", ".join(known), one_line=True)
+            raise exits.UsageError(f"--task {printable(task)}: no such task; there are {listed}")
     left = {task: number if number is not None else len(questions) for task in tasks or known}
     found = []
     for question in questions:
         if left.get(question.task, 0) > 0:
             left[question.task] -= 1
             found.append(question)
-    # One picture's questions follow each other, so that it is looked at once.
-    place = {image: i for i, image in reversed(list(enumerate(question.image for question in found)))}
-    return sorted(found, key=lambda question: place[question.image])
+    # One picture's questions follow each other, so that it is looked at once; by the pictures' names the tasks take
+    # turns, so that a run that is interrupted has measured something of each.
+    return sorted(found, key=lambda question: question.image.name)
 
 
-def _as_json(name: str, files: opening.Opening, judged: Sequence[Judged]) -> dict[str, Any]:
-    from ..evaluate import by_task, shares
-
-    def both(pair: tuple[Share, Share]) -> dict[str, Any]:
-        exact, lenient = pair
-        return {
-            "n": exact.n,
-            "exact": round(exact.value, 4),
-            "interval": [round(end, 4) for end in exact.interval],
-            "lenient": round(lenient.value, 4),
-        }
+def _facts(model: KimiVL) -> dict[str, Any]:
+    from .inspect import file_type
 
     return {
-        "model": {"name": name, "file": files.model},
-        "tasks": {task: both(pair) for task, pair in by_task(judged).items()},
-        "all": both(shares(judged)),
-        "seconds": round(sum(one.seconds for one in judged), 2),
-        "answers": [
-            {
-                "id": one.question.id,
-                "task": one.question.task,
-                "image": one.question.image.name,
-                "question": one.question.question,
-                "accepted": list(one.question.answers),
-                "answer": one.answer,
-                "exact": one.exact,
-                "lenient": one.lenient,
-            }
-            for one in judged
-        ],
+        "name": model.name,
+        "variant": model.variant,
+        "file": str(model.files.text),
+        "bytes": model.files.file_bytes,
+        "quantization": file_type(model.engine.gguf.get("general.file_type")),
     }
 
 
-def _print(name: str, judged: Sequence[Judged], terminal: Terminal) -> None:
-    from ..evaluate import by_task, shares
+def _ask(
+    model: KimiVL,
+    questions: Sequence[Question],
+    everything: Sequence[Question],
+    max_tokens: int | None,
+    measured: Measured,
+    progress: Progress,
+) -> None:
+    from ..evaluate import Judge, evaluate
 
-    def row(label: str, pair: tuple[Share, Share]) -> str:
-        exact, lenient = pair
-        low, high = exact.interval
-        interval = f"{100 * low:.0f} to {100 * high:.0f}"
-        return (
-            f"{printable(label, one_line=True):<14}{100 * exact.value:>6.1f} %  {interval:>9}"
-            f"{100 * lenient.value:>8.1f} %{exact.n:>7}"
-        )
+    began = time.monotonic()
 
-    terminal.print(printable(name, one_line=True))
-    terminal.print(f"{'task':<14}{'exact':>8}  {'95 %':>9}{'lenient':>10}{'n':>7}")
-    for task, pair in sorted(by_task(judged).items()):
-        terminal.print(row(task, pair))
-    terminal.print(row("all", shares(judged)))
-    seconds = sum(one.seconds for one in judged)
-    terminal.say(f"{seconds:.1f} s, {seconds / len(judged):.2f} s a question", DIM)
+    def before(index: int, question: Question) -> None:
+        text = f"{100 * index // len(questions):3d}%  question {index + 1} of {len(questions)}"
+        if index:
+            text += f"  {100 * sum(one.exact for one in measured.judged) / index:.0f} % right"
+            passed = time.monotonic() - began
+            if passed > 1:
+                text += f"  {duration(passed / index * (len(questions) - index))} left"
+        progress.show(f"{text}  {question.task}")
 
-
-def _print_failures(judged: Sequence[Judged], terminal: Terminal) -> None:
-    for one in judged:
-        if not one.exact:
-            wanted = " or ".join(one.question.answers)
-            text = f"{one.question.image.name}: {one.question.question} expected {wanted}, got {one.answer}"
-            terminal.print(printable(text, one_line=True))
+    for one in evaluate(model, questions, Judge(everything), max_new_tokens=max_tokens, before=before):
+        measured.judged.append(one)

@@ -97,7 +97,7 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
         "file_bytes": gguf.file_bytes,
         "n_tensors": len(tensors),
         "n_parameters": sum(t.n_elems for t in tensors),
-        "quantization": _file_type(get("general.file_type")),
+        "quantization": file_type(get("general.file_type")),
         "types": _types(tensors),
     }
     if text:
@@ -124,7 +124,8 @@ def _int(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _file_type(value: object) -> str:
+def file_type(value: object) -> str:
+    """The name of a general.file_type, "" when there is none."""
     number = _int(value)
     return "" if number is None else FILE_TYPES.get(number, f"file type {number}")
 

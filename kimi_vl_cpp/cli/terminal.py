@@ -160,7 +160,7 @@ class Progress:
             if stage == "prefill":
                 text += f"  {done}/{total} tokens"
             if done > 0 and elapsed > 1:
-                text += f"  {_duration(elapsed / done * (total - done))} left"
+                text += f"  {duration(elapsed / done * (total - done))} left"
         self.show(text)
 
     def show(self, text: str) -> None:
@@ -189,7 +189,8 @@ class Progress:
             pass
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """12.3 -> "12 s"; 600 -> "10 min"."""
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
 
 

@@ -2,7 +2,9 @@
 
 The self-test makes a small random model and shows it a text and a picture through every instruction set that the
 processor has. All of them must agree, and in each the tokens decoded one by one must be those that the whole sequence
-predicts, which other kernels compute.
+predicts, which other kernels compute. Then the built-in model has to read the total of a receipt, through every
+instruction set too: trained weights in the types and sizes of a real file, and an answer that is known. An installation
+without the built-in model is told, and no failure of the computer.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 from .. import __version__, errors
 from . import system
 from .inspect import SAMPLE_CONTEXT, needed_bytes
-from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count
+from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count, printable
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
 QUANTIZATIONS = {
@@ -50,12 +52,15 @@ class Options:
 
 @dataclass
 class SelfTest:
-    """What the self-test found. results: one row per instruction set."""
+    """What the self-test found. results: one row per instruction set. builtin: the same for the built-in model;
+    builtin_missing: why there are none."""
 
     ok: bool = False
     seconds: float = 0.0
     chosen_isa: str = ""
     results: list[dict[str, Any]] = field(default_factory=list)
+    builtin: list[dict[str, Any]] = field(default_factory=list)
+    builtin_missing: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -125,6 +130,7 @@ def self_test(progress: Progress) -> SelfTest:
     try:
         with tempfile.TemporaryDirectory(prefix="kimi-vl-doctor-") as folder:
             _compare_isas(Path(folder), test, progress)
+        _ask_builtin(test, progress)
     except Exception as failure:
         test.problems.append(f"{type(failure).__name__}: {failure}")
     finally:
@@ -185,6 +191,29 @@ def _compare_isas(folder: Path, test: SelfTest, progress: Progress) -> None:
         test.chosen_isa = str(model.engine.config["isa"])
 
 
+def _ask_builtin(test: SelfTest, progress: Progress) -> None:
+    """Has the built-in model read a receipt on every supported instruction set."""
+    from .. import _core, builtin
+    from ..model import KimiVL
+
+    try:
+        picture = builtin.check_picture()
+        builtin.model_path()
+    except errors.BadModelFile as missing:
+        test.builtin_missing = str(missing)
+        return
+    for isa in [isa["name"] for isa in _core.isas() if isa["supported"]]:
+        progress.show(f"asking the built-in model on {isa}")
+        started = time.monotonic()
+        with KimiVL.builtin(isa=isa) as model:
+            answer = model.chat(builtin.CHECK_QUESTION, images=[picture]).text.strip()
+        right = answer == builtin.CHECK_ANSWER
+        test.builtin.append({"isa": isa, "answer": answer, "right": right, "seconds": time.monotonic() - started})
+        if not right:
+            asked = f"asked for the total of a receipt, answers {errors.shown(answer)}"
+            test.problems.append(f"{isa}: the built-in model, {asked}, expected {builtin.CHECK_ANSWER!r}")
+
+
 def _difference(a: Any, b: Any) -> float:
     return float(abs(a - b).max() / abs(b).max()) if a.shape == b.shape and a.size else float("inf")
 
@@ -215,6 +244,11 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
             result["isa"],
             f"text, picture and answer in {result['seconds']:.2f} s, difference {result.get('difference', 0):.0e}",
         )
+    for result in test["builtin"]:
+        said = f"reads the total of a receipt: {result['answer']}" if result["right"] else "reads a receipt wrong"
+        row(result["isa"], f"the built-in model {printable(said, one_line=True)} ({result['seconds']:.2f} s)")
+    if test["builtin_missing"]:
+        row("built in", terminal.style(printable(test["builtin_missing"], one_line=True), YELLOW, err=False))
     for problem in test["problems"]:
         terminal.print("  " + terminal.style(problem, RED, err=False))
     if test["ok"]:

@@ -18,6 +18,7 @@ from PIL import Image
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
 from kimi_vl_cpp.model import KimiVL
+from kimi_vl_cpp.processor import ProcessedImage
 from kimi_vl_cpp.timeline import Picture
 from kimi_vl_cpp.types import Progress
 
@@ -143,7 +144,7 @@ class Run:
         inputs, targets, text = item.scored, item.targets, ""
         if item.is_picture:
             assert embeddings is not None
-            self.thumbnails[item.name] = thumbnail(picture_pixels(scorer.model, item.prompt))
+            self.thumbnails[item.name] = thumbnail(scorer.model.processor(item.prompt.source))
             answer, stop = scorer.answer(session, item.scored[0], self.n_answer)
             text = scorer.model.tokenizer.decode(answer)
             targets = (*answer, *stop)
@@ -354,9 +355,10 @@ class Scorer:
         self.model.gate.check_running()
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture as the tower sees it, small: a PNG."""
-    small = Image.fromarray(np.ascontiguousarray(pixels))
+def thumbnail(seen: ProcessedImage) -> bytes:
+    """A picture as the tower sees it, small and without the padding: a PNG."""
+    width, height = seen.resized_size
+    small = Image.fromarray(np.ascontiguousarray(seen.pixels[:height, :width]))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     out = BytesIO()
     small.save(out, "PNG")

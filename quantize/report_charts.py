@@ -150,7 +150,8 @@ def layers(report: CompareReport, candidates: Sequence[Candidate], is_vision: bo
         for i, candidate in enumerate(report.candidates)
         if candidate in candidates and candidate.weights and (found := candidate.weights.by_layer(is_vision))
     ]
-    highest = max((e for _, _, found in lines for e in found.values() if math.isfinite(e)), default=0.0)
+    lines = [(i, name, {n: e for n, e in found.items() if math.isfinite(e)}) for i, name, found in lines]
+    highest = max((e for _, _, found in lines for e in found.values()), default=0.0)
     if highest == 0:
         return None
     part = "vision part" if is_vision else "text part"
@@ -158,7 +159,7 @@ def layers(report: CompareReport, candidates: Sequence[Candidate], is_vision: bo
         "weights-vision-layers" if is_vision else "weights-text-layers",
         f"Error of the weights, layer by layer: {part}",
         "Of each layer the length of the error divided by the length of the reference's weights.",
-        height=250,
+        height=258,
     )
     below = drawing.legend([name for _, name, _ in lines], 46, 14) if len(lines) > 1 else 6
     left, right, top, bottom = 54.0, drawing.width - 16, below + 4, 214.0
@@ -167,7 +168,7 @@ def layers(report: CompareReport, candidates: Sequence[Candidate], is_vision: bo
     steps = math.ceil(100 * highest / step)
 
     def y(error: float) -> float:
-        return bottom - 100 * min(error, highest) / (step * steps) * (bottom - top)
+        return bottom - 100 * error / (step * steps) * (bottom - top)
 
     def x(layer: int) -> float:
         return left + 12 + (layer - numbers[0]) / max(1, numbers[-1] - numbers[0]) * (right - left - 24)
@@ -222,14 +223,20 @@ def heat(candidate: Candidate, index: int) -> Drawing:
         if lone is not None:
             what = f"{lone.name}: {100 * lone.relative:.3g} %, {lone.type_b}"
             drawing.rect(
-                label, y, cell * max(1, len(columns)) - 1, _ROW - 2, "c0", _strength(lone.relative / worst), what
+                label,
+                y,
+                cell * max(1, len(columns)) - 1,
+                _ROW - 2,
+                series(index),
+                _strength(lone.relative / worst),
+                what,
             )
         for k, layer in enumerate(columns):
             tensor = found.get((role, layer))
             if tensor is not None:
                 what = f"{tensor.name}: {100 * tensor.relative:.3g} %, {tensor.type_b}"
                 strength = _strength(tensor.relative / worst)
-                drawing.rect(label + k * cell, y, cell - 1, _ROW - 2, "c0", strength, what)
+                drawing.rect(label + k * cell, y, cell - 1, _ROW - 2, series(index), strength, what)
         kind = kinds[0] if len(kinds) == 1 else f"{kinds[0]}, …"
         drawing.words(
             label + cell * len(columns) + 8, y + 13, f"{kind}  {100 * total[role]:.3g} %", 11, "start", "pale"

@@ -223,7 +223,10 @@ def _results(report: CompareReport) -> str:
         return f"{human_bytes(model.facts.n_bytes)}<small>{share}</small>"
 
     def speed(model: ModelFacts) -> str:
-        read, written = (("–" if s is None else f"{s:.3g}") for s in (model.speed.prefill, model.speed.decode))
+        read, written = (
+            ("–" if s is None else f"{s:,.0f}" if s >= 100 else f"{s:.3g}")
+            for s in (model.speed.prefill, model.speed.decode)
+        )
         return f"{read} / {written}"
 
     titles = ["Model", "Size", "Bits per weight", "Same next token<small>pictures</small>"]

@@ -37,7 +37,7 @@ article figure{margin:0}
 article img{width:100%;border:1px solid var(--grid);border-radius:4px;display:block}
 article figcaption{font-size:.85rem;margin-top:.3rem;overflow-wrap:anywhere}
 .question{margin:0 0 .8rem;font-weight:600;white-space:pre-wrap;overflow-wrap:anywhere}
-.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:1rem}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(12.5rem,1fr));gap:1rem}
 .answer .pale{font-size:.82rem;margin:.4rem 0 0}
 blockquote{margin:0;padding:.6rem .8rem;border:1px solid var(--grid);border-radius:4px;white-space:pre-wrap;
 overflow-wrap:anywhere;font-size:.93rem;max-height:22rem;overflow-y:auto}

@@ -182,7 +182,11 @@ def _print_facts(model: Any, title: str, reference_bytes: int | None, terminal: 
     terminal.print(terminal.style(title, BOLD, err=False))
     terminal.print(f"  {human_bytes(model.facts.n_bytes)}{share}, {model.facts.bits_per_weight:.2f} bits per weight")
     speeds = ((model.speed.prefill, "read"), (model.speed.decode, "written"))
-    told = [f"{speed:.3g} tokens/s {what}" for speed, what in speeds if speed is not None]
+    told = [
+        f"{f'{speed:,.0f}' if speed >= 100 else f'{speed:.3g}'} tokens/s {what}"
+        for speed, what in speeds
+        if speed is not None
+    ]
     if told:
         terminal.print(f"  {', '.join(told)}")
 

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kimi_vl_cpp import __version__
@@ -17,6 +17,7 @@ from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.types import Progress
 from kimi_vl_cpp.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 
+from . import budget
 from .checkpoint import Checkpoint
 from .config import read_config
 from .encode import Importance, blocks
@@ -45,7 +46,7 @@ from .tensor_map import Target, map_checkpoint
 from .vocabulary_files import read_tokenizer
 from .write import OutputFile, check_output, check_space
 
-STAGE = "quantize"
+STAGE, MEASURING_STAGE = "quantize", "measure"
 PathLike = str | os.PathLike[str]
 _PROGRESS_S = 0.05
 
@@ -59,6 +60,7 @@ def quantize(
     split: bool = False,
     types: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     recipe: PathLike | None = None,
+    size: int | str | None = None,
     imatrix: PathLike | None = None,
     mmproj: PathLike | None = None,
     name: str | None = None,
@@ -78,6 +80,8 @@ def quantize(
     split: two files as llama.cpp reads them: the text at `dst`, the vision part at `mmproj-` before its name.
     types: rules (pattern of tensor names, type), over the type's own; the last that fits wins.
     recipe: a TOML file with a recipe, in place of `type`.
+    size: bytes that the output may have ("8.0GB"; both files of a split one together): the types of the text model are
+        chosen by their measured error, in place of `type`; rules hold what they say.
     imatrix: a file of what each column of each matrix weighs, from `kimi-vl imatrix`.
     mmproj: the vision file of a GGUF `src`. None: the one inside it or beside it, as KimiVL finds it.
     name: general.name of the output. None: the source's.
@@ -89,7 +93,7 @@ def quantize(
 
     Raises BadModelFile for a source that is not what it should be; BadRequest (also "quantize.output_exists",
     "quantize.output_is_input", "quantize.requantize", "quantize.type", "quantize.pattern", "quantize.imatrix",
-    "quantize.resume"); Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
+    "quantize.size", "quantize.resume"); Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
     """
     began = time.perf_counter()
     if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
@@ -99,11 +103,15 @@ def quantize(
     src, dst = _path(src, "src"), _path(dst, "dst")
     chosen = read_recipe(_path(recipe, "recipe")) if recipe is not None else named_recipe(type)
     chosen = with_rules(chosen, types)
+    allowed = None if size is None else budget.parse_size(size)
     wanted_vision = check_type(vision, "vision") if vision is not None else chosen.vision
     weights = None if imatrix is None else _open_importance(_path(imatrix, "imatrix"))
     model = _open(src, None if mmproj is None else _path(mmproj, "mmproj"), name)
     try:
-        plan = _plan(model, dst, chosen, wanted_vision, weights, split, allow_requantize, resume, force)
+        measured = _measured(model, progress)
+        plan = _plan(
+            model, dst, chosen, wanted_vision, weights, allowed, split, allow_requantize, resume, force, measured
+        )
         check_space(plan.layouts)
         outputs: list[OutputFile] = []
         try:
@@ -234,10 +242,12 @@ def _plan(
     recipe: Recipe,
     wanted_vision: str | None,
     weights: _Weights | None,
+    allowed: int | None,
     split: bool,
     allow_requantize: bool,
     resume: bool,
     force: bool,
+    measured: Callable[[str, int], None],
 ) -> _Plan:
     has_vision = any(target.is_vision for target in model.targets)
     if wanted_vision is not None and not has_vision:
@@ -260,27 +270,35 @@ def _plan(
         inputs.append(weights.file)
     paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if split else [dst]
     paths = [check_output(path, inputs, resume, force) for path in paths]
-    warnings = _requantized(model, chosen, allow_requantize)
-    if weights is not None:
-        warnings += _unweighted(weights, chosen)
 
-    shown_type = recipe.name or recipe.base
+    shown_type = recipe.name or recipe.base if allowed is None else f"size-{allowed}"
     file_type = MIXES[recipe.base].file_type
     text_keys = general("deepseek2", "model", model.name, file_type) | model.text
     text_keys |= {KEY_NAME: text(model.name), KEY_FILE_TYPE: u32(file_type), KEY_RECIPE: text(shown_type)}
     if weights is not None:
         text_keys[KEY_IMATRIX] = text(weights.file.path.name)
-    if split:
+
+    def layouts_of(chosen: Sequence[budget.Chosen]) -> list[Layout]:
+        if not split:
+            return [plan_layout(paths[0], text_keys | model.vision, chosen)]
         vision_keys = general("clip", "mmproj", model.name, _file_type(vision)) | model.vision
         halves = ((False, text_keys), (True, vision_keys))
-        layouts = [
+        return [
             plan_layout(path, keys, [one for one in chosen if one[0].is_vision is is_vision])
             for path, (is_vision, keys) in zip(paths, halves, strict=True)
         ]
-    else:
-        layouts = [plan_layout(paths[0], text_keys | model.vision, chosen)]
+
+    if allowed is not None:
+        importance = None if weights is None else weights.importance
+        found = budget.fit(model.source, chosen, chooser.has_rule, layouts_of(chosen), allowed, importance, measured)
+        chosen = found.chosen
+        recipe = replace(recipe, name=shown_type, reason=f"The least measured error in {allowed} bytes.")
+        chooser.notices.append(found.summary)
+    warnings = _requantized(model, chosen, allow_requantize)
+    if weights is not None:
+        warnings += _unweighted(weights, chosen)
     return _Plan(
-        layouts=layouts,
+        layouts=layouts_of(chosen),
         importance=None if weights is None else weights.importance,
         recipe=recipe,
         vision=vision if has_vision else None,
@@ -288,6 +306,20 @@ def _plan(
         warnings=warnings,
         notices=[*model.notices, *chooser.notices],
     )
+
+
+def _measured(model: _Model, progress: Progress | None) -> Callable[[str, int], None]:
+    """Reports matrices that were measured for a size."""
+    total = sum(target.n_elems for target in model.targets if budget.is_free(target))
+    done = 0
+
+    def measured(_name: str, n_elems: int) -> None:
+        nonlocal done
+        done += n_elems
+        if progress is not None:
+            progress(MEASURING_STAGE, done, total)
+
+    return measured
 
 
 def _file_type(type_name: str) -> int:

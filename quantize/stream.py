@@ -137,6 +137,18 @@ def _read(source: Source, piece: Piece) -> Rows | _Raw:
     return np.ascontiguousarray(rows.T) if part.transposed else rows
 
 
+def float_rows(source: Source, part: Part) -> NDArray[np.float32]:
+    """float32 [n_rows, n_cols] of a part as it is stored, before it is transposed."""
+    tensor = source.tensors[part.source]
+    if tensor.type not in FLOAT_TYPES:
+        raw = _read_blocks(tensor, part)
+        return decode(tensor.type, raw, part.n_rows * part.n_cols).reshape(part.n_rows, part.n_cols)
+    rows = read_rows(tensor, part.first, part.n_rows, part.n_cols)
+    if tensor.type == "BF16":
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float32)
+
+
 def _read_blocks(tensor: SourceTensor, part: Part) -> NDArray[np.uint8]:
     elems, size = blocks()[tensor.type]
     row_bytes = part.n_cols // elems * size

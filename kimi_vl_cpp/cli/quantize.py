@@ -53,6 +53,10 @@ def command(
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="FILE", help="A recipe of your own (TOML), in place of -q.")
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="SIZE", help="The best types for a file of at most 8.0GB, by measured error."),
+    ] = None,
     imatrix: Annotated[
         str | None,
         typer.Option("--imatrix", metavar="FILE", help="What each column weighs, from `kimi-vl imatrix`."),
@@ -84,11 +88,14 @@ def command(
                 "-q and --recipe: give one of them",
                 'A recipe names the type that it starts from itself: base = "Q4_K_M"',
             )
+        if size is not None and (quantization is not None or recipe is not None):
+            raise exits.UsageError("--size chooses the types itself: leave out -q and --recipe; --type holds some fast")
         options: dict[str, Any] = {
             "vision": vision,
             "split": split,
             "types": [_rule(rule) for rule in rules or ()],
             "recipe": recipe,
+            "size": size,
             "imatrix": imatrix,
             "mmproj": mmproj,
             "name": name,
@@ -194,11 +201,12 @@ class Bar:
         self._terminal = terminal
         self._clock = clock
         self._started: tuple[float, int] | None = None  # when, and what was done already
+        self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = self._clock()
-        if self._started is None:
-            self._started = now, done
+        if self._started is None or stage != self._stage:
+            self._started, self._stage = (now, done), stage
         began, at_first = self._started
         text = f"{100 * done // max(total, 1):3d}%"
         if now - began > 1 and at_first < done < total:
@@ -208,7 +216,7 @@ class Bar:
         if columns >= 4:
             filled = columns * done // max(total, 1)
             text = f"[{'#' * filled}{'.' * (columns - filled)}] {text}"
-        self._line.show(f"quantizing {text}")
+        self._line.show(f"{'measuring' if stage == 'measure' else 'quantizing'} {text}")
 
     def announce(self, text: str) -> None:
         """Says what comes before the first weights."""

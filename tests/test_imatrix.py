@@ -746,7 +746,7 @@ def test_a_checkpoint_gets_the_weights_that_its_gguf_file_gets(folder, tmp_path)
 
 @pytest.mark.skipif(shutil.which("llama-quantize") is None, reason="there is no llama-quantize")
 def test_llama_quantize_takes_our_file(folder, tmp_path, tiny_model):
-    model = tiny_model(seed=3, text_type="F16", **{**ROWS_OF_256, "num_hidden_layers": 27})
+    model = tiny_model(seed=3, text_type="F16", num_hidden_layers=27)  # the depth it knows this kind of model by
     make_imatrix(model.text, folder, tmp_path / "ours.gguf", ctx=64, answer=2, chunks=4)
     command = ["llama-quantize", "--imatrix", tmp_path / "ours.gguf", model.text, tmp_path / "theirs.gguf", "Q4_K_M"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -30,7 +30,6 @@ JUDGED = {
     "colour": "shapes",
     "count": "shapes",
     "where": "shapes",
-    "button": "button",
 }
 MOST_PER_PICTURE = 2
 _LARGEST_PNG = 9000  # bytes: noise is better kept as JPEG, and then that is the picture

@@ -2,7 +2,7 @@
 
     python -m demo.render_examples examples
 
-Writes the pictures and questions.json. Which of them the built-in model gets right is written there by hand.
+Writes the pictures and questions.json, where "right" tells which of them the built-in model gets right: it is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from kimi_vl_cpp import KimiVL
+from kimi_vl_cpp.evaluate import Judge, Question
 
 from .draw import PALETTE, Colour
 from .fonts import font
@@ -67,25 +70,6 @@ def shapes(size: Size, things: list[tuple[str, str, float, float, float]]) -> Im
     return large.resize(size, Image.Resampling.LANCZOS)
 
 
-def dialog(
-    size: Size, face: str, title: str, bar: Colour, buttons: list[tuple[str, int, int]], message: str = ""
-) -> tuple[Image.Image, dict[str, list[float]]]:
-    """buttons: label, x, y of the top left corner. -> picture, label -> box."""
-    image = Image.new("RGB", size, (240, 240, 242))
-    draw = ImageDraw.Draw(image)
-    printed = font(face, 17)
-    draw.rectangle((0, 0, size[0], 28), fill=bar)
-    draw.text((8, 20), title, fill=(255, 255, 255), font=printed, anchor="ls")
-    draw.text((10, 58), message, fill=(20, 20, 20), font=printed, anchor="ls")
-    boxes = {}
-    for label, x, y in buttons:
-        box = [x, y, x + printed.getlength(label) + 22, y + 29]
-        draw.rounded_rectangle(box, 5, fill=(205, 215, 235), outline=(120, 130, 150))
-        draw.text(((box[0] + box[2]) / 2, y + 21), label, fill=(10, 10, 10), font=printed, anchor="ms")
-        boxes[label] = [float(round(side, 1)) for side in box]
-    return image, boxes
-
-
 def note(size: Size, face: str, points: int, lines: list[str]) -> Image.Image:
     image = Image.new("RGB", size, (255, 252, 240))
     draw = ImageDraw.Draw(image)
@@ -108,14 +92,14 @@ def chart(size: Size) -> Image.Image:
 
 
 def compose() -> list[tuple[str, Image.Image, list[dict[str, Any]]]]:
-    """Name, picture, questions: question, answers, box."""
+    """Name, picture, questions with their answers."""
     white, black, cream = (255, 255, 255), (15, 15, 15), (250, 246, 232)
     found: list[tuple[str, Image.Image, list[dict[str, Any]]]] = []
 
-    def add(name: str, image: Image.Image, *questions: tuple[Any, ...]) -> None:
+    def add(name: str, image: Image.Image, *questions: tuple[str, str]) -> None:
         asked = []
-        for question, answer, *box in questions:
-            asked.append({"question": question, "answers": [answer], **({"box": box[0]} if box else {})})
+        for question, answer in questions:
+            asked.append({"question": question, "answers": [answer]})
         found.append((name, image, asked))
 
     rows = [("Coffee", "$3.20"), ("Bagel", "$2.75"), ("Juice", "$4.10"), ("Total", "$10.05")]
@@ -186,29 +170,22 @@ def compose() -> list[tuple[str, Image.Image, list[dict[str, Any]]]]:
         ("circle", "green", 150, 140, 18),
     ]
     add("circles.png", shapes((196, 196), things), ("How many circles are there?", "3"))
-    buttons = [("Save", 20, 90), ("Discard", 92, 90), ("Cancel", 182, 90)]
-    image, boxes = dialog((280, 140), "OpenSans-Regular", "Document", (50, 80, 140), buttons, "Save the changes?")
+    things = [("diamond", "cyan", 50, 110, 26), ("cross", "brown", 118, 46, 24)]
     add(
-        "dialog.png",
-        image,
-        ("Where is the Cancel button?", _point(boxes["Cancel"], image.size), boxes["Cancel"]),
-        ("What is the title?", "Document"),
+        "two.png",
+        shapes((168, 168), things),
+        ("What colour is the cross?", "brown"),
+        ("What shape is cyan?", "diamond"),
     )
-    buttons = [("Login", 80, 56), ("Forgot", 76, 104)]
-    image, boxes = dialog((224, 168), "Cabin-Medium", "Welcome", (120, 40, 110), buttons)
     add(
-        "login.png",
-        image,
-        ("Click on Login.", _point(boxes["Login"], image.size), boxes["Login"]),
+        "label.png",
+        sign((168, 84), "OpenSans-Regular", 28, ["Honey"], cream, (90, 50, 10), False),
+        ("Read the word.", "Honey"),
     )
     lines = ["Dear Ada, thank you", "for the lovely roses.", "See you on Sunday!"]
     add("note.png", note((252, 140), "Z003-MediumItalic", 24, lines), ("What does it say?", " ".join(lines)))
     add("chart.png", chart((252, 224)), ("Which day was the highest?", "T"))
     return found
-
-
-def _point(box: list[float], size: Size) -> str:
-    return f"({(box[0] + box[2]) / 2 / size[0]:.2f}, {(box[1] + box[3]) / 2 / size[1]:.2f})"
 
 
 def main() -> None:
@@ -217,9 +194,14 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for name, image, questions in compose():
-        image.save(args.folder / name, optimize=True)
-        lines += [{"image": name, **question} for question in questions]
+    with KimiVL.builtin() as model:
+        for name, image, questions in compose():
+            image.save(args.folder / name, optimize=True)
+            for question in questions:
+                asked = Question(name, "example", args.folder / name, question["question"], tuple(question["answers"]))
+                answer = model.chat(asked.question, images=[asked.image]).text
+                lines.append({"image": name, **question, "right": Judge([asked]).exact(asked, answer)})
+                print(f"{name}: {asked.question} {answer}")
     (args.folder / "questions.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -151,8 +151,8 @@ class KimiVL:
 
     @classmethod
     def builtin(cls, **options: Any) -> Self:
-        """The small model of the package: a demonstration that reads short texts, receipts, shapes and buttons, not
-        Kimi-VL (docs/builtin-model.md). options: those of the constructor, `path` and `mmproj` excepted.
+        """The small model of the package: a demonstration, not Kimi-VL; docs/builtin-model.md says what it can do.
+        options: those of the constructor, `path` and `mmproj` excepted.
 
         Raises BadModelFile "builtin.missing" when this installation has none, else what the constructor raises.
         """

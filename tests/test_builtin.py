@@ -140,6 +140,26 @@ def test_the_receipt_of_doctor_is_that_of_the_examples() -> None:
 # What holds for any model in its place.
 
 
+def test_the_page_gets_its_figures_and_the_file_the_card(tmp_path: Path, demo: TinyModel) -> None:
+    card = pytest.importorskip("demo.card", reason="demo/ is not installed with the package")
+    row = {"n": 40, "exact": 0.925, "interval": [0.801, 0.974]}
+    page = card.with_figures((ROOT / "docs" / "builtin-model.md").read_text(), {"tasks": {"words": row}, "all": row})
+    assert page.count("| 92.5 %") == 2 and "| 80.1 to 97.4" in page and "Not measured yet" in page.split("## What")[1]
+    assert card.with_figures(page, {"tasks": {}, "all": row}).count("| 92.5 %") == 1
+    text = card.card_of(page)
+    assert "not Kimi-VL" in text and "## Using it" not in text and "<!--" not in text
+    assert max(map(len, text.splitlines())) <= 100  # for terminals
+    source = make_tiny_model(tmp_path / "m", vision="single", text_type="Q8_0")
+    card.add_card(source.text, text, tmp_path / "carded.gguf")
+    with KimiVL(source.text) as before, KimiVL(tmp_path / "carded.gguf") as after:
+        assert after.variant == "demo" and after.defaults.temperature == 0
+        picture = source.random_picture(56, 84)
+        assert (before.encode_image(picture) == after.encode_image(picture)).all()
+        asked = [before.tokenize("Hello")]
+        assert (before.logits(asked) == after.logits(asked)).all()
+    assert _core.GGUFFile(str(tmp_path / "carded.gguf")).get(KEY_CARD) == text
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A random model with the keys of the built-in one."""

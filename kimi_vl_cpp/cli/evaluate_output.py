@@ -94,10 +94,14 @@ def print_table(measured: Measured, terminal: Terminal) -> None:
         terminal.print(terminal.style(f"{'all'.ljust(width)}  {_row(judged)}", BOLD, err=False))
     n_pictures = len({one.question.image for one in judged})
     terminal.say(
-        f"{plural(len(judged), 'question')} about {plural(n_pictures, 'picture')} in {duration(_seconds(judged))}; "
+        f"{plural(len(judged), 'question')} about {plural(n_pictures, 'picture')} in {_short_time(_seconds(judged))}; "
         "lenient: the right answer inside a sentence",
         DIM,
     )
+
+
+def _short_time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
 def _row(judged: Sequence[Judged]) -> str:

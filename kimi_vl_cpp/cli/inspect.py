@@ -148,6 +148,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
 
     layers, rank, rope = number("block_count"), number("attention.kv_lora_rank"), number("rope.dimension_count")
     kv = 2 * layers * (rank + rope) if layers and rank and rope else None
+    n_ctx = min(SAMPLE_CONTEXT, number("context_length") or SAMPLE_CONTEXT)
     present = set(tokens or ())
     special = {names[0]: any(name in present for name in names) for names in inspect_rules.SPECIAL_TOKENS}
     return {
@@ -159,7 +160,8 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
         "experts_shared": number("expert_shared_count"),
         "context_length": number("context_length"),
         "kv_bytes_per_token": kv,
-        "memory_bytes": None if kv is None else needed_bytes(file_bytes, kv),
+        "memory_bytes": None if kv is None else needed_bytes(file_bytes, kv, n_ctx),
+        "memory_context": n_ctx,
         "vocabulary": len(tokens or ()),
         "tokenizer": _text(gguf.get("tokenizer.ggml.model")),
         "pre_tokenizer": _text(gguf.get("tokenizer.ggml.pre")),
@@ -168,11 +170,11 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
     }
 
 
-def needed_bytes(weights: int, kv_bytes_per_token: int) -> int:
-    """Memory for a model of `weights` bytes with SAMPLE_CONTEXT tokens of context, by the loader's own estimate."""
+def needed_bytes(weights: int, kv_bytes_per_token: int, n_ctx: int = SAMPLE_CONTEXT) -> int:
+    """Memory for a model of `weights` bytes with n_ctx tokens of context, by the loader's own estimate."""
     from ..memory import WORK_BYTES_PER_WEIGHT_BYTE
 
-    return weights + int(weights * WORK_BYTES_PER_WEIGHT_BYTE) + SAMPLE_CONTEXT * kv_bytes_per_token
+    return weights + int(weights * WORK_BYTES_PER_WEIGHT_BYTE) + n_ctx * kv_bytes_per_token
 
 
 def _vision_part(gguf: GGUFFile) -> dict[str, Any]:

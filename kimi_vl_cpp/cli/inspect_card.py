@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .inspect import SAMPLE_CONTEXT
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, human_bytes, human_count, plural, printable
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def print_card(report: dict[str, Any], terminal: Terminal) -> None:
     terminal.print(terminal.style(printable(name, one_line=True), BOLD, err=False))
     rows = list(_general_rows(report))
     if "text" in report:
-        rows += _text_rows(report["text"])
+        rows += _text_rows(report["text"], "vision" in report)
     if "mmproj" in report:
         rows.append(("vision", report["mmproj"] or "none found beside this file"))
     if "vision" in report:
@@ -46,7 +45,7 @@ def _general_rows(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield ("" if index else "types"), f"{row['type']:8} {size:>9} in {plural(row['n_tensors'], 'tensor')}"
 
 
-def _text_rows(text: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _text_rows(text: dict[str, Any], has_vision: bool) -> Iterable[tuple[str, str]]:
     network = f"{text['layers']} layers, hidden size {text['hidden_size']}, {text['heads']} heads"
     if text["experts"]:
         network += f", {text['experts']} experts ({text['experts_used']} used + {text['experts_shared']} shared)"
@@ -56,7 +55,8 @@ def _text_rows(text: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "context", f"up to {human_count(text['context_length'])} tokens, {per_token}"
     if text["memory_bytes"]:
         needs = human_bytes(text["memory_bytes"])
-        yield "memory", f"about {needs} with {human_count(SAMPLE_CONTEXT)} tokens of context, without the vision file"
+        alone = "" if has_vision else ", without the vision file"
+        yield "memory", f"about {needs} with {human_count(text['memory_context'])} tokens of context{alone}"
     missing = len(text["special_tokens_missing"])
     special = f"{missing} special tokens missing" if missing else "special tokens present"
     kind = ", ".join(part for part in (text["tokenizer"], text["pre_tokenizer"]) if part) or "kind not given"

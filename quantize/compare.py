@@ -57,7 +57,7 @@ def compare(
     in_token_limit: as KimiVL's, for all models. None: the reference's for all.
     progress: progress(stage, done, total); an exception from it stops the run.
 
-    The numbers do not depend on n_threads. Nothing is left on the disk, whatever happens.
+    The numbers do not depend on n_threads. Temporary files go with the end of the call, also when it is stopped.
 
     Raises BadRequest ("compare.vocabulary", "compare.data", "compare.option", "imatrix.data"), KimiVLError
     "compare.disk_space", and what KimiVL raises.

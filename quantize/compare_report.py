@@ -261,8 +261,10 @@ def finite(value: float) -> float | None:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Short names that tell the files apart."""
+    """Short names that tell the files apart: without what they begin with in common, "Kimi-VL-Q4_K_M" is "Q4_K_M"."""
     stems = [path.stem for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [f"{chr(65 + i)} {stem}" for i, stem in enumerate(stems)]
+    if len(set(stems)) < len(stems):
+        return [f"{i + 1}: {stem}" for i, stem in enumerate(stems)]
+    n_common = next((i for i, letters in enumerate(zip(*stems, strict=False)) if len(set(letters)) > 1), 0)
+    cut = max(stems[0].rfind(sign, 0, n_common) for sign in "-.") + 1
+    return [stem[cut:] for stem in stems] if all(len(stem) > cut for stem in stems) else stems

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .compare_report import Candidate, CompareReport, Divergence, percent
-from .report_drawing import Drawing, series, text_width
+from .report_drawing import Drawing, clipped, series, text_width
 
 _ROW = 20.0
 _LEAST_KL = 1e-7  # what is nearer is drawn here
@@ -70,7 +70,7 @@ def divergences(report: CompareReport) -> Drawing:
         drawing.words(at(tick), bottom + 18, _power(tick), 11, "middle", "pale")
     for k, (name, i, d) in enumerate(rows):
         y = 25 + 30 * k
-        drawing.words(label - 12, y + 4, name, 12, "end")
+        drawing.words(label - 12, y + 4, clipped(name, 12, label - 16), 12, "end")
         drawing.line(((at(d.median), y), (at(d.max), y)), series(i), 1)
         drawing.rect(
             at(d.median),
@@ -133,7 +133,9 @@ def sizes(report: CompareReport) -> Drawing:
         while any(abs(height - other) < 15 for other in taken):
             height += 15
         taken.append(height)
-        drawing.words(place + 16, height, candidate.model.label, 12, "start", series(i))
+        drawing.words(
+            place + 16, height, clipped(candidate.model.label, 12, drawing.width - place - 20), 12, "start", series(i)
+        )
     return drawing
 
 

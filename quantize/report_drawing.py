@@ -160,6 +160,16 @@ def wrapped(text: str, size: float, width: float) -> list[str]:
     return [line for line in lines if line]
 
 
+def clipped(text: str, size: float, width: float) -> str:
+    """The text, with an ellipsis in its middle when it would be wider than `width`."""
+    kept = len(text)
+    short = text
+    while kept > 4 and text_width(short, size) > width:
+        kept -= 1
+        short = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+    return short
+
+
 def text_width(text: str, size: float) -> float:
     """About how wide a line of words is."""
     return float(_font(size).getlength(_drawable(text))) / _SCALE * 1.04

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -162,13 +163,18 @@ def _text(words: str, *, lines: bool = False) -> str:
     return escape(printable(words, one_line=not lines))
 
 
+def _words(words: str) -> str:
+    """A sentence of ours: numbers stay with their per cent signs."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", _text(words))
+
+
 def _section(name: str, title: str, inside: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>{inside}</section>\n'
 
 
 def _header(report: CompareReport) -> str:
     data = f"{report.n_texts} texts and {report.n_pictures} pictures ({_text(report.data)})"
-    return f"""<header><p class="kind">kimi-vl compare</p><h1>{_text(report.verdict())}</h1>
+    return f"""<header><p class="kind">kimi-vl compare</p><h1>{_words(report.verdict())}</h1>
 <p class="pale">Compared on {data}, {report.candidates[0].overall.n} scored places. Reference:
 {_text(report.reference.label)}, {human_bytes(report.reference.facts.n_bytes)}.</p>{_warnings(report)}</header>
 """
@@ -253,7 +259,7 @@ def _results(report: CompareReport) -> str:
                 speed(c.model),
             ]
         )
-    sentences = "".join(f"<p>{_text(report.sentence(c))}</p>" for c in report.candidates if len(report.candidates) > 1)
+    sentences = "".join(f"<p>{_words(report.sentence(c))}</p>" for c in report.candidates if len(report.candidates) > 1)
     return _section("results", "Results", sentences + _table(titles, rows, "numbers"))
 
 
@@ -298,17 +304,20 @@ def _candidate_answer(candidate: Candidate, prompt: PromptResult, i: int) -> str
         words = f"{_text(mine[:at], lines=True)}<mark>{rest}</mark>"
         state = f"differs from letter {at + 1} on"
     d = prompt.divergence
+    below = (
+        f"{state}; same next token at {percent(d.top)} of {d.n}, mean KL {number(d.mean)}, embeddings off by "
+        f"{_off(prompt.embedding)}"
+    )
     return (
         f'<div class="answer"><h4>{_swatch(i)}{_text(candidate.model.label)}</h4><blockquote>{words}</blockquote>'
-        f'<p class="pale">{state}; same next token at {percent(d.top)} of {d.n}, mean KL {number(d.mean)}, '
-        f"embeddings off by {_off(prompt.embedding)}</p></div>"
+        f'<p class="pale">{_words(below)}</p></div>'
     )
 
 
 def _figures(drawings: Sequence[Drawing]) -> str:
     return "".join(
         f'<figure class="chart"><h3>{_text(d.title)}</h3><div class="wide">{d.svg()}</div>'
-        f"<figcaption>{_text(d.note)}</figcaption></figure>"
+        f"<figcaption>{_words(d.note)}</figcaption></figure>"
         for d in drawings
     )
 
@@ -371,7 +380,7 @@ def _how(report: CompareReport) -> str:
         f"The reference's probabilities were kept as {report.stored_as}. Speeds are from this run, on this machine, "
         "and only tell orders of magnitude: kimi-vl bench measures them properly.",
     ]
-    paragraphs = "".join(f"<p>{_text(words)}</p>" for words in how)
+    paragraphs = "".join(f"<p>{_words(words)}</p>" for words in how)
     files = "".join(
         f"<li>{_text(str(m.path))}: {human_bytes(m.facts.n_bytes)}; "
         f"{_text(', '.join(f'{n} {kind}' for kind, n in m.types.items()))}</li>"

@@ -15,6 +15,7 @@ import typer
 
 from .. import errors
 from . import exits
+from .quantize import _sigterm_raises
 from .terminal import BOLD, DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
 
 _BAR_COLUMNS = 24
@@ -111,8 +112,9 @@ def run(
     wanted = pages.check_outputs(html, png, files, options["data"], force)
     bar = Bar(terminal)
     try:
-        report = tool.compare(files[0], files[1:], progress=bar, **options)
-        written = pages.write_outputs(report, wanted)
+        with _sigterm_raises():  # so that temporary files are taken away
+            report = tool.compare(files[0], files[1:], progress=bar, **options)
+            written = pages.write_outputs(report, wanted)
     except (KeyboardInterrupt, errors.Cancelled):
         bar.clear()
         terminal.note(f"stopped{bar.how_far()}: nothing was written")
@@ -135,7 +137,7 @@ def run(
 
 
 def print_report(report: Any, terminal: Terminal) -> None:
-    """The verdict, and of every model a block of short lines: nothing is wider than 60 columns but names."""
+    """The verdict, and of every model a block of short lines: nothing is wider than 70 columns but names."""
     names = [
         printable(model.label, one_line=True) for model in (report.reference, *(c.model for c in report.candidates))
     ]
@@ -165,11 +167,10 @@ def print_report(report: Any, terminal: Terminal) -> None:
                 f"  {candidate.n_same_answers} of {plural(report.n_pictures, 'answer')} word for word the same"
             )
         if candidate.weights is not None and candidate.weights.tensors:
-            worst = [f"{name} {100 * e:.2g} %" for name, e in list(candidate.weights.by_role().items())[:3] if e > 0]
-            terminal.print("  weights off most: " + (printable(", ".join(worst), one_line=True) or "none"))
+            terminal.print("  weights off most: " + _worst(candidate.weights.by_role()))
     terminal.print()
     places = report.candidates[0].overall.n
-    left_out = f", {plural(report.n_left_out, 'more')} left out (--chunks)" if report.n_left_out else ""
+    left_out = f", {plural(report.n_left_out, 'prompt')} left out (--chunks)" if report.n_left_out else ""
     terminal.say(
         f"{plural(report.n_texts, 'text')} and {plural(report.n_pictures, 'picture')}{left_out}, "
         f"{plural(places, 'place')}; {report.seconds:.0f} s",
@@ -189,6 +190,19 @@ def _print_facts(model: Any, title: str, reference_bytes: int | None, terminal: 
     ]
     if told:
         terminal.print(f"  {', '.join(told)}")
+
+
+def _worst(by_role: dict[str, float], room: int = 50) -> str:
+    """The roles with the largest errors, as many as fit."""
+    found = ""
+    for name, error in by_role.items():
+        longer = (
+            f"{found}{', ' if found else ''}{printable(name, one_line=True).removeprefix('blk.*.')} {100 * error:.2g} %"
+        )
+        if error == 0 or (found and len(longer) > room):
+            break
+        found = longer
+    return found or "none"
 
 
 def number(x: float) -> str:

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from .compare import compare
+from .compare_report import CompareReport
 from .imatrix_run import ImatrixReport, make_imatrix
 from .quantize import quantize
 from .recipe import MIXES, RECIPES, Mix, Recipe
@@ -16,12 +18,14 @@ from .report import FileReport, Report, TensorReport
 __all__ = [
     "MIXES",
     "RECIPES",
+    "CompareReport",
     "FileReport",
     "ImatrixReport",
     "Mix",
     "Recipe",
     "Report",
     "TensorReport",
+    "compare",
     "make_imatrix",
     "quantize",
 ]

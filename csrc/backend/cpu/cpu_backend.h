@@ -34,7 +34,7 @@ struct Product {
   int64_t out_stride;
 };
 
-constexpr int64_t kDotRows = 16;  // up to this many rows, dots beat unpacking a panel
+constexpr int64_t kDotRows = 4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
 
 // What one thread needs while it works on a panel of weight rows.
 struct ThreadScratch {
@@ -117,6 +117,8 @@ class CpuBackend final : public Backend {
   std::vector<Activations> quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats);
   void run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out);
   void run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out);
+  void add_down(const ExpertWork& expert, const Activations& inner, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
+                ThreadScratch* scratch);
 
   // mla.cpp
   void append_to_cache(const MlaArgs& args, float* q, const float* ckv);

@@ -249,36 +249,49 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   // Quantize the inner rows of experts whose down projection is quantized.
   std::vector<Activations> inner = quantized_inner(experts, n_slots, inner_floats);
 
-  // Down: a panel of output features passes through all experts in order, so nobody else writes where it adds.
+  // Down: a strip of output features passes through all experts in order, so nobody else writes where it adds. The panels of a strip
+  // follow each other within an expert, while its tokens are near.
   const int64_t hidden = experts[0].w.down.rows;
   int64_t lanes = kernels_.panel_lanes;
   for (const ExpertWork& expert : experts) lanes = std::min(lanes, panel_lanes(expert.w.down));
-  pool_.parallel_for(ceil_div(hidden, lanes), [&](int64_t p, int thread) {
-    ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
-    const int64_t row0 = p * lanes, n_cols = std::min(lanes, hidden - row0);
+  const int64_t n_panels = ceil_div(hidden, lanes), in_strip = std::clamp<int64_t>(n_panels / (8 * pool_.n_threads()), 1, 4);
+  pool_.parallel_for(ceil_div(n_panels, in_strip), [&](int64_t strip, int thread) {
+    const int64_t first = strip * in_strip, last = std::min(n_panels, first + in_strip);
     for (size_t e = 0; e < experts.size(); ++e) {
-      const ExpertWork& expert = experts[e];
-      const bool dots = prefers_dots(expert.w.down, inner[e].n);
-      Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, &scratch);
-      const int64_t stride = dots ? lanes : down.lanes;
-      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * stride));
-      for (int64_t j0 = 0; j0 < inner[e].n; j0 += kTokenBlock) {
-        const int64_t n = std::min(kTokenBlock, inner[e].n - j0);
-        if (j0 + n == inner[e].n) {
-          down.q8.ahead = e + 1 < experts.size() ? rows_ahead(experts[e + 1].w.down, row0)
-                                                 : rows_ahead(experts[0].w.down, row0 + pool_.n_threads() * lanes);
-        }
-        if (dots)
-          multiply_dots(expert.w.down, row0, n_cols, inner[e], nullptr, n, scratch.tile[0].data(), stride, &scratch);
+      for (int64_t p = first; p < last; ++p) {
+        Ahead ahead;
+        if (p + 1 < last)
+          ahead = rows_ahead(experts[e].w.down, (p + 1) * lanes);
+        else if (e + 1 < experts.size())
+          ahead = rows_ahead(experts[e + 1].w.down, first * lanes);
         else
-          multiply_panel(down, inner[e].rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
-        for (int64_t j = 0; j < n; ++j) {
-          const size_t at = static_cast<size_t>(j0 + j);
-          kernels_.add_scaled(scratch.tile[0].data() + j * stride, expert.weights[at], n_cols, out + expert.tokens[at] * hidden + row0);
-        }
+          ahead = rows_ahead(experts[0].w.down, (strip + pool_.n_threads()) * in_strip * lanes);
+        add_down(experts[e], inner[e], p * lanes, std::min(lanes, hidden - p * lanes), ahead, out, &scratch_[static_cast<size_t>(thread)]);
       }
     }
   });
+}
+
+// out[token, row0 ..] += weight * down(inner), n_cols features for the tokens of one expert.
+void CpuBackend::add_down(const ExpertWork& expert, const Activations& inner, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
+                          ThreadScratch* scratch) {
+  const bool dots = prefers_dots(expert.w.down, inner.n);
+  Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, scratch);
+  const int64_t stride = dots ? kernels_.panel_lanes : down.lanes, hidden = expert.w.down.rows;
+  AlignedBuffer<float>& tile = scratch->tile[0];
+  tile.resize(static_cast<size_t>(kTokenBlock * stride));
+  for (int64_t j0 = 0; j0 < inner.n; j0 += kTokenBlock) {
+    const int64_t n = std::min(kTokenBlock, inner.n - j0);
+    if (j0 + n == inner.n) down.q8.ahead = ahead;
+    if (dots)
+      multiply_dots(expert.w.down, row0, n_cols, inner, nullptr, n, tile.data(), stride, scratch);
+    else
+      multiply_panel(down, inner.rows(j0, n), nullptr, n, tile.data(), scratch);
+    for (int64_t j = 0; j < n; ++j) {
+      const size_t at = static_cast<size_t>(j0 + j);
+      kernels_.add_scaled(tile.data() + j * stride, expert.weights[at], n_cols, out + expert.tokens[at] * hidden + row0);
+    }
+  }
 }
 
 }  // namespace kimi::cpu

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kimi_vl_cpp.cli.terminal import plural
+
 from .compare_rows import wilson
 from .compare_weights import FileFacts, WeightErrors
 
@@ -127,7 +129,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """thumbnails: prompt name -> PNG bytes. experts: layer -> tokens of each expert, int64 [n_experts]."""
+    """thumbnails: prompt name -> the bytes of a PNG or JPEG. experts: layer -> tokens of each expert, int64
+    [n_experts]."""
 
     reference: ModelFacts
     candidates: tuple[Candidate, ...]
@@ -142,6 +145,11 @@ class CompareReport:
     thumbnails: dict[str, bytes] = field(repr=False)
     experts: dict[int, NDArray[np.int64]] = field(repr=False)
     seconds: float
+
+    def prompts(self) -> str:
+        """ "5 texts and 1 picture"."""
+        counts = ((self.n_texts, "text"), (self.n_pictures, "picture"))
+        return " and ".join(plural(n, word) for n, word in counts if n)
 
     def verdict(self) -> str:
         """One sentence for all candidates."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ _COST_PATCH, _COST_ANSWER = 0.25, 4.0  # beside a token of text
 @dataclass
 class Remembered:
     """What the reference thought of one prompt. first_row: in the row file. inputs, targets: ids of the scored places
-    and what follows them. tokens: the greedy answer."""
+    and what follows them. answer: the greedy one. embeddings: where they begin in their file."""
 
     first_row: int
     inputs: NDArray[np.int32]
@@ -47,7 +48,7 @@ class Remembered:
     tops: NDArray[np.int64]
     target_logs: NDArray[np.float64]
     answer: str = ""
-    embeddings: Path | None = None
+    embeddings: int | None = None
 
 
 @dataclass
@@ -107,11 +108,13 @@ class Run:
         self.warnings: list[str] = []
         self.stored_as = ""
         self._rows: RowFile | None = None
+        self._embeddings = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  nameless, as the rows are
         self._done = self._total = 0.0
         self._n_weights = 0
 
     def close(self) -> None:
         """Idempotent."""
+        self._embeddings.close()
         if self._rows is not None:
             self._rows.close()
 
@@ -131,12 +134,12 @@ class Run:
             scorer = Scorer(model, self._advance)
             session = self._session(model)
             row = 0
-            for index, item in enumerate(self.items.items):
-                self.remembered.append(self._remember(scorer, session, item, row, index))
+            for item in self.items.items:
+                self.remembered.append(self._remember(scorer, session, item, row))
                 row += len(self.remembered[-1].inputs)
             return self._facts(path, label, model, scorer.clock)
 
-    def _remember(self, scorer: Scorer, session: _core.Session, item: Item, first_row: int, index: int) -> Remembered:
+    def _remember(self, scorer: Scorer, session: _core.Session, item: Item, first_row: int) -> Remembered:
         assert self._rows is not None
         began = self._done
         embeddings = scorer.embeddings(item)
@@ -159,8 +162,8 @@ class Run:
             logs.append(found[np.arange(len(found)), want[at : at + len(found)]])
         where = None
         if embeddings is not None:
-            where = self.scratch / f"embeddings-{index}.npy"
-            np.save(where, embeddings)
+            where = self._embeddings.tell()
+            np.save(self._embeddings, embeddings)
         self._done = began + self._cost(item)
         self._advance(0)
         return Remembered(
@@ -206,7 +209,8 @@ class Run:
             judged.append(judge(rows, known.tops[places], logits, known.targets[places]))
         squared, norm, comparable = 0.0, 0.0, False
         if embeddings is not None and known.embeddings is not None:
-            expected = np.load(known.embeddings)
+            self._embeddings.seek(known.embeddings)
+            expected = np.load(self._embeddings)
             comparable = expected.shape == embeddings.shape
             if comparable:
                 norm = float((expected * expected).sum(dtype=np.float64))
@@ -356,10 +360,12 @@ class Scorer:
 
 
 def thumbnail(seen: ProcessedImage) -> bytes:
-    """A picture as the tower sees it, small and without the padding: a PNG."""
+    """A picture as the tower sees it, small and without the padding: a PNG, or a JPEG where that is
+    much smaller."""
     width, height = seen.resized_size
     small = Image.fromarray(np.ascontiguousarray(seen.pixels[:height, :width]))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    out = BytesIO()
-    small.save(out, "PNG")
-    return out.getvalue()
+    png, jpeg = BytesIO(), BytesIO()
+    small.save(png, "PNG", optimize=True)
+    small.save(jpeg, "JPEG", quality=88)
+    return min((png.getvalue(), jpeg.getvalue()), key=lambda raw: len(raw) * (1 if raw[:1] == b"\x89" else 2))

@@ -205,6 +205,7 @@ def heat(candidate: Candidate, index: int) -> Drawing:
         f"A column for each layer; full colour is {100 * worst:.3g} %. Behind each row: its type and its error as a "
         "whole. Tensors that did not change have no row.",
         height=24 + _ROW * len(roles) + 10,
+        folds=True,
     )
     label = max([text_width(role, 12) for role in roles] or [0.0]) + 12
     tail = 130.0

@@ -87,13 +87,15 @@ class _Words:
 
 @dataclass
 class Drawing:
-    """A figure; units are CSS pixels, y goes down. name: of its file. title, note: what it shows and how to read it."""
+    """A figure; units are CSS pixels, y goes down. name: of its file. title, note: what it shows and how to read it.
+    folds: there is one for each candidate."""
 
     name: str
     title: str
     note: str
     width: float = 760
     height: float = 100
+    folds: bool = False
     _items: list[Any] = field(default_factory=list)
 
     def rect(self, x: float, y: float, w: float, h: float, colour: str, strength: float = 1.0, title: str = "") -> None:

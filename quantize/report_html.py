@@ -10,14 +10,14 @@ import contextlib
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from kimi_vl_cpp import __version__, model_files
 from kimi_vl_cpp._core import GGUFFile
-from kimi_vl_cpp.cli.terminal import human_bytes, printable
+from kimi_vl_cpp.cli.terminal import human_bytes, plural, printable
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
 
 from .compare_report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, percent
@@ -29,6 +29,7 @@ from .report_style import STYLE
 from .write import check_output
 
 _WORST_TENSORS = 15
+_MOST_PICTURES = 60
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _section(name: str, title: str, inside: str) -> str:
 
 
 def _header(report: CompareReport) -> str:
-    data = f"{report.n_texts} texts and {report.n_pictures} pictures ({_text(report.data)})"
+    data = f"{report.prompts()} ({_text(report.data)})"
     return f"""<header><p class="kind">kimi-vl compare</p><h1>{_words(report.verdict())}</h1>
 <p class="pale">Compared on {data}, {report.candidates[0].overall.n} scored places. Reference:
 {_text(report.reference.label)}, {human_bytes(report.reference.facts.n_bytes)}.</p>{_warnings(report)}</header>
@@ -200,7 +201,7 @@ def number(x: float | None) -> str:
     """Three digits; an exponent where there would be only zeros."""
     if x is None:
         return "–"
-    return "0" if x == 0 else f"{x:.2g}" if x < 1e-3 else f"{x:.4f}" if x < 1 else f"{x:.3g}"
+    return "0" if x == 0 else f"{x:.2g}".replace("e-0", "e\N{MINUS SIGN}") if x < 1e-3 else f"{x:.4f}" if x < 1 else f"{x:.3g}"
 
 
 def _swatch(i: int) -> str:
@@ -235,44 +236,51 @@ def _results(report: CompareReport) -> str:
         )
         return f"{read} / {written}"
 
-    titles = ["Model", "Size", "Bits per weight", "Same next token<small>pictures</small>"]
-    titles += ["Same next token<small>texts</small>", "Mean KL<small>pictures</small>", "Mean KL<small>texts</small>"]
-    titles += ["Picture embeddings<small>relative error</small>", "Same answers<small>letter for letter</small>"]
-    titles += ["Tokens per second<small>read / written</small>"]
-    first = report.reference
-    rows = [
-        [_text(first.label), size(first), f"{first.facts.bits_per_weight:.2f}", *["–"] * 6, speed(first)],
+    pictures, texts = report.n_pictures > 0, report.n_pictures < len(report.candidates[0].prompts)
+    columns: list[tuple[bool, str, Callable[[Candidate], str]]] = [
+        (pictures, "Same next token<small>pictures</small>", lambda c: _top(c.picture)),
+        (texts, "Same next token<small>texts</small>", lambda c: _top(c.text)),
+        (pictures, "Mean KL<small>pictures</small>", lambda c: _kl(c.picture)),
+        (texts, "Mean KL<small>texts</small>", lambda c: _kl(c.text)),
+        (pictures, "Picture embeddings<small>relative error</small>", lambda c: _off(c.embedding)),
+        (
+            pictures,
+            "Same answers<small>letter for letter</small>",
+            lambda c: f"{c.n_same_answers} of {report.n_pictures}",
+        ),
     ]
-    for i, c in enumerate(report.candidates):
-        same = f"{c.n_same_answers} of {report.n_pictures}" if report.n_pictures else "–"
-        rows.append(
-            [
-                _swatch(i) + _text(c.model.label),
-                size(c.model),
-                f"{c.model.facts.bits_per_weight:.2f}",
-                _top(c.picture),
-                _top(c.text),
-                _kl(c.picture),
-                _kl(c.text),
-                _off(c.embedding),
-                same,
-                speed(c.model),
-            ]
-        )
+    wanted = [(title, cell) for is_wanted, title, cell in columns if is_wanted]
+    titles = ["Model", "Size", "Bits per weight", *(title for title, _ in wanted)]
+    titles.append("Tokens per second<small>read / written</small>")
+
+    def row(model: ModelFacts, swatch: str, cells: Sequence[str]) -> list[str]:
+        bits = f"{model.facts.bits_per_weight:.2f}"
+        return [swatch + _text(model.label), size(model), bits, *cells, speed(model)]
+
+    rows = [row(report.reference, "", ["–"] * len(wanted))]
+    rows += [row(c.model, _swatch(i), [cell(c) for _, cell in wanted]) for i, c in enumerate(report.candidates)]
     sentences = "".join(f"<p>{_words(report.sentence(c))}</p>" for c in report.candidates if len(report.candidates) > 1)
     return _section("results", "Results", sentences + _table(titles, rows, "numbers"))
 
 
 def _pictures(report: CompareReport) -> str:
     """Of every picture the question and the answers, side by side."""
+    prompts = report.candidates[0].prompts
+    order = sorted(
+        (k for k, prompt in enumerate(prompts) if prompt.answers is not None),
+        key=lambda k: (-sum(c.prompts[k].divergence.mean for c in report.candidates), k),
+    )
+    left_out = f" The {len(order) - _MOST_PICTURES} that differ least are left out." if order[_MOST_PICTURES:] else ""
     out = [
-        '<p class="pale">Greedy answers of at most '
-        f"{report.n_answer} tokens; <mark>marked</mark> from the first difference on.</p>"
+        f'<p class="pale">Greedy answers of at most {report.n_answer} tokens, the most different ones first; '
+        f"<mark>marked</mark> from the first difference on.{left_out}</p>"
     ]
-    for k, prompt in enumerate(report.candidates[0].prompts):
-        if not prompt.is_picture or prompt.answers is None:
-            continue
-        thumbnail = b64encode(report.thumbnails[prompt.name]).decode()
+    for k in order[:_MOST_PICTURES]:
+        prompt = prompts[k]
+        assert prompt.answers is not None
+        raw = report.thumbnails[prompt.name]
+        kind = "png" if raw.startswith(b"\x89PNG") else "jpeg"
+        thumbnail = f"data:image/{kind};base64,{b64encode(raw).decode()}"
         answers = [
             f'<div class="answer"><h4>{_text(report.reference.label)}</h4>'
             f"<blockquote>{_answer(prompt.answers[0])}</blockquote></div>"
@@ -280,7 +288,7 @@ def _pictures(report: CompareReport) -> str:
         for i, candidate in enumerate(report.candidates):
             answers.append(_candidate_answer(candidate, candidate.prompts[k], i))
         out.append(
-            f'<article><figure><img src="data:image/png;base64,{thumbnail}" alt="{_text(prompt.name)}">'
+            f'<article><figure><img src="{thumbnail}" alt="{_text(prompt.name)}">'
             f"<figcaption>{_text(prompt.name)}</figcaption></figure>"
             f'<div><p class="question">{_text(prompt.question, lines=True)}</p>'
             f'<div class="answers">{"".join(answers)}</div></div></article>'
@@ -304,10 +312,9 @@ def _candidate_answer(candidate: Candidate, prompt: PromptResult, i: int) -> str
         words = f"{_text(mine[:at], lines=True)}<mark>{rest}</mark>"
         state = f"differs from letter {at + 1} on"
     d = prompt.divergence
-    below = (
-        f"{state}; same next token at {percent(d.top)} of {d.n}, mean KL {number(d.mean)}, embeddings off by "
-        f"{_off(prompt.embedding)}"
-    )
+    below = f"{state}; same next token at {percent(d.top)} of {plural(d.n, 'place')}, mean KL {number(d.mean)}"
+    if prompt.embedding:
+        below += f", embeddings off by {_off(prompt.embedding)}"
     return (
         f'<div class="answer"><h4>{_swatch(i)}{_text(candidate.model.label)}</h4><blockquote>{words}</blockquote>'
         f'<p class="pale">{_words(below)}</p></div>'
@@ -315,11 +322,18 @@ def _candidate_answer(candidate: Candidate, prompt: PromptResult, i: int) -> str
 
 
 def _figures(drawings: Sequence[Drawing]) -> str:
-    return "".join(
-        f'<figure class="chart"><h3>{_text(d.title)}</h3><div class="wide">{d.svg()}</div>'
-        f"<figcaption>{_words(d.note)}</figcaption></figure>"
-        for d in drawings
-    )
+    """Of figures of one kind for every candidate all but the first are folded."""
+    out = []
+    folded = [d for d in drawings if d.folds]
+    for d in drawings:
+        inside = f'<div class="wide">{d.svg()}</div><figcaption>{_words(d.note)}</figcaption>'
+        if len(folded) > 1 and d.folds:
+            is_open = " open" if d is folded[0] else ""
+            inside = f"<details{is_open}><summary>{_text(d.title)}</summary>{inside}</details>"
+        else:
+            inside = f"<h3>{_text(d.title)}</h3>{inside}"
+        out.append(f'<figure class="chart">{inside}</figure>')
+    return "".join(out)
 
 
 def _prompts(report: CompareReport) -> str:

@@ -48,6 +48,8 @@ mark{background:color-mix(in srgb,var(--c1) 28%,transparent);color:inherit;borde
 font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 details{margin:.5rem 0}
 summary{cursor:pointer;padding:.3rem 0}
+.chart summary{font-weight:600}
+.chart:has(details:not([open])){margin-bottom:.6rem}
 li{overflow-wrap:anywhere}
 @media(max-width:40rem){article{grid-template-columns:1fr}article figure{max-width:16rem}}
 @media print{nav{display:none}body{font-size:12px}blockquote{max-height:none}}

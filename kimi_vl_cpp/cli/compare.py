@@ -150,7 +150,7 @@ def print_report(report: Any, terminal: Terminal) -> None:
         titles = ("", "same next token", "KL mean", "median", "99 %")
         rows = [titles]
         for what, d in (("texts", candidate.text), ("pictures", candidate.picture), ("all", candidate.overall)):
-            if d is not None:
+            if d is not None and (what != "all" or (candidate.text and candidate.picture)):
                 top = f"{100 * d.top:.1f} % ({100 * d.top_low:.1f}-{100 * d.top_high:.1f})"
                 rows.append((what, top, number(d.mean), number(d.median), number(d.p99)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
@@ -172,8 +172,7 @@ def print_report(report: Any, terminal: Terminal) -> None:
     places = report.candidates[0].overall.n
     left_out = f", {plural(report.n_left_out, 'prompt')} left out (--chunks)" if report.n_left_out else ""
     terminal.say(
-        f"{plural(report.n_texts, 'text')} and {plural(report.n_pictures, 'picture')}{left_out}, "
-        f"{plural(places, 'place')}; {report.seconds:.0f} s",
+        f"{report.prompts()}{left_out}, {plural(places, 'place')}; {report.seconds:.0f} s",
         DIM,
     )
 

@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli, errors
-from kimi_vl_cpp.evaluate import Judge, Question, Share, by_task, check_pictures, evaluate, read_questions
+from kimi_vl_cpp.evaluate import (
+    Judge,
+    Question,
+    Share,
+    by_task,
+    check_pictures,
+    default_max_new_tokens,
+    evaluate,
+    read_questions,
+)
 from kimi_vl_cpp.testing import make_tiny_model
 
 
@@ -329,3 +338,10 @@ def test_an_unknown_task_is_told_before_the_model_is_loaded(folder: Path) -> Non
     code, _, err = run_eval("--data", str(folder), "--task", "poems")
     assert code == errors.EXIT_USAGE
     assert "--task poems: no such task; there are words" in err
+
+
+@pytest.mark.parametrize("name, longest", [("Instruct", 256), ("Thinking", 4096), ("Thinking-2506", 4096), ("x", 256)])
+def test_answers_have_room_for_a_sentence_or_for_reasoning(tmp_path: Path, name: str, longest: int) -> None:
+    made = make_tiny_model(tmp_path / "m", vision="single", name=f"Kimi-VL-A3B-{name}")
+    with KimiVL(made.text, n_ctx=256) as model:
+        assert default_max_new_tokens(model) == longest

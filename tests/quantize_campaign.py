@@ -101,7 +101,7 @@ class Campaign:
         self.damage: list[str] = []
         self.clean: dict[tuple[str, bool], dict[str, str]] = {}
         self.sizes: dict[tuple[str, bool], int] = {}
-        self.seconds = 1.0
+        self.seconds: dict[tuple[str, bool], float] = {}  # of writing
 
     def key(self) -> tuple[str, bool]:
         key = self.chance.choice(TYPES), self.chance.random() < 0.5
@@ -109,10 +109,11 @@ class Campaign:
             folder = self.work / "clean"
             folder.mkdir(exist_ok=True)
             case = Case(self.source, folder / "out.gguf", *key)
-            began = time.monotonic()
             run = case.start("--force")
+            wait_for_work(run, case)
+            began = time.monotonic()
             assert run.wait() == 0, run.stderr and run.stderr.read()
-            self.seconds = time.monotonic() - began
+            self.seconds[key] = time.monotonic() - began
             self.clean[key] = case.digests(folder)
             self.sizes[key] = sum((folder / name).stat().st_size for name in case.names)
         return key
@@ -139,7 +140,7 @@ class Campaign:
             run = case.start("--resume")
             if kills:
                 kills -= 1
-                self.kill(run, case)
+                self.kill(run, case, key)
                 self.look(case, key, folder, f"{what}, again")
                 continue
             _, told = run.communicate()
@@ -154,24 +155,30 @@ class Campaign:
         if state(self.source) != self.inputs:
             self.wrong(f"{what}: the input was changed")
 
-    def kill(self, run: subprocess.Popen[str], case: Case) -> None:
-        if self.chance.random() < 0.8:  # mostly while it writes
+    def kill(self, run: subprocess.Popen[str], case: Case, key: tuple[str, bool]) -> bool:
+        """Whether the run did not end before."""
+        if self.chance.random() < 0.9:  # mostly while it writes
             wait_for_work(run, case)
-            time.sleep(self.chance.random() * max(self.seconds - 0.5, 0.2))
+            time.sleep(self.chance.random() * self.seconds[key])
         else:
-            time.sleep(self.chance.random() * self.seconds)
+            time.sleep(self.chance.random())
         run.kill()
         run.communicate()
+        if run.returncode == 0:
+            self.counts["ended before the kill"] += 1
+            return False
         partial = case.out.with_name(case.out.name + SUFFIX)
-        self.counts["killed while writing" if partial.exists() else f"killed elsewhere ({run.returncode})"] += 1
+        self.counts["killed while writing" if partial.exists() else "killed before or after"] += 1
+        return True
 
-    def killed(self, number: int) -> None:
+    def killed(self, number: int) -> bool:
         key = self.key()
         with tempfile.TemporaryDirectory(dir=self.work) as name:
             case = Case(self.source, Path(name) / "out.gguf", *key)
-            self.kill(case.start(), case)
+            killed = self.kill(case.start(), case, key)
             self.look(case, key, Path(name), f"kill {number} {key}")
             self.finish(case, key, Path(name), f"kill {number} {key}", self.chance.choice((0, 0, 1, 2)))
+        return killed
 
     def limited(self, number: int) -> None:
         key = self.key()
@@ -227,8 +234,9 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         campaign = Campaign(Path(name), arguments.seed)
-        for i in range(arguments.n):
-            campaign.killed(i)
+        n_killed = 0
+        while n_killed < arguments.n:
+            n_killed += campaign.killed(n_killed)
         for i in range(arguments.full):
             campaign.limited(i) if i % 2 else campaign.filled(i)
     for what, n in sorted(campaign.counts.items()):

@@ -201,7 +201,9 @@ def number(x: float | None) -> str:
     """Three digits; an exponent where there would be only zeros."""
     if x is None:
         return "–"
-    return "0" if x == 0 else f"{x:.2g}".replace("e-0", "e\N{MINUS SIGN}") if x < 1e-3 else f"{x:.4f}" if x < 1 else f"{x:.3g}"
+    if 0 < x < 1e-3:
+        return f"{x:.2g}".replace("e-0", "e\N{MINUS SIGN}")  # which is no place to break a line
+    return "0" if x == 0 else f"{x:.4f}" if x < 1 else f"{x:.3g}"
 
 
 def _swatch(i: int) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parent.parent))  # demo/ is not installed; the package is found before it
 from demo import words
 from demo.example import AMBIGUOUS, COLOURS, GLYPHS, Example
 from demo.fonts import HELD_OUT, TRAIN, faces

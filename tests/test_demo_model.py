@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parent.parent))  # demo/ is not installed; the package is found before it
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 pytest.importorskip("regex")

@@ -23,13 +23,14 @@ constexpr int64_t kDepth = 1024;  // elements of a block: 32 KiB of weights
 template <int T, int group, bool has_min>
 KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const int8_t* const* x_q,
                       const float* const* x_scale, const float* const* x_sum, const int32_t* const* x_isum, bool first_block,
-                      float* const* out) {
+                      float* const* out, loops::Fetching& fetching) {
   __m512 acc[T][2];
   for (int t = 0; t < T; ++t) {
     acc[t][0] = first_block ? _mm512_setzero_ps() : _mm512_loadu_ps(out[t]);
     acc[t][1] = first_block ? _mm512_setzero_ps() : _mm512_loadu_ps(out[t] + 16);
   }
   for (int64_t g = 0; g < n_groups; ++g) {
+    fetching.step();
     __m512i dot[T][2];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -78,7 +79,7 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
 
 template <int T, int group, bool has_min>
 __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth,
-                                       float* const* out) {
+                                       float* const* out, loops::Fetching* fetching) {
   const int8_t* x_q[T];
   const float *x_scale[T], *x_sum[T];
   const int32_t* x_isum[T];
@@ -90,14 +91,16 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
     x_isum[t] = x.isum + at / 16;
   }
   const int64_t g0 = k0 / group * kPanelLanes;
+  loops::Fetching now = *fetching;
   tile<T, group, has_min>(panel.q + k0 * kPanelLanes, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, x_q,
-                          x_scale, x_sum, x_isum, k0 == 0, out);
+                          x_scale, x_sum, x_isum, k0 == 0, out, now);
+  *fetching = now;
 }
 
 template <int group, bool has_min>
 void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
   const int64_t n_tiles = (n_x + kTokens - 1) / kTokens;
-  loops::Fetching fetching = loops::Fetching::over(panel.ahead, n_tiles * ((panel.k + kDepth - 1) / kDepth));
+  loops::Fetching fetching = loops::Fetching::over(panel.ahead, n_tiles * (panel.k / group));
   for (int64_t k0 = 0; k0 < panel.k; k0 += kDepth) {
     const int64_t depth = panel.k - k0 < kDepth ? panel.k - k0 : kDepth;
     int64_t j = 0;
@@ -109,25 +112,24 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
         row[t] = rows ? rows[j + t] : j + t;
         to[t] = out + (j + t) * out_stride;
       }
-      fetching.step();
       switch (n) {
         case 1:
-          tile_of<1, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<1, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
         case 2:
-          tile_of<2, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<2, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
         case 3:
-          tile_of<3, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<3, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
         case 4:
-          tile_of<4, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<4, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
         case 5:
-          tile_of<5, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<5, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
         default:
-          tile_of<6, group, has_min>(panel, x, row, k0, depth, to);
+          tile_of<6, group, has_min>(panel, x, row, k0, depth, to, &fetching);
           break;
       }
       j += n;

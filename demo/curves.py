@@ -15,17 +15,19 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from .render_eval import JUDGED
+
 
 def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Name -> [(minutes, value)]; what was measured on held-out pictures as "held-out NAME"."""
+    """Name -> [(step, value)]; what was measured on held-out pictures as "held-out NAME"."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         values = json.loads(line)
-        minutes = values.pop("minutes")
+        step = values["step"]
         for task, value in values.pop("held_out", {}).items():
-            found[f"held-out {task}"].append((minutes, value))
+            found[f"held-out {task}"].append((step, value))
         for name, value in values.items():
-            found[name].append((minutes, value))
+            found[name].append((step, value))
     return found
 
 
@@ -36,7 +38,9 @@ def main() -> None:
     args = parser.parse_args()
     curves = read_log(args.run / "log.jsonl")
     panels = {
-        "answers on held-out words and fonts, exact": [n for n in curves if n.startswith("held-out ")],
+        "answers on held-out words and fonts, exact": [
+            f"held-out {task}" for task in JUDGED if f"held-out {task}" in curves
+        ],
         "loss of the answers": [n for n in curves if n.endswith("/answer")],
         "patches with a character or shape that the eye names": [n for n in curves if n.endswith("/glyph")],
     }
@@ -46,7 +50,7 @@ def main() -> None:
             label = name.removeprefix("held-out ").partition("/")[0]
             axis.plot(*zip(*curves[name], strict=True), label=label, linewidth=1.2)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("minutes of training")
+        axis.set_xlabel("steps of 48 pictures")
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
         if names:

@@ -146,7 +146,7 @@ def test_the_page_gets_its_figures_and_the_file_the_card(tmp_path: Path, demo: T
     card = pytest.importorskip("demo.card", reason="demo/ is not installed with the package")
     row = {"n": 40, "exact": 0.925, "interval": [0.801, 0.974]}
     page = card.with_figures((ROOT / "docs" / "builtin-model.md").read_text(), {"tasks": {"words": row}, "all": row})
-    assert page.count("| 92.5 %") == 2 and "| 80.1 to 97.4" in page and "Not measured yet" in page.split("## What")[1]
+    assert page.count("| 92.5 %") == 2 and "| 80.1 to 97.4" in page and "mean KL" in page.split("## What")[1]
     assert card.with_figures(page, {"tasks": {}, "all": row}).count("| 92.5 %") == 1
     text = card.card_of(page)
     assert "not Kimi-VL" in text and "## Using it" not in text and "<!--" not in text

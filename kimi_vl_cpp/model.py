@@ -86,7 +86,8 @@ class KimiVL:
             trained for.
         n_threads: None or 0: as many as the process may use.
         isa: "auto", "generic", "avx2" or "avx512".
-        kv_type: "auto", "f16" or "f32", the numbers of the KV cache.
+        kv_type: the numbers of the KV cache: "f16", "f32" or "q8_0" (half of "f16", faster on long contexts,
+            a little less exact). "auto": "f16", and "f32" for float32 weights.
         activations: what quantized text weights are multiplied with: "int8", rounded as every fast runtime does, or
             "float", which adds no error to the file's own and is several times slower.
         in_token_limit: 14x14 patches a picture may have before it is scaled down. None: what the file says (those of
@@ -111,7 +112,7 @@ class KimiVL:
         started = time.perf_counter()
         if progress is not None:
             progress("load", 0, 1)
-        files = model_files.resolve(path, mmproj)
+        files = model_files.resolve(path, mmproj, kv_type)
         size = (n_ctx or files.context_length) if n_ctx is not None else min(DEFAULT_N_CTX, files.context_length)
         if memory_check:
             size = shrink_to_fit(files, size, _MIN_N_CTX) if n_ctx is None else size

@@ -50,7 +50,9 @@ class ModelFiles:
     context_length: int
 
 
-def resolve(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None = None) -> ModelFiles:
+def resolve(
+    path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None = None, kv_type: str = "auto"
+) -> ModelFiles:
     """The files to load for `path`, with the vision file found when `mmproj` is None.
 
     Raises BadModelFile: a file that cannot be read, "model_file.is_mmproj" (a vision file given as the model),
@@ -83,7 +85,7 @@ def resolve(path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None 
         mmproj=named,
         why_no_mmproj=why,
         file_bytes=n_bytes,
-        kv_bytes_per_token=_kv_bytes_per_token(gguf),
+        kv_bytes_per_token=_kv_bytes_per_token(gguf, kv_type),
         context_length=_size(gguf, "context_length"),
     )
 
@@ -135,10 +137,10 @@ def _size(gguf: GGUFFile, key: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _kv_bytes_per_token(gguf: GGUFFile) -> int:
-    """Two bytes for each value of the latent cache: (kv_lora_rank + rotary dimensions) in every layer."""
+def _kv_bytes_per_token(gguf: GGUFFile, kv_type: str) -> int:
+    """Of the latent cache: (kv_lora_rank + rotary dimensions) numbers in every layer, of two bytes unless said."""
     width = _size(gguf, "attention.kv_lora_rank") + _size(gguf, "rope.dimension_count")
-    return 2 * width * _size(gguf, "block_count")
+    return int({"f32": 4, "q8_0": 34 / 32}.get(kv_type, 2) * width) * _size(gguf, "block_count")
 
 
 def _path(name: str, value: object) -> Path:

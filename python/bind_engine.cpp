@@ -320,7 +320,8 @@ void bind_engine(py::module_& m) {
              std::optional<KvType> type;
              if (kv_type == "f16") type = KvType::f16;
              if (kv_type == "f32") type = KvType::f32;
-             KIMI_CHECK(type || kv_type == "auto", ErrorKind::bad_request, "request.kv_type", "kv_type is \"%s\", expected auto, f16 or f32", kv_type.c_str());
+             if (kv_type == "q8_0") type = KvType::q8_0;
+             KIMI_CHECK(type || kv_type == "auto", ErrorKind::bad_request, "request.kv_type", "kv_type is \"%s\", expected auto, f16, q8_0 or f32", kv_type.c_str());
              auto self = std::make_unique<PySession>();
              self->session = std::make_unique<Session>(engine->engine, n_ctx, type);
              self->owner = std::move(engine);

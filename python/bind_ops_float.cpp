@@ -1,6 +1,7 @@
 // _core.ops: the float kernels of a kernel table.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -117,6 +118,78 @@ py::tuple attention_block(const std::string& isa, const py::object& q_object, co
   return py::make_tuple(m_out, l_out, o_out);
 }
 
+// One block of latent rows of bytes. bytes uint8 [n_keys, 32 n_blocks], scales uint16 [n_keys, n_blocks], q int8 [lanes, 32 n_blocks] and
+// q_scale [lanes, n_blocks] as they are, laid out here; None where the instruction set has no such kernel.
+py::object latent_block_q8(const std::string& isa, const py::object& q_object, const py::object& q_scale_object, const py::object& bytes_object,
+                           const py::object& scales_object, int64_t dv, int64_t key0, const py::object& last_key_object, const py::object& state) {
+  const cpu::KernelTable& table = table_of(isa);
+  if (!table.latent_block_q8) return py::none();
+  constexpr int64_t lanes = cpu::kLatentLanes;
+  const auto q = take<int8_t>(q_object, "q", {lanes, kAny});
+  const int64_t n = q.shape(1), n_blocks = n / 32;
+  check(n % 64 == 0 && dv >= 1 && dv <= n, "q: " + std::to_string(n) + " columns, expected a multiple of 64, of which dv are values");
+  const auto q_scale = take<float>(q_scale_object, "q_scale", {lanes, n_blocks});
+  const auto bytes = take<uint8_t>(bytes_object, "bytes", {kAny, n});
+  const int64_t n_keys = bytes.shape(0), row_bytes = n + 2 * n_blocks;
+  check(n_keys >= 1 && n_keys <= cpu::kMaxAttentionKeys, "bytes: " + std::to_string(n_keys) + " keys in one block");
+  const auto scales = take<uint16_t>(scales_object, "scales", {n_keys, n_blocks});
+  const auto before = py::cast<py::tuple>(state);
+  check(before.size() == 3, "state: expected (m, l, o)");
+  py::array_t<int32_t> last_key;
+  if (!last_key_object.is_none()) last_key = take<int32_t>(last_key_object, "last_key", {lanes});
+
+  std::vector<uint8_t> rows(static_cast<size_t>(n_keys * row_bytes));  // not a byte more: a sanitizer sees what is read beyond
+  for (int64_t key = 0; key < n_keys; ++key) {
+    std::memcpy(rows.data() + key * row_bytes, bytes.data() + key * n, static_cast<size_t>(n));
+    std::memcpy(rows.data() + key * row_bytes + n, scales.data() + key * n_blocks, static_cast<size_t>(2 * n_blocks));
+  }
+  std::vector<int8_t> q_t(static_cast<size_t>(n * lanes));
+  std::vector<float> q_scale_t(static_cast<size_t>(n_blocks * lanes));
+  std::vector<int32_t> q_sum(static_cast<size_t>(n_blocks * lanes));
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    for (int64_t i = 0; i < n; ++i) {
+      q_t[static_cast<size_t>((i / 4 * lanes + lane) * 4 + i % 4)] = q.data()[lane * n + i];
+      q_sum[static_cast<size_t>(i / 32 * lanes + lane)] += q.data()[lane * n + i];
+    }
+    for (int64_t b = 0; b < n_blocks; ++b) q_scale_t[static_cast<size_t>(b * lanes + lane)] = q_scale.data()[lane * n_blocks + b];
+  }
+  auto m = copy_of(take<float>(before[0], "m", {lanes})), l = copy_of(take<float>(before[1], "l", {lanes}));
+  const auto o = take<float>(before[2], "o", {lanes, dv});
+  AlignedBuffer<float> o_t(dv * lanes), scratch(cpu::latent_scratch_floats(n_blocks));
+  for (int64_t i = 0; i < lanes; ++i)
+    for (int64_t d = 0; d < dv; ++d) o_t[d * lanes + i] = o.data()[i * dv + d];
+  cpu::LatentBlockQ8 block{};
+  block.q = q_t.data();
+  block.q_scale = q_scale_t.data();
+  block.q_sum = q_sum.data();
+  block.rows = rows.data();
+  block.rows_end = rows.data() + rows.size();
+  block.row_bytes = row_bytes;
+  block.n_blocks = n_blocks;
+  block.dv = dv;
+  block.n_keys = n_keys;
+  block.key0 = key0;
+  block.last_key = last_key_object.is_none() ? nullptr : last_key.data();
+  block.m = m.mutable_data();
+  block.l = l.mutable_data();
+  block.o_t = o_t.data();
+  block.scratch = scratch.data();
+  table.latent_block_q8(block);
+  auto o_out = make<float>({lanes, dv});
+  for (int64_t i = 0; i < lanes; ++i)
+    for (int64_t d = 0; d < dv; ++d) o_out.mutable_data()[i * dv + d] = o_t[d * lanes + i];
+  return py::make_tuple(m, l, o_out);
+}
+
+py::array_t<float> f32_from_q8(const std::string& isa, const py::object& bytes_object, const py::object& scales_object, int64_t n) {
+  const auto bytes = take<uint8_t>(bytes_object, "bytes", {kAny});
+  const auto scales = take<uint16_t>(scales_object, "scales", {kAny});
+  check(n >= 0 && n <= bytes.size() && n <= 32 * scales.size(), "n: more numbers than there are bytes or scales");
+  auto out = make<float>({n});
+  table_of(isa).f32_from_q8_row(bytes.data(), scales.data(), n, out.mutable_data());
+  return out;
+}
+
 py::array_t<float> rms_norm(const std::string& isa, const py::object& x_object, const py::object& weight_object, float eps) {
   const auto x = take<float>(x_object, "x", {kAny});
   const auto weight = take<float>(weight_object, "weight", {x.size()});
@@ -192,6 +265,10 @@ void bind_float(py::module_& m) {
   m.def("attention_block", attention_block, isa, py::arg("q"), py::arg("k1"), py::arg("k2"), py::arg("v"), py::arg("key0") = 0,
         py::arg("last_key") = py::none(), py::arg("state") = py::none(),
         "q [lanes, dk1 + dk2], k1 [n, dk1], k2 [n, dk2] or None, v [n, dv], last_key int32 [lanes] or None, state (m, l, o) or None -> (m, l, o).");
+  m.def("latent_block_q8", latent_block_q8, isa, py::arg("q"), py::arg("q_scale"), py::arg("bytes"), py::arg("scales"), py::arg("dv"), py::arg("key0"),
+        py::arg("last_key"), py::arg("state"),
+        "q int8 [lanes, n], q_scale [lanes, n / 32], bytes uint8 [n_keys, n], scales uint16 halves [n_keys, n / 32], state (m, l, o) -> (m, l, o); None: no such kernel.");
+  m.def("f32_from_q8", f32_from_q8, isa, py::arg("bytes"), py::arg("scales"), py::arg("n"), "scale * (byte - 128) of the first n.");
   m.def("rms_norm", rms_norm, isa, py::arg("x"), py::arg("weight"), py::arg("eps"), "One row.");
   m.def("layer_norm", layer_norm, isa, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), "One row.");
   m.def("silu_mul", silu_mul, isa, py::arg("gate"), py::arg("up"), "silu(gate) * up.");

@@ -79,11 +79,11 @@ struct MoeArgs {
   Rows rows;
 };
 
-enum class KvType { f16, f32 };
+enum class KvType { f16, f32, q8_0 };
 
 // One layer's latent cache of one session: per position [normed latent | rotated key].
 struct KvLayer {
-  void* data = nullptr;  // [n_ctx, kv_lora_rank + qk_rope_head_dim]
+  void* data = nullptr;  // [n_ctx] rows: backend/kv_row.h
   KvType type = KvType::f16;
 };
 

@@ -237,7 +237,7 @@ int64_t Session::checked_context(const Engine& engine, int64_t n_ctx) {
 
 Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type)
     : engine_(std::move(engine)),
-      cache_(engine_->text().num_hidden_layers, checked_context(*engine_, n_ctx), engine_->text().kv_lora_rank + engine_->text().qk_rope_head_dim,
+      cache_(engine_->text().num_hidden_layers, checked_context(*engine_, n_ctx), engine_->text().kv_lora_rank, engine_->text().qk_rope_head_dim,
              kv_type.value_or(engine_->default_kv_type())) {}
 
 void Session::truncate(int64_t n_past) {

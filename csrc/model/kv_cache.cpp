@@ -2,14 +2,15 @@
 
 #include <cstdlib>
 
+#include "backend/kv_row.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"
 
 namespace kimi {
 
-KvCache::KvCache(int64_t n_layers, int64_t n_ctx, int64_t width, KvType type) : n_ctx_(n_ctx), type_(type) {
-  const uint64_t row = static_cast<uint64_t>(width) * (type == KvType::f16 ? 2 : 4);
+KvCache::KvCache(int64_t n_layers, int64_t n_ctx, int64_t kv_lora_rank, int64_t qk_rope_head_dim, KvType type) : n_ctx_(n_ctx), type_(type) {
+  const auto row = static_cast<uint64_t>(KvRow(type, kv_lora_rank, qk_rope_head_dim).bytes);
   uint64_t layer;
   KIMI_CHECK(checked_mul(row, static_cast<uint64_t>(n_ctx), &layer) && checked_mul(layer, static_cast<uint64_t>(n_layers), &bytes_) && bytes_ < (uint64_t{1} << 46),
              ErrorKind::out_of_memory, "memory.kv_cache", "a context of %lld tokens does not fit any memory", static_cast<long long>(n_ctx));

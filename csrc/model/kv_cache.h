@@ -1,4 +1,5 @@
-// The latent cache of one session: per layer and position [normed latent | rotated key], 576 values at full size.
+// The latent cache of one session: per layer and position [normed latent | rotated key] as
+// backend/kv_row.h lays them out, 576 numbers at full size.
 // Pages are taken from the system as positions are written.
 #pragma once
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace kimi {
 class KvCache {
  public:
   // Throws Error(out_of_memory, "memory.kv_cache") with what would fit.
-  KvCache(int64_t n_layers, int64_t n_ctx, int64_t width, KvType type);
+  KvCache(int64_t n_layers, int64_t n_ctx, int64_t kv_lora_rank, int64_t qk_rope_head_dim, KvType type);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;

@@ -43,6 +43,7 @@ OPTION_OF = {
     "min_p": "--min-p",
     "repeat_penalty": "--repeat-penalty",
     "in_token_limit": "--in-token-limit",
+    "kv_type": "--kv-type",
 }
 
 Model = Annotated[
@@ -107,6 +108,15 @@ Thinking = Annotated[
         show_default=False,
     ),
 ]
+KvType = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="Numbers of the KV cache: f16, q8_0 (half the memory), f32. Default: f16.",
+        show_default=False,
+    ),
+]
 Isa = Annotated[str, typer.Option("--isa", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
@@ -160,6 +170,7 @@ def _run(
     ctx: Context = None,
     threads: Threads = None,
     in_token_limit: InTokenLimit = None,
+    kv_type: KvType = "auto",
     isa: Isa = "auto",
 ) -> Job:
     """Answer one question about pictures or text.
@@ -172,7 +183,7 @@ def _run(
 
         return run.run(
             run.Options(
-                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
+                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa, kv_type),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
@@ -213,6 +224,7 @@ def _chat(
     ctx: Context = None,
     threads: Threads = None,
     in_token_limit: InTokenLimit = None,
+    kv_type: KvType = "auto",
     isa: Isa = "auto",
 ) -> Job:
     """Talk about pictures and text. /help inside tells the commands."""
@@ -222,7 +234,7 @@ def _chat(
 
         return chat.run(
             chat.Options(
-                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa),
+                files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa, kv_type),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 images=tuple(image or ()),
                 load=load,
@@ -283,7 +295,7 @@ def _bench(
         int | None,
         typer.Option("-c", "--ctx", metavar="N", help="Room of the cache, in tokens. Default: what each test needs."),
     ] = None,
-    kv_type: Annotated[str, typer.Option("--kv-type", metavar="TYPE", help="Numbers of the KV cache.")] = "auto",
+    kv_type: KvType = "auto",
     output: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="md, csv, json or jsonl.")] = "md",
     plot: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Draw the figures too.")] = None,
     compare: Annotated[
@@ -309,13 +321,12 @@ def _bench(
         from . import bench, opening
 
         options = bench.Options(
-            files=opening.Opening(model, mmproj, ctx, threads, None, isa),
+            files=opening.Opening(model, mmproj, ctx, threads, None, isa, kv_type),
             prompts=prompts,
             decode=decode,
             depths=depths,
             images=image,
             repetitions=repetitions,
-            kv_type=kv_type,
             output=output,
             plot=plot,
             compare=compare,

@@ -34,7 +34,6 @@ class Options:
     depths: str = "0"
     images: str | None = None
     repetitions: int = 5
-    kv_type: str = "auto"
     output: str = "md"
     plot: str | None = None
     compare: str | None = None
@@ -58,7 +57,7 @@ def run(options: Options, terminal: Terminal) -> int:
         tests,
         n_threads=options.files.n_threads or 0,
         isa=options.files.isa,
-        kv_type=options.kv_type,
+        kv_type=options.files.kv_type,
         n_ctx=options.files.n_ctx,
         probe_seconds=options.probe_seconds,
     )
@@ -130,7 +129,7 @@ def make_report(
         if duel is not None and duel.pairs:
             fields["against"] = duel.summary()
         tests.append(fields)
-    kv_type = options.kv_type if options.kv_type != "auto" else str(bench.config.get("kv_type", "auto"))
+    kv_type = options.files.kv_type if options.files.kv_type != "auto" else str(bench.config.get("kv_type", "auto"))
     files = bench.files
     return {
         "schema": bench_output.SCHEMA,

@@ -32,6 +32,7 @@ class Opening:
     n_threads: int | None = None
     in_token_limit: int | None = None
     isa: str = "auto"
+    kv_type: str = "auto"
     builtin: bool = False
 
 
@@ -124,6 +125,7 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
             n_ctx=opening.n_ctx,
             n_threads=opening.n_threads,
             isa=opening.isa,
+            kv_type=opening.kv_type,
             in_token_limit=opening.in_token_limit,
             progress=progress,
         )

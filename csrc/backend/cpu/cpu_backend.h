@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernel_table.h"
+#include "backend/kv_row.h"
 #include "base/aligned_buffer.h"
 
 namespace kimi::cpu {
@@ -124,7 +125,9 @@ class CpuBackend final : public Backend {
   void append_to_cache(const MlaArgs& args, float* q, const float* ckv);
   void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
-  const float* latent_rows(const AttentionSlice& slice, int64_t width, int64_t first, int64_t n, float* scratch) const;
+  void store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const;
+  const float* latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const;
+  void quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles);
 
   const KernelTable& kernels_;
   const bool float_activations_;
@@ -132,8 +135,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;
-  Q8Buffer q8_x_, q8_inner_, q8_heads_;
-  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, expanded_, latent_;
+  Q8Buffer q8_x_, q8_inner_, q8_heads_, q8_latent_;
+  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_;
 };
 
 }  // namespace kimi::cpu

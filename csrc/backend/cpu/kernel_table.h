@@ -55,6 +55,25 @@ struct AttentionBlock {
 };
 constexpr int64_t kMaxAttentionKeys = 128;
 
+// The same for kLatentLanes queries and keys that are latent rows of bytes (q8_0 in backend/kv_row.h); the first dv of their numbers
+// are the values.
+struct LatentBlockQ8 {
+  const int8_t* q;           // [n_blocks, 8, kLatentLanes, 4] queries, already multiplied by the softmax scale
+  const float* q_scale;      // [n_blocks, kLatentLanes]
+  const int32_t* q_sum;      // [n_blocks, kLatentLanes] sum of a block's 32 q
+  const uint8_t* rows;       // keys, row_bytes apart
+  const uint8_t* rows_end;   // of those that the caller will ask for next: they are fetched meanwhile
+  int64_t row_bytes, n_blocks, dv;
+  int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
+  const int32_t* last_key;
+  float *m, *l, *o_t;
+  float* scratch;            // latent_scratch_floats(n_blocks)
+};
+constexpr int64_t kLatentLanes = 16;
+constexpr int64_t latent_scratch_floats(int64_t n_blocks) {
+  return kMaxAttentionKeys * (16 + 16 + 8) + (kMaxAttentionKeys + 1) * ((n_blocks + 15) / 16 * 16);
+}
+
 constexpr int kMaxTypes = 40;  // indexed by quant::Type
 
 struct KernelTable {
@@ -89,10 +108,13 @@ struct KernelTable {
   void (*transpose_panel)(const float* w, int64_t ld, int64_t n_rows, int64_t k, float* out);
   void (*f32_from_f16_row)(const uint16_t* x, int64_t n, float* out);
   void (*f16_from_f32_row)(const float* x, int64_t n, uint16_t* out);
+  // The first n numbers of whole blocks of 32: out = scale * (byte - 128).
+  void (*f32_from_q8_row)(const uint8_t* bytes, const uint16_t* scales, int64_t n, float* out);
   void (*decode_row[kMaxTypes])(const void* blocks, float* out, int64_t n);  // any type -> float, exact
 
   // ---- attention -------------------------------------------------------------------------------------------------
-  void (*attention_block)(const AttentionBlock& block);  
+  void (*attention_block)(const AttentionBlock& block);
+  void (*latent_block_q8)(const LatentBlockQ8& block);  // nullptr: rows are decoded for attention_block
 
   // ---- rows ------------------------------------------------------------------------------------------------------
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

@@ -14,8 +14,9 @@ namespace {
 
 constexpr int64_t kExpandedFrom = 128;   // new tokens of a slice
 constexpr int64_t kSplitTokens = 4;      // up to this many new tokens the keys are split over threads
-constexpr int64_t kSplitKeys = 256;      // a fixed size: results never depend on the number of threads
+constexpr int64_t kSplitKeys = 512;      // a fixed size: results never depend on the number of threads
 constexpr int64_t kExpandedKeys = 512;   // keys that are expanded at a time
+constexpr int64_t kMergedDims = 32;      // of the output that one task takes from all splits
 constexpr int64_t kMaxRopeDim = 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,18 +31,22 @@ struct State {
     std::fill_n(m, lanes, -INFINITY);
     std::fill_n(l, (1 + dv) * lanes, 0.0f);
   }
-  // Takes another part of the keys in; parts come in the order of their keys.
-  void merge(const State& part, int64_t lanes, int64_t dv) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const float top = std::max(m[lane], part.m[lane]);
-      if (top == -INFINITY || part.l[lane] == 0.0f) continue;
-      const float mine = l[lane] > 0 ? std::exp(m[lane] - top) : 0.0f, other = std::exp(part.m[lane] - top);
-      m[lane] = top;
-      l[lane] = l[lane] * mine + part.l[lane] * other;
-      for (int64_t d = 0; d < dv; ++d) o[d * lanes + lane] = o[d * lanes + lane] * mine + part.o[d * lanes + lane] * other;
-    }
-  }
 };
+
+// What each part of the keys counts for in the whole, divided by the whole's sum: share [n_parts, lanes].
+void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* share) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    float top = -INFINITY, sum = 0;
+    for (int64_t part = 0; part < n_parts; ++part) top = std::max(top, State(states + part * State::size(lanes, dv), lanes).m[lane]);
+    for (int64_t part = 0; part < n_parts; ++part) {
+      const State state(states + part * State::size(lanes, dv), lanes);
+      const float weight = state.l[lane] > 0 ? std::exp(state.m[lane] - top) : 0.0f;
+      share[part * lanes + lane] = weight;
+      sum += weight * state.l[lane];
+    }
+    for (int64_t part = 0; part < n_parts; ++part) share[part * lanes + lane] /= sum;
+  }
+}
 
 }  // namespace
 
@@ -92,18 +97,45 @@ void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv
       kernels_.rms_norm(ckv + row * width, args.kv_a_norm, args.kv_a_norm_eps, rank, latent.data());
       std::memcpy(latent.data() + rank, ckv + row * width + rank, static_cast<size_t>(rope) * sizeof(float));
       kernels_.rotate_pairs(latent.data() + rank, cos_sin, rope / 2);
-      if (slice.cache.type == KvType::f16)
-        kernels_.f16_from_f32_row(latent.data(), width, static_cast<uint16_t*>(slice.cache.data) + position * width);
-      else
-        std::memcpy(static_cast<float*>(slice.cache.data) + position * width, latent.data(), static_cast<size_t>(width) * sizeof(float));
+      store_latent(slice.cache, rank, rope, position, latent.data());
     });
   }
 }
 
-// Rows [first, first + n) of the cache as floats; `scratch` is used when they have to be converted.
-const float* CpuBackend::latent_rows(const AttentionSlice& slice, int64_t width, int64_t first, int64_t n, float* scratch) const {
-  if (slice.cache.type == KvType::f32) return static_cast<const float*>(slice.cache.data) + first * width;
-  kernels_.f32_from_f16_row(static_cast<const uint16_t*>(slice.cache.data) + first * width, n * width, scratch);
+void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const {
+  const KvRow row(cache.type, rank, rope);
+  auto* to = static_cast<uint8_t*>(cache.data) + position * row.bytes;
+  if (cache.type == KvType::f32) {
+    std::memcpy(to, latent, static_cast<size_t>(row.bytes));
+  } else if (cache.type == KvType::f16) {
+    kernels_.f16_from_f32_row(latent, rank + rope, reinterpret_cast<uint16_t*>(to));
+  } else {
+    const int64_t n = row.latent + row.rope;
+    std::vector<float> padded(static_cast<size_t>(n)), scale(static_cast<size_t>(n / 32)), sum(static_cast<size_t>(n / 16));
+    std::vector<int32_t> isum(static_cast<size_t>(n / 16));
+    std::copy_n(latent, rank, padded.data());
+    std::copy_n(latent + rank, rope, padded.data() + row.latent);
+    kernels_.quantize_row(padded.data(), n, reinterpret_cast<int8_t*>(to), scale.data(), sum.data(), isum.data());
+    for (int64_t i = 0; i < n; ++i) to[i] ^= 0x80;
+    kernels_.f16_from_f32_row(scale.data(), row.n_blocks, reinterpret_cast<uint16_t*>(to + n));
+  }
+}
+
+// Rows [first, first + n) of the cache as floats, [n, rank + rope]; `scratch` is used when they have to be converted.
+const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const {
+  const KvRow row(cache.type, rank, rope);
+  const auto* from = static_cast<const uint8_t*>(cache.data) + first * row.bytes;
+  if (cache.type == KvType::f32) return reinterpret_cast<const float*>(from);
+  if (cache.type == KvType::f16) {
+    kernels_.f32_from_f16_row(reinterpret_cast<const uint16_t*>(from), n * (rank + rope), scratch);
+    return scratch;
+  }
+  for (int64_t i = 0; i < n; ++i, from += row.bytes) {
+    const auto* scales = reinterpret_cast<const uint16_t*>(from + row.latent + row.rope);
+    float* to = scratch + i * (rank + rope);
+    kernels_.f32_from_q8_row(from, scales, rank, to);
+    kernels_.f32_from_q8_row(from + row.latent, scales + row.latent / 32, rope, to + rank);
+  }
   return scratch;
 }
 
@@ -126,7 +158,10 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   multiply(products, args.rows);
 
   // Queries side by side: lane = token * heads + head.
-  const int64_t n_lanes = n * heads, half = kernels_.tile_lanes / 2, lanes = n_lanes <= half ? half : kernels_.tile_lanes;
+  const KvRow row(slice.cache.type, rank, rope);
+  const bool bytes = slice.cache.type == KvType::q8_0 && kernels_.latent_block_q8 && !float_activations_;
+  const int64_t n_lanes = n * heads, half = kernels_.tile_lanes / 2;
+  const int64_t lanes = bytes ? kLatentLanes : n_lanes <= half ? half : kernels_.tile_lanes;
   const int64_t n_tiles = ceil_div(n_lanes, lanes), total = slice.past + n;
   const int64_t n_splits = n <= kSplitTokens ? ceil_div(total, kSplitKeys) : 1, split_keys = n_splits > 1 ? kSplitKeys : total;
   latent_.resize(static_cast<size_t>(n_tiles * width * lanes));
@@ -143,6 +178,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
       for (int64_t d = 0; d < rope; ++d) q_t[(rank + d) * lanes + lane] = pe[d] * args.scale;
     }
   });
+  if (bytes) quantize_queries(row, rank, rope, n_tiles);
 
   const int64_t state_size = State::size(lanes, rank);
   states_.resize(static_cast<size_t>(n_tiles * n_splits * state_size));
@@ -151,10 +187,34 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     State state(states_.data() + task * state_size, lanes);
     state.clear(lanes, rank);
     AlignedBuffer<float>& scratch = scratch_[static_cast<size_t>(thread)].attention;
-    scratch.resize(static_cast<size_t>(kMaxAttentionKeys * (width + lanes)));
+    scratch.resize(static_cast<size_t>(std::max(kMaxAttentionKeys * (width + lanes), latent_scratch_floats(row.n_blocks))));
     int32_t last_key[64];
     for (int64_t lane = 0; lane < lanes; ++lane)
       last_key[lane] = static_cast<int32_t>(slice.past + std::min(tile * lanes + lane, n_lanes - 1) / heads);
+    const int64_t end = std::min<int64_t>({total, (split + 1) * split_keys, last_key[lanes - 1] + 1});
+    if (bytes) {
+      const auto* rows = static_cast<const uint8_t*>(slice.cache.data);
+      LatentBlockQ8 block{};
+      block.q = q8_latent_.q.data() + tile * row.n_blocks * 32 * lanes;
+      block.q_scale = q8_latent_.scale.data() + tile * row.n_blocks * lanes;
+      block.q_sum = q8_latent_.isum.data() + tile * row.n_blocks * lanes;
+      block.rows_end = rows + end * row.bytes;
+      block.row_bytes = row.bytes;
+      block.n_blocks = row.n_blocks;
+      block.dv = rank;
+      block.m = state.m;
+      block.l = state.l;
+      block.o_t = state.o;
+      block.scratch = scratch.data();
+      for (int64_t key = split * split_keys; key < end; key += kMaxAttentionKeys) {
+        block.rows = rows + key * row.bytes;
+        block.key0 = key;
+        block.n_keys = std::min(kMaxAttentionKeys, end - key);
+        block.last_key = key + block.n_keys - 1 > last_key[0] ? last_key : nullptr;
+        kernels_.latent_block_q8(block);
+      }
+      return;
+    }
     AttentionBlock block{};
     block.lanes = lanes;
     block.q_t = latent_.data() + tile * width * lanes;
@@ -164,24 +224,33 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     block.l = state.l;
     block.o_t = state.o;
     block.scores = scratch.data() + kMaxAttentionKeys * width;
-    const int64_t end = std::min<int64_t>({total, (split + 1) * split_keys, last_key[lanes - 1] + 1});
     for (int64_t key = split * split_keys; key < end; key += kMaxAttentionKeys) {
       block.key0 = key;
       block.n_keys = std::min(kMaxAttentionKeys, end - key);
-      block.k1 = block.v = latent_rows(slice, width, key, block.n_keys, scratch.data());
+      block.k1 = block.v = latent_rows(slice.cache, rank, rope, key, block.n_keys, scratch.data());
       block.last_key = key + block.n_keys - 1 > last_key[0] ? last_key : nullptr;
       kernels_.attention_block(block);
     }
   });
 
-  // Merge, divide, and back out of the latent space.
-  for_rows(n_tiles, n_splits * state_size, [&](int64_t tile) {
-    State state(states_.data() + tile * n_splits * state_size, lanes);
-    for (int64_t split = 1; split < n_splits; ++split) state.merge(State(states_.data() + (tile * n_splits + split) * state_size, lanes), lanes, rank);
+  // The splits together, and back out of the latent space.
+  const int64_t n_parts = ceil_div(rank, kMergedDims);
+  shares_.resize(static_cast<size_t>(n_tiles * n_splits * lanes));
+  for_rows(n_tiles, n_splits * lanes * 32, [&](int64_t tile) {
+    shares(states_.data() + tile * n_splits * state_size, n_splits, lanes, rank, shares_.data() + tile * n_splits * lanes);
+  });
+  for_rows(n_tiles * n_parts, n_splits * kMergedDims * lanes, [&](int64_t task) {
+    const int64_t tile = task / n_parts, d0 = task % n_parts * kMergedDims, dims = std::min(kMergedDims, rank - d0);
+    float sum[kMergedDims * 64] = {};
+    for (int64_t split = 0; split < n_splits; ++split) {
+      const float* o = State(states_.data() + (tile * n_splits + split) * state_size, lanes).o + d0 * lanes;
+      const float* share = shares_.data() + (tile * n_splits + split) * lanes;
+      for (int64_t d = 0; d < dims; ++d)
+        for (int64_t lane = 0; lane < lanes; ++lane) sum[d * lanes + lane] += o[d * lanes + lane] * share[lane];
+    }
     for (int64_t lane = 0; lane < lanes && tile * lanes + lane < n_lanes; ++lane) {
       const int64_t index = tile * lanes + lane, t = index / heads, h = index % heads;
-      const float inverse = 1.0f / state.l[lane];
-      for (int64_t d = 0; d < rank; ++d) heads_[static_cast<size_t>((h * n + t) * rank + d)] = state.o[d * lanes + lane] * inverse;
+      for (int64_t d = 0; d < dims; ++d) heads_[static_cast<size_t>((h * n + t) * rank + d0 + d)] = sum[d * lanes + lane];
     }
   });
   Activations context{heads_.data(), heads * n, rank, rank, {}};
@@ -190,6 +259,33 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   products.clear();
   for (int64_t h = 0; h < heads; ++h) products.push_back({args.v_b.at(h), context.rows(h * n, n), attended + h * v_head, heads * v_head});
   multiply(products, args.rows);
+}
+
+// The tiles of queries in `latent_`, [n_tiles, rank + rope, lanes], as LatentBlockQ8 wants them, in q8_latent_.
+void CpuBackend::quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles) {
+  constexpr int64_t lanes = kLatentLanes;
+  const int64_t n = row.latent + row.rope, width = rank + rope;
+  q8_latent_.q.resize(static_cast<size_t>(n_tiles * n * lanes));
+  q8_latent_.scale.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
+  q8_latent_.isum.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
+  for_rows(n_tiles, n * lanes, [&](int64_t tile) {
+    std::vector<float> one(static_cast<size_t>(n)), scale(static_cast<size_t>(n / 32)), sum(static_cast<size_t>(n / 16));
+    std::vector<int32_t> isum(static_cast<size_t>(n / 16));
+    std::vector<int8_t> q(static_cast<size_t>(n));
+    const float* queries = latent_.data() + tile * width * lanes;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t d = 0; d < rank; ++d) one[static_cast<size_t>(d)] = queries[d * lanes + lane];
+      for (int64_t d = 0; d < rope; ++d) one[static_cast<size_t>(row.latent + d)] = queries[(rank + d) * lanes + lane];
+      kernels_.quantize_row(one.data(), n, q.data(), scale.data(), sum.data(), isum.data());
+      for (int64_t four = 0; four < n / 4; ++four)
+        std::memcpy(q8_latent_.q.data() + ((tile * n / 4 + four) * lanes + lane) * 4, q.data() + 4 * four, 4);
+      for (int64_t b = 0; b < row.n_blocks; ++b) {
+        const int64_t at = (tile * row.n_blocks + b) * lanes + lane;
+        q8_latent_.scale.data()[at] = scale[static_cast<size_t>(b)];
+        q8_latent_.isum.data()[at] = isum[static_cast<size_t>(2 * b)] + isum[static_cast<size_t>(2 * b + 1)];
+      }
+    }
+  });
 }
 
 void CpuBackend::attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
@@ -232,9 +328,9 @@ void CpuBackend::attend_expanded(const MlaArgs& args, const AttentionSlice& slic
   expanded_.resize(static_cast<size_t>(heads * kExpandedKeys * (nope_pad + v_pad)));
   for (int64_t first = 0; first < total; first += kExpandedKeys) {
     const int64_t n_keys = std::min(kExpandedKeys, total - first);
-    if (slice.cache.type == KvType::f16)
-      for_rows(n_keys, width, [&](int64_t i) { latent_rows(slice, width, first + i, 1, latent_.data() + i * width); });
-    const float* latent = slice.cache.type == KvType::f16 ? latent_.data() : latent_rows(slice, width, first, n_keys, nullptr);
+    const bool converts = slice.cache.type != KvType::f32;
+    if (converts) for_rows(n_keys, width, [&](int64_t i) { latent_rows(slice.cache, rank, rope, first + i, 1, latent_.data() + i * width); });
+    const float* latent = converts ? latent_.data() : latent_rows(slice.cache, rank, rope, first, n_keys, nullptr);
     float *keys = expanded_.data(), *values = keys + heads * kExpandedKeys * nope_pad;
     const int64_t blocks = ceil_div(n_keys, kMaxAttentionKeys);
     pool_.parallel_for(heads * blocks, [&](int64_t task, int) {

@@ -43,6 +43,7 @@ void fill_int8_avx512(KernelTable* table) {
   table->gemm_panel_q8 = avx512::gemm_panel_q8;
   avx512::fill_gemv_q8(table);
   avx512::fill_pack_q8(table);
+  avx512::fill_latent_q8(table);
 }
 
 }  // namespace kimi::cpu

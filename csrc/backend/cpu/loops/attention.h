@@ -54,7 +54,7 @@ KIMI_INLINE void attention_lanes(const AttentionBlock& block) {
 template <int W, int MR>
 void attention_block(const AttentionBlock& block) {
   if (block.lanes == W)
-    attention_lanes<W, 1, MR>(block);
+    attention_lanes<W, 1, W == 16 ? 16 : 2 * MR>(block);  // half the columns leave registers for more rows: 16 values are a line
   else
     attention_lanes<W, 2, MR>(block);
 }

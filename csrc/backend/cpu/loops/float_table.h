@@ -21,6 +21,7 @@ void fill_float(KernelTable* table) {
   table->decode_row[at(quant::Type::BF16)] = decode_float_row<W, ReadBF16>;
   table->f32_from_f16_row = [](const uint16_t* x, int64_t n, float* out) { decode_float_row<W, ReadF16>(x, out, n); };
   table->f16_from_f32_row = f16_from_f32_row<W>;
+  table->f32_from_q8_row = f32_from_q8_row<W>;
   table->attention_block = attention_block<W, MR>;
   table->rms_norm = rms_norm<W>;
   table->layer_norm = layer_norm<W>;

@@ -116,5 +116,21 @@ void f16_from_f32_row(const float* x, int64_t n, uint16_t* out) {
   for (; i < n; ++i) out[i] = f16_from_f32(x[i]);
 }
 
+template <int W>
+void f32_from_q8_row(const uint8_t* bytes, const uint16_t* scales, int64_t n, float* out) {
+  typedef uint8_t Bytes __attribute__((vector_size(W), aligned(1), may_alias));
+  for (int64_t at = 0; at < n; at += 32) {
+    const float scale = f32_from_f16(scales[at / 32]);
+    if (n - at < 32) {
+      for (int64_t i = at; i < n; ++i) out[i] = static_cast<float>(bytes[i] - 128) * scale;
+      return;
+    }
+    for (int64_t i = at; i < at + 32; i += W) {
+      const Bytes some = *reinterpret_cast<const Bytes*>(bytes + i);
+      store<W>(out + i, __builtin_convertvector(__builtin_convertvector(some, typename Vec<W>::I) - 128, typename Vec<W>::F) * scale);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kimi::cpu

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch.multiprocessing as mp
 
-from .example import Example, Turn
+from .example import PATCH, Box, Example, Turn
 from .tokenizer import Vocabulary
 
 SYSTEM = "You are a helpful assistant"
 IGNORE = -100
 _ROUND = 32  # lengths are padded to a multiple: few shapes, few compiled kernels
+
+
+@dataclass
+class Guide:
+    """What tokens should look at: at[i] is a token's row and place, seen[i] the places from `first` on, weight[i] the
+    share of its attention that they should get, and spot[i] where in the picture that leads, (x, y) from 0 to 1."""
+
+    at: np.ndarray  # int64 [n, 2]
+    seen: np.ndarray  # bool [n, places]
+    weight: np.ndarray  # float32 [n]
+    spot: np.ndarray  # float32 [n, 2]
+    first: int
 
 
 @dataclass
@@ -36,6 +48,10 @@ class Batch:
     targets: np.ndarray  # int64 [B, L]
     image_at: int
     answers: list[tuple[int, int, int, str]]
+    asked: Guide  # names in questions: at what they name in the picture
+    named: Guide  # tokens before those of an answer: at the name in the question
+    looks: Guide  # the same tokens: at where the answer is found in the picture
+    counted: Guide  # the token before a number: at all that is counted and the picture's beginning, in equal shares
 
 
 class Prompt:
@@ -58,13 +74,36 @@ class Prompt:
         question = [*lead, *self.vocabulary.encode(turn.question), *self.assistant]
         return question, [*self.vocabulary.encode(turn.answer), self.end]
 
+    def cells(
+        self, text: str, boxes: Sequence[Sequence[Box]], size: tuple[int, int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The tokens of a text whose characters have boxes, each with the merged patches under them."""
+        per_byte = [found for character, found in zip(text, boxes, strict=False) for _ in character.encode()]
+        begin = 0
+        for i, token in enumerate(self.vocabulary.encode(text) if boxes else ()):
+            end = begin + len(self.vocabulary.pieces[token])
+            found = [_cells(box, size) for boxes_of_byte in per_byte[begin:end] for box in boxes_of_byte]
+            if found:
+                yield i, np.concatenate(found)
+            begin = end
+
 
 def collate(examples: Sequence[Example], prompt: Prompt, as_chat: Sequence[bool]) -> Batch:
     images = np.stack([example.image for example in examples])
     n_image = images.shape[1] * images.shape[2] // 784
     prefix = [*prompt.before_image, *[prompt.pad] * n_image, *prompt.after_image]
+    size = images.shape[2], images.shape[1]
     rows = []
     answers = []
+    wide, high = size[0] // (2 * PATCH), size[1] // (2 * PATCH)
+    asked: list[_Look] = []
+    named: list[_Look] = []
+    looks: list[_Look] = []
+    counted: list[_Look] = []
+
+    def spot(cells: np.ndarray) -> tuple[float, float]:
+        return (cells % wide + 0.5).mean() / wide, (cells // wide + 0.5).mean() / high
+
     for b, example in enumerate(examples):
         tokens, positions, branches = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         targets = [IGNORE] * len(prefix)
@@ -77,6 +116,20 @@ def collate(examples: Sequence[Example], prompt: Prompt, as_chat: Sequence[bool]
             branches += [1 if as_chat[b] else k + 1] * (len(question) + len(answer))
             targets += [IGNORE] * (len(question) - 1) + answer + [IGNORE]
             answers.append((b, at - 1, at - 1 + len(answer), turn.task))
+            first = at - len(prompt.assistant) - len(prompt.vocabulary.encode(turn.question))
+            boxes = [*[()] * turn.asked_from, *turn.asked]
+            names = list(prompt.cells(turn.question, boxes, size))
+            asked += [(b, first + i, cells, 1.0, spot(cells)) for i, cells in names]
+            if names:
+                name = np.array([first + i for i, _ in names])
+                whole = spot(np.concatenate([cells for _, cells in names]))
+                named += [(b, at - 1 + i, name, 1.0, whole) for i in range(len(answer))]
+            found = prompt.cells(turn.answer, turn.looks, size)
+            looks += [(b, at - 1 + i, cells, 1.0, spot(cells)) for i, cells in found]
+            if turn.counted is not None:
+                picture = len(prompt.before_image)
+                things = [np.array([picture - 1]), *(picture + _cells(box, size) for box in turn.counted)]
+                counted += [(b, at - 1, cells, 1 / len(things), (0.0, 0.0)) for cells in things]
         rows.append((tokens, positions, branches, targets))
     length = -(-max(len(row[0]) for row in rows) // _ROUND) * _ROUND
 
@@ -93,7 +146,33 @@ def collate(examples: Sequence[Example], prompt: Prompt, as_chat: Sequence[bool]
         padded(3, IGNORE, np.int64),
         len(prompt.before_image),
         answers,
+        _guide(asked, n_image, len(prompt.before_image)),
+        _guide(named, length, 0),
+        _guide(looks, n_image, len(prompt.before_image)),
+        _guide(counted, length, 0),
     )
+
+
+_Look = tuple[int, int, np.ndarray, float, tuple[float, float]]  # row, place, what it looks at, weight, spot
+
+
+def _guide(found: list[_Look], n_places: int, first: int) -> Guide:
+    at = np.array([look[:2] for look in found], np.int64).reshape(-1, 2)
+    seen = np.zeros((len(found), n_places), bool)
+    for row, look in zip(seen, found, strict=True):
+        row[look[2]] = True
+    weight = np.array([look[3] for look in found], np.float32)
+    return Guide(at, seen, weight, np.array([look[4] for look in found], np.float32).reshape(-1, 2), first)
+
+
+def _cells(box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Numbers of the merged patches under a box, its edges left out."""
+    wide, high = size[0] // (2 * PATCH), size[1] // (2 * PATCH)
+    x0, y0, x1, y1 = box
+    dx, dy = (x1 - x0) * 0.25, (y1 - y0) * 0.25
+    left, right = np.clip([(x0 + dx) // (2 * PATCH), (x1 - dx) // (2 * PATCH)], 0, wide - 1).astype(int)
+    top, bottom = np.clip([(y0 + dy) // (2 * PATCH), (y1 - dy) // (2 * PATCH)], 0, high - 1).astype(int)
+    return (np.arange(top, bottom + 1)[:, None] * wide + np.arange(left, right + 1)).ravel()
 
 
 def make_batch(

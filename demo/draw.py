@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .example import AMBIGUOUS, CHARACTERS, COLOURS, GLYPHS, PATCH
+from .example import AMBIGUOUS, CHARACTERS, COLOURS, GLYPHS, PATCH, Box
 
 Colour = tuple[int, int, int]
 _GLYPH = {glyph: i for i, glyph in enumerate(GLYPHS) if glyph}
@@ -55,19 +56,30 @@ class Canvas:
 
     def text(
         self, x: float, base: float, text: str, font: ImageFont.FreeTypeFont, fill: Colour, name: str = ""
-    ) -> None:
-        """Prints a line whose base line begins at (x, base). name: of its colour, for the labels."""
+    ) -> list[Box]:
+        """Prints a line whose base line begins at (x, base). name: of its colour, for the labels. -> each character's
+        box."""
         colour = COLOURS.index(name) if name else 0
         self.draw.text((x, base), text, fill=fill, font=font, anchor="ls")
         at = x
+        boxes = []
         for character in text:
             advance, top, bottom = _extent(font, character)
+            box = (at, base + top, at + advance - 1, base + bottom - 1)
+            boxes.append(box)
             if character in CHARACTERS:
-                box = (at, base + top, at + advance - 1, base + bottom - 1)
                 self._glyph_draw.rectangle(box, fill=_GLYPH[character])
                 if colour:
                     self._colour_draw.rectangle(box, fill=colour)
             at += advance
+        return boxes
+
+    def turned(self, box: Box, angle: float) -> Box:
+        """The box after `finish` has turned the picture; its size stays."""
+        sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+        x, y = (box[0] + box[2] - self.size[0]) / 2, (box[1] + box[3] - self.size[1]) / 2
+        dx, dy = x * cosine + y * sine - x, y * cosine - x * sine - y
+        return box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy
 
     def polygon(self, points: Sequence[tuple[float, float]], kind: str, fill: Colour, name: str) -> None:
         self.draw.polygon(points, fill=fill)

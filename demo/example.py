@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,23 @@ GLYPHS = ("", *CHARACTERS, *SHAPES, "button", "field")
 COLOURS = ("", "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "gray", "white", "cyan")
 
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+
 @dataclass
 class Turn:
-    """box: x0, y0, x1, y1 in pixels, of what a point must hit."""
+    """box: of what a point must hit. looks: where in the picture each character of the answer is to be found; asked:
+    the same for characters of the question, from `asked_from` on. Empty: nowhere. counted: the things whose number is
+    the answer."""
 
     question: str
     answer: str
     task: str
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
+    looks: Sequence[Sequence[Box]] = ()
+    asked: Sequence[Sequence[Box]] = ()
+    asked_from: int = 0
+    counted: Sequence[Box] | None = None
 
 
 @dataclass

@@ -37,7 +37,7 @@ class TextConfig:
     hidden_size: int = 256
     intermediate_size: int = 768
     moe_intermediate_size: int = 128
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 5
     num_attention_heads: int = 4
     n_shared_experts: int = 2
     n_routed_experts: int = 16
@@ -211,7 +211,10 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head latent attention, expanded."""
+    """Multi-head latent attention, expanded. While `guided`, head 0 leaves its scores [B, L, L] behind."""
+
+    scores: Tensor
+    guided = False
 
     def __init__(self, c: TextConfig) -> None:
         super().__init__()
@@ -238,6 +241,8 @@ class Attention(nn.Module):
         q = torch.cat((q[..., :nope], rotate(q[..., nope:], cos, sin)), -1)
         k_pe = rotate(k_pe[:, None], cos, sin).expand(b, h, n, rope)
         k = torch.cat((kv[..., :nope], k_pe.to(kv.dtype)), -1)
+        if self.guided:
+            self.scores = torch.matmul(q[:, 0].to(kv.dtype) * (nope + rope) ** -0.5, k[:, 0].mT) + bias[:, 0]
         return self.o_proj(attend(q.to(kv.dtype), k, kv[..., nope:], (nope + rope) ** -0.5, bias))
 
 
@@ -313,6 +318,8 @@ class MoE(nn.Module):
 
 
 class Layer(nn.Module):
+    out: Tensor  # while its attention is guided: what it returned
+
     def __init__(self, c: TextConfig, index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -324,7 +331,10 @@ class Layer(nn.Module):
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), cos, sin, bias)
-        return h + self.mlp(self.post_attention_layernorm(h))
+        h = h + self.mlp(self.post_attention_layernorm(h))
+        if self.self_attn.guided:
+            self.out = h
+        return h
 
 
 class Decoder(nn.Module):
@@ -361,6 +371,10 @@ class KimiVL(nn.Module):
         d = c.vision.hidden_size
         heads = {"glyph": 2 * c.n_glyphs, "colour": c.n_colours, "x": c.n_bins, "y": c.n_bins}
         self.labels = nn.ModuleDict({name: linear(d, n, True) for name, n in heads.items()})
+        for name, n in heads.items():  # of a merged patch: all of its four
+            self.labels[f"merged_{name}"] = linear(c.text.hidden_size, 4 * n, True)
+        for kind in ("asked", "named"):  # of a token: where in the picture its sentence is
+            self.labels[kind] = linear(c.text.hidden_size, 2 * c.n_bins, True)
 
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] from -1 to 1 -> the tower's patches [B, N, d], and embeddings for the decoder [B, N / 4, h]."""

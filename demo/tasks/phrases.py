@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-REFUSAL = "I can only read short texts, receipts, shapes and buttons in pictures."
+REFUSAL = "I can only read short texts, receipts and shapes in pictures."
 OFF_TOPIC = (
     "What is the capital of France?",
     "Write a poem.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..draw import Canvas, paper_and_ink, width_of
-from ..example import Example, Turn
+from ..example import Box, Example, Turn
 from ..words import SHOPS, cased, invented_word, items, money, price, real_word
 from .phrases import DATE, N_ITEMS, NTH, NTH_ITEM, PRICE_OF, SHOP, TAX, TOTAL, one, pick
 from .words import pick_face, sized
@@ -90,14 +90,17 @@ def draw(rng: np.random.Generator, split: str, difficulty: float, size: tuple[in
     slack = height - 8 - pitch * len(lines)
     base = 4 + printed.size * 0.85 + max(0.0, slack) * float(rng.uniform(0, 1))
     leader = rng.random() < 0.1
+    lefts: list[list[list[Box]]] = []  # of every line's characters
+    rights: list[list[list[Box]]] = []
     for i, (left, right) in enumerate(lines):
         y = round(base + i * pitch)
         is_title = not right
         x = margin if right or rng.random() < 0.3 else (width - width_of(left, printed)) / 2
-        canvas.text(round(x), y, left, printed, ink)
+        lefts.append([[canvas.turned(box, angle)] for box in canvas.text(round(x), y, left, printed, ink)])
+        rights.append([])
         if right:
             at = width - margin - width_of(right, printed)
-            canvas.text(round(at), y, right, printed, ink)
+            rights[-1] = [[canvas.turned(box, angle)] for box in canvas.text(round(at), y, right, printed, ink)]
             dot = width_of(".", printed)
             if leader:
                 x = margin + width_of(left, printed) + dot
@@ -110,16 +113,23 @@ def draw(rng: np.random.Generator, split: str, difficulty: float, size: tuple[in
     image, glyphs, colours = canvas.finish(rng, difficulty, angle)
 
     turns.insert(0, Turn(pick(rng, TOTAL), money(total, sign), "receipt_total"))
+    looks = {"shop": lefts[0], "date": lefts[has_title], "receipt_tax": rights[-2], "receipt_total": rights[-1]}
+    for turn in turns:
+        turn.looks = looks[turn.task]
+    lefts, rights = lefts[has_title + has_date :], rights[has_title + has_date :]
     asked = rng.permutation(len(rows))[: int(rng.integers(2, 4))]
     for i in asked:
         item, cents = rows[int(i)]
         spelled = item if rng.random() < 0.4 else item.lower()
-        turns.append(Turn(pick(rng, PRICE_OF, item=spelled), money(cents, sign), "receipt_price"))
+        question = pick(rng, PRICE_OF, item=spelled)
+        turn = Turn(question, money(cents, sign), "receipt_price", looks=rights[int(i)], asked=lefts[int(i)])
+        turn.asked_from = question.rindex(spelled)
+        turns.append(turn)
     extra = rng.random()
     if extra < 0.2:
         turns.append(Turn(pick(rng, N_ITEMS), str(len(rows)), "receipt_items"))
     elif extra < 0.5:
         i = int(rng.integers(len(rows)))
         if i < len(NTH):
-            turns.append(Turn(pick(rng, NTH_ITEM, nth=NTH[i]), rows[i][0], "receipt_item"))
+            turns.append(Turn(pick(rng, NTH_ITEM, nth=NTH[i]), rows[i][0], "receipt_item", looks=lefts[i]))
     return Example(image, glyphs, colours, turns)

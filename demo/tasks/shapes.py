@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..draw import PALETTE, Canvas, Colour, jitter, luminance
-from ..example import SHAPES, Example, Turn
+from ..example import SHAPES, Box, Example, Turn
 from .phrases import (
     COLOUR_OF,
     HOW_MANY,
@@ -109,7 +109,10 @@ def draw(rng: np.random.Generator, split: str, difficulty: float, size: tuple[in
             points = outline(thing.kind, thing.x, thing.y, thing.radius, turn)
             canvas.polygon(points, thing.kind, fill, thing.colour)
     image, glyphs, labels = canvas.finish(rng, difficulty * 0.8)
-    return Example(image, glyphs, labels, _turns(rng, things, width, height))
+    turns = _turns(rng, things, width, height)
+    if split == "train":
+        turns += _more_counts(rng, things)
+    return Example(image, glyphs, labels, turns)
 
 
 def _background(rng: np.random.Generator, difficulty: float) -> Colour:
@@ -152,9 +155,9 @@ def _turns(rng: np.random.Generator, things: list[Thing], width: int, height: in
     unique_kinds = [t for t in things if kinds.count(t.kind) == 1]
     unique_colours = [t for t in things if colours.count(t.colour) == 1]
     for thing in _some(rng, unique_kinds, 2):
-        turns.append(Turn(pick(rng, COLOUR_OF, shape=thing.kind, c=c), thing.colour, "colour"))
+        turns.append(_about([thing], thing.kind, pick(rng, COLOUR_OF, shape=thing.kind, c=c), thing.colour, "colour"))
     for thing in _some(rng, unique_colours, 2):
-        turns.append(Turn(pick(rng, SHAPE_OF, colour=thing.colour), thing.kind, "shape"))
+        turns.append(_about([thing], thing.colour, pick(rng, SHAPE_OF, colour=thing.colour), thing.kind, "shape"))
     named = [
         (name, t)
         for t in things
@@ -163,20 +166,60 @@ def _turns(rng: np.random.Generator, things: list[Thing], width: int, height: in
     ]
     for i in rng.permutation(len(named))[:2]:
         name, thing = named[int(i)]
-        turns.append(Turn(pick(rng, WHERE, thing=name), place(thing.x, thing.y, width, height), "where"))
+        answer = place(thing.x, thing.y, width, height)
+        turns.append(_about([thing], name, pick(rng, WHERE, thing=name), answer, "where"))
     if rng.random() < 0.7:
-        turns.append(Turn(pick(rng, HOW_MANY), str(len(things)), "count"))
+        turns.append(_counting(things, "", pick(rng, HOW_MANY)))
     if rng.random() < 0.6:
         kind = one(rng, kinds) if rng.random() < 0.75 else one(rng, SHAPES)
-        plural = "crosses" if kind == "cross" else f"{kind}s"
-        turns.append(Turn(pick(rng, HOW_MANY_OF, kinds=plural), str(kinds.count(kind)), "count"))
+        turns.append(_counting([t for t in things if t.kind == kind], _plural(kind), _how_many(rng, _plural(kind))))
     else:
         colour = one(rng, colours) if rng.random() < 0.75 else one(rng, list(PALETTE))
-        words = {"kinds": f"{colour} shapes"}
-        turns.append(Turn(pick(rng, HOW_MANY_OF, **words), str(colours.count(colour)), "count"))
+        question = _how_many(rng, f"{colour} shapes")
+        turns.append(_counting([t for t in things if t.colour == colour], colour, question))
     if rng.random() < 0.4:
         turns.append(_is_there(rng, things))
     return [turns[int(i)] for i in rng.permutation(len(turns))[:5]]
+
+
+def _more_counts(rng: np.random.Generator, things: list[Thing]) -> list[Turn]:
+    """Of what there is most of: most kinds and colours occur once at most."""
+    kinds, colours = [t.kind for t in things], [t.colour for t in things]
+    kind, colour = max(kinds, key=kinds.count), max(colours, key=colours.count)
+    turns = [_counting(things, "", pick(rng, HOW_MANY))]
+    if kinds.count(kind) > 1:
+        turns.append(_counting([t for t in things if t.kind == kind], _plural(kind), _how_many(rng, _plural(kind))))
+    if colours.count(colour) > 1:
+        question = _how_many(rng, f"{colour} shapes")
+        turns.append(_counting([t for t in things if t.colour == colour], colour, question))
+    return turns
+
+
+def _plural(kind: str) -> str:
+    return "crosses" if kind == "cross" else f"{kind}s"
+
+
+def _how_many(rng: np.random.Generator, kinds: str) -> str:
+    return pick(rng, HOW_MANY_OF, kinds=kinds)
+
+
+def _boxes(things: list[Thing]) -> list[Box]:
+    return [(t.x - 0.6 * t.radius, t.y - 0.6 * t.radius, t.x + 0.6 * t.radius, t.y + 0.6 * t.radius) for t in things]
+
+
+def _about(things: list[Thing], name: str, question: str, answer: str, task: str) -> Turn:
+    """A turn about the things that the question calls by a name."""
+    boxes = _boxes(things)
+    looks = [boxes] * len(answer) if len(things) == 1 else []
+    return Turn(question, answer, task, None, looks, [boxes] * len(name), question.lower().rindex(name))
+
+
+def _counting(things: list[Thing], name: str, question: str) -> Turn:
+    """A turn about the number of things; name: what the question calls them, if it does."""
+    turn = Turn(question, str(len(things)), "count", counted=_boxes(things))
+    if name:
+        turn.asked, turn.asked_from = [turn.counted or []] * len(name), question.lower().rindex(name)
+    return turn
 
 
 def _fits(name: str, thing: Thing) -> bool:
@@ -194,6 +237,8 @@ def _is_there(rng: np.random.Generator, things: list[Thing]) -> Turn:
         kind = thing.kind if wanted or rng.random() < 0.5 else one(rng, SHAPES)
         colour = thing.colour if wanted or rng.random() < 0.5 else one(rng, list(PALETTE))
         name = kind if rng.random() < 0.4 else f"{colour} {kind}"
-        found = any(_fits(name, other) for other in things)
-        if found is wanted:
-            return Turn(pick(rng, IS_THERE, thing=name), "yes" if found else "no", "is_there")
+        found = [other for other in things if _fits(name, other)]
+        if bool(found) is wanted:
+            turn = _counting(found, name, pick(rng, IS_THERE, thing=name))
+            turn.answer, turn.task = "yes" if found else "no", "is_there"
+            return turn

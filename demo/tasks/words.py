@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ImageFont
 
 from ..draw import Canvas, paper_and_ink, width_of
-from ..example import Example, Turn
+from ..example import Box, Example, Turn
 from ..fonts import faces, font, mean_advance
 from ..words import any_text
 from .phrases import LINE, NTH, READ, READ_ONE, READ_PRICE, one, pick
@@ -52,23 +52,26 @@ def draw(rng: np.random.Generator, split: str, difficulty: float, size: tuple[in
     slack = height - 6 - pitch * (len(lines) - 1) - printed.size
     base = 3 + printed.size * 0.85 + max(0.0, slack) * float(rng.uniform(0, 1))
     left = 3 + float(rng.uniform(0, max(0.5, room - max(width_of(line, printed) for line in lines))))
+    boxes = []
     for i, line in enumerate(lines):
         x = (width - width_of(line, printed)) / 2 if centred else left
-        canvas.text(round(x), round(base + i * pitch), line, printed, ink)
+        found = canvas.text(round(x), round(base + i * pitch), line, printed, ink)
+        boxes.append([[canvas.turned(box, angle)] for box in found])
     if rng.random() < 0.2 * difficulty:
         canvas.draw.rectangle((1, 1, width - 2, height - 2), outline=ink, width=int(rng.integers(1, 3)))
     image, glyphs, colours = canvas.finish(rng, difficulty, angle)
-    return Example(image, glyphs, colours, _turns(rng, lines))
+    return Example(image, glyphs, colours, _turns(rng, lines, boxes))
 
 
-def _turns(rng: np.random.Generator, lines: list[str]) -> list[Turn]:
+def _turns(rng: np.random.Generator, lines: list[str], boxes: list[list[list[Box]]]) -> list[Turn]:
     whole = " ".join(lines)
     is_price = len(lines) == 1 and lines[0][:1] in "$€£" and " " not in whole
     phrases = READ_PRICE if is_price else READ if " " in whole else READ_ONE
-    turns = [Turn(pick(rng, phrases), whole, "prices" if is_price else "words")]
+    looks = [found for line in boxes for found in (*line, [])][:-1]
+    turns = [Turn(pick(rng, phrases), whole, "prices" if is_price else "words", looks=looks)]
     if len(lines) > 1:
         for i, line in enumerate(lines):
-            turns.append(Turn(pick(rng, LINE, nth=_nth(rng, i, len(lines))), line, "words"))
+            turns.append(Turn(pick(rng, LINE, nth=_nth(rng, i, len(lines))), line, "words", looks=boxes[i]))
     return turns
 
 

@@ -15,7 +15,6 @@ import typer
 
 from .. import errors
 from . import exits
-from .quantize import _sigterm_raises
 from .terminal import BOLD, DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
 
 _BAR_COLUMNS = 24
@@ -112,7 +111,7 @@ def run(
     wanted = pages.check_outputs(html, png, files, options["data"], force)
     bar = Bar(terminal)
     try:
-        with _sigterm_raises():  # so that temporary files are taken away
+        with exits.sigterm_raises():  # so that temporary files are taken away
             report = tool.compare(files[0], files[1:], progress=bar, **options)
             written = pages.write_outputs(report, wanted)
     except (KeyboardInterrupt, errors.Cancelled):

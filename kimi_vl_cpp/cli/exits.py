@@ -7,8 +7,11 @@ import difflib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Collection
+import signal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from .. import errors
 
@@ -97,3 +100,21 @@ def describe_os_error(failure: OSError) -> str:
     if failure.errno == errno.ENOSPC:
         reason += ": free some space and try again"
     return f"{name}: {reason}" if name else reason
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM stops the work as Ctrl-C does, so that it can be taken up again."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise errors.Cancelled("stopped by SIGTERM", "quantize.terminated")
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

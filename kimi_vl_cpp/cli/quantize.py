@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json as json_module
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -136,7 +133,7 @@ def run(src: str, dst: str, kind: str, options: dict[str, Any], as_json: bool, t
     bar = Bar(terminal)
     bar.announce("reading what the source holds")
     try:
-        with _sigterm_raises():
+        with exits.sigterm_raises():
             report = tool.quantize(src, dst, kind, progress=bar, **options)
     except (KeyboardInterrupt, errors.Cancelled):
         bar.clear()
@@ -173,24 +170,6 @@ def _print_summary(report: Any, terminal: Terminal) -> None:
         terminal.say(f"  {report.reason}", DIM)
     for kind, (n, n_bytes) in report.by_type().items():
         terminal.say(f"  {kind:<6}  {plural(n, 'tensor'):>11}  {human_bytes(n_bytes):>9}", DIM)
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM stops the work as Ctrl-C does, so that it can be taken up again."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise errors.Cancelled("stopped by SIGTERM", "quantize.terminated")
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Bar:

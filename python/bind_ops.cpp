@@ -11,6 +11,7 @@ namespace kimi {
 namespace ops {
 
 void bind_float(py::module_& m);  // bind_ops_float.cpp
+void bind_bf16(py::module_& m);   // bind_ops_bf16.cpp
 
 namespace {
 
@@ -186,6 +187,7 @@ void bind_ops(pybind11::module_& parent) {
   m.def("decode_row", ops::decode_row, py::arg("isa"), py::arg("type"), py::arg("raw"), py::arg("n"),
         "raw uint8 -> float32 [n], exact.");
   ops::bind_float(m);
+  ops::bind_bf16(m);
 }
 
 }  // namespace kimi

@@ -155,7 +155,7 @@ py::object latent_block_q8(const std::string& isa, const py::object& q_object, c
   }
   auto m = copy_of(take<float>(before[0], "m", {lanes})), l = copy_of(take<float>(before[1], "l", {lanes}));
   const auto o = take<float>(before[2], "o", {lanes, dv});
-  AlignedBuffer<float> o_t(dv * lanes), scratch(cpu::latent_scratch_floats(n_blocks));
+  AlignedBuffer<float> o_t(dv * lanes), scratch(cpu::latent_q8_scratch_floats(n_blocks));
   for (int64_t i = 0; i < lanes; ++i)
     for (int64_t d = 0; d < dv; ++d) o_t[d * lanes + i] = o.data()[i * dv + d];
   cpu::LatentBlockQ8 block{};

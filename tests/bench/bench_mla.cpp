@@ -156,8 +156,8 @@ int main(int argc, char** argv) {
   for (const auto& [type, name] : {std::pair{KvType::f32, "f32"}, {KvType::f16, "f16"}, {KvType::q8_0, "q8_0"}}) {
     Caches caches(type, *backend, layer);
     std::vector<float> got;
-    if (want.empty()) layer.run(*exact, x, options.tokens, options.depth, caches.at(0), &want);
     const std::vector<double> empty = timed(*backend, layer, x, 0, caches, &got), deep = timed(*backend, layer, x, options.depth, caches, &got);
+    if (want.empty()) layer.run(*exact, x, options.tokens, options.depth, caches.at(0), &want);
     double difference = 0, size = 0;
     for (size_t i = 0; i < want.size(); ++i) {
       difference += (got[i] - want[i]) * (got[i] - want[i]);

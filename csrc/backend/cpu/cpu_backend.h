@@ -123,11 +123,19 @@ class CpuBackend final : public Backend {
 
   // mla.cpp
   void append_to_cache(const MlaArgs& args, float* q, const float* ckv);
-  void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
-  void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   void store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const;
   const float* latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const;
+  // Whether keys and values are multiplied as bf16: where the weights around them are multiplied as bytes anyway.
+  bool attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const;
+
+  // mla_absorbed.cpp
+  void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   void quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles);
+
+  // mla_expanded.cpp
+  void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+  template <typename Form>
+  void attend_expanded_in(const Form& form, const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
 
   const KernelTable& kernels_;
   const bool float_activations_;
@@ -136,6 +144,7 @@ class CpuBackend final : public Backend {
   InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;
   Q8Buffer q8_x_, q8_inner_, q8_heads_, q8_latent_;
+  AlignedBuffer<uint16_t> bf16_queries_;
   AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_;
 };
 

@@ -55,6 +55,37 @@ struct AttentionBlock {
 };
 constexpr int64_t kMaxAttentionKeys = 128;
 
+// The same with queries, keys and values as bf16. Two numbers that go into one sum lie side by side.
+struct AttentionBlockBf16 {
+  int64_t lanes;             // tile_lanes
+  const uint16_t* q_t;       // [(dk1 + dk2) / 2, lanes, 2] queries, already multiplied by the softmax scale
+  const uint16_t* k1;        // [n_keys, ldk1], dk1 columns
+  const uint16_t* k2;        // [n_keys, ldk2], dk2 more columns; unused when dk2 == 0
+  const uint16_t* v;         // [(n_keys + 1) / 2, ldv, 2] pairs of keys, dv columns; the partner of an odd last key is zeros
+  int64_t dk1, dk2, dv, ldk1, ldk2, ldv;  // dk1 and dk2 are even
+  int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
+  const int32_t* last_key;
+  float *m, *l, *o_t;
+  float* scores;
+};
+
+// The same where keys are latent rows of the cache and their first `rank` numbers the values; multiplied as bf16.
+struct LatentBlockF16 {
+  int64_t lanes;             // tile_lanes, or half of it
+  const uint16_t* q_t;       // bf16 [(rank + rope) / 2, lanes, 2] queries, already multiplied by the softmax scale
+  const uint16_t* rows;      // f16 [n_keys, rank + rope]
+  const uint16_t* rows_end;  // of those that the caller will ask for next: they are fetched meanwhile
+  int64_t rank, rope, dv;    // rank + rope is even, dv == rank
+  int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
+  const int32_t* last_key;
+  float *m, *l, *o_t;
+  float* scratch;            // latent_f16_scratch_floats(lanes, rank, rope)
+};
+constexpr int64_t kLatentGroup = 16;
+constexpr int64_t latent_f16_scratch_floats(int64_t lanes, int64_t rank, int64_t rope) {
+  return (kMaxAttentionKeys + kLatentGroup) * lanes + (kLatentGroup * (rank + rope + 32) + kMaxAttentionKeys * rank + 1) / 2;
+}
+
 // The same for kLatentLanes queries and keys that are latent rows of bytes (q8_0 in backend/kv_row.h); the first dv of their numbers
 // are the values.
 struct LatentBlockQ8 {
@@ -67,10 +98,10 @@ struct LatentBlockQ8 {
   int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
   const int32_t* last_key;
   float *m, *l, *o_t;
-  float* scratch;            // latent_scratch_floats(n_blocks)
+  float* scratch;            // latent_q8_scratch_floats(n_blocks)
 };
 constexpr int64_t kLatentLanes = 16;
-constexpr int64_t latent_scratch_floats(int64_t n_blocks) {
+constexpr int64_t latent_q8_scratch_floats(int64_t n_blocks) {
   return kMaxAttentionKeys * (16 + 16 + 8) + (kMaxAttentionKeys + 1) * ((n_blocks + 15) / 16 * 16);
 }
 
@@ -115,6 +146,16 @@ struct KernelTable {
   // ---- attention -------------------------------------------------------------------------------------------------
   void (*attention_block)(const AttentionBlock& block);
   void (*latent_block_q8)(const LatentBlockQ8& block);  // nullptr: rows are decoded for attention_block
+
+  // ---- bf16: all of them, or nullptr -----------------------------------------------------------------------------
+  void (*attention_block_bf16)(const AttentionBlockBf16& block);
+  // a [m, lda] times b [k / 2, ldb, 2] for tile_lanes columns; out bf16, [m, ldo] or, rows in pairs, [(m + 1) / 2, ldo, 2].
+  void (*gemm_bf16_rows)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
+  void (*gemm_bf16_pairs)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
+  void (*bf16_from_f32_row)(const float* x, int64_t n, uint16_t* out);
+  // scale * x, rows in pairs: [n_rows, ld] -> [(n_rows + 1) / 2, ldo, 2]; the partner of an odd last row is zeros.
+  void (*bf16_pairs_from_f32)(const float* x, int64_t ld, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out, int64_t ldo);
+  void (*latent_block_f16)(const LatentBlockF16& block);
 
   // ---- rows ------------------------------------------------------------------------------------------------------
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

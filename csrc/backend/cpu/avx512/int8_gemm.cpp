@@ -8,7 +8,7 @@
 //
 // The reduction is cut into blocks that all tokens pass before the next one begins, so that their weights are near; between blocks
 // the sums rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
-#include "backend/cpu/avx512/int8.h"
+#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/avx512/intrinsics.h"
 #include "backend/cpu/loops/ahead.h"
 #include "base/f16.h"

@@ -3,7 +3,7 @@
 // Scores: 4 numbers of a key are broadcast against the same 4 of all queries; 8 vpdpbusd a block of 32, then the two scales.
 // Outputs: four keys go into one vpdpbusd, so the weights become bytes as well: weight * (the key's scale of the block), as a
 // share of the largest such product, in 255 steps. One scale a block of 32 numbers and up to 128 keys puts them back.
-#include "backend/cpu/avx512/int8.h"
+#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/avx512/intrinsics.h"
 #include "backend/cpu/loops/vec.h"
 

@@ -7,16 +7,13 @@
 namespace kimi::cpu {
 namespace {
 
-template <int W, int NV, int MR>
-KIMI_INLINE void attention_lanes(const AttentionBlock& block) {
+// Scores become weights, in place; m and l move on and the output so far is rescaled. Block: AttentionBlock or one like it.
+template <int W, int NV, typename Block>
+KIMI_INLINE void softmax_block(const Block& block, float* scores) {
   using F = typename Vec<W>::F;
   using I = typename Vec<W>::I;
   constexpr int kLanes = W * NV;
   constexpr float kNever = -1e30f;
-  float* scores = block.scores;  // [n_keys, lanes]
-  gemm_f32<W, NV, MR>(block.k1, block.ldk1, 1, block.q_t, kLanes, block.dk1, block.n_keys, scores, kLanes, false);
-  if (block.dk2) gemm_f32<W, NV, MR>(block.k2, block.ldk2, 1, block.q_t + block.dk1 * kLanes, kLanes, block.dk2, block.n_keys, scores, kLanes, true);
-
   for (int v = 0; v < NV; ++v) {
     const int at = v * W;
     const F m_old = load<W>(block.m + at);
@@ -48,6 +45,15 @@ KIMI_INLINE void attention_lanes(const AttentionBlock& block) {
       store<W>(o, load<W>(o) * correction);
     }
   }
+}
+
+template <int W, int NV, int MR>
+KIMI_INLINE void attention_lanes(const AttentionBlock& block) {
+  constexpr int kLanes = W * NV;
+  float* scores = block.scores;  // [n_keys, lanes]
+  gemm_f32<W, NV, MR>(block.k1, block.ldk1, 1, block.q_t, kLanes, block.dk1, block.n_keys, scores, kLanes, false);
+  if (block.dk2) gemm_f32<W, NV, MR>(block.k2, block.ldk2, 1, block.q_t + block.dk1 * kLanes, kLanes, block.dk2, block.n_keys, scores, kLanes, true);
+  softmax_block<W, NV>(block, scores);
   gemm_f32<W, NV, MR>(block.v, 1, block.ldv, scores, kLanes, block.n_keys, block.dv, block.o_t, kLanes, true);
 }
 

@@ -26,7 +26,7 @@ struct PartialRows {
 };
 
 // kWidth rows are read column by column, a walk that no hardware prefetcher follows: without help a core gets a tenth of the
-// memory's speed. So before each block of the present rows as many bytes of the next rows are fetched, in the order of addresses.
+// memory's speed. So beside each block of the present rows as many bytes of the next rows are fetched, in the order of addresses.
 KIMI_INLINE void prefetch(const uint8_t* first, int64_t n_bytes) {
   for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(first + i);
 }
@@ -43,9 +43,18 @@ struct DotSink {
   const float* scale[T];
   const float* sum[T];
   const int32_t* isum[T];
+  const uint8_t* next;  // of the next rows: as many bytes as the present block has, or nullptr
+  int64_t rows_bytes;   // from there to the rows after the next
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
+    // A group's share of the lines, for all at once would fill the queue of misses. The rows after the next are brought half the way.
+    constexpr int kBytes = L::kWidth * static_cast<int>(sizeof(typename Traits::Block));
+    constexpr int kFrom = (kBytes * g / Traits::groups + 63) / 64 * 64, kTo = kBytes * (g + 1) / Traits::groups;
+    for (int i = kFrom; next && i < kTo; i += 64) {
+      __builtin_prefetch(next + i);
+      __builtin_prefetch(next + rows_bytes + i, 0, 2);
+    }
     constexpr int kAt = g * Traits::group, kSum = kAt / 16;
     for (int t = 0; t < T; ++t) {
       int32_t x_isum = 0;
@@ -76,10 +85,11 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
     sink.sum[t] = x.sum + j * (x.k / 16);
     sink.isum[t] = x.isum + j * (x.k / 16);
   }
+  sink.rows_bytes = L::kWidth * row_bytes;
   PartialRows<L, type> partial(n_rows);
   LaneRows<L> rows = LaneRows<L>::at(w, row_bytes);
   for (int64_t b = 0; b < x.k / Traits::elems; ++b) {
-    if (next) prefetch(next + b * L::kWidth * kBytes, L::kWidth * kBytes);
+    sink.next = next ? next + b * L::kWidth * kBytes : nullptr;
     Unpack<type>::template run<L>(n_rows < L::kWidth ? partial.copy(w + b * kBytes, row_bytes, n_rows) : rows, sink);
     for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
     for (int t = 0; t < T; ++t) {

@@ -103,6 +103,8 @@ py::dict pack_panel(const std::string& isa, const std::string& type, const py::o
   result["q"] = q;
   result["scale"] = scale;
   result["min"] = view.has_min ? py::object(min) : py::object(py::none());
+  result["bias"] = view.bias;
+  result["max_q"] = view.max_q;
   result["group"] = view.group;
   result["k"] = view.k;
   return result;
@@ -181,7 +183,7 @@ void bind_ops(pybind11::module_& parent) {
   m.def("gemv", ops::gemv, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"),
         "w uint8 [n_rows, row_bytes] (rows may be padded), x from quantize_rows -> float32 [n_x, n_rows].");
   m.def("pack_panel", ops::pack_panel, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("k"),
-        "One panel: dict of q uint8 [k/4, lanes, 4] (biased by 128), scale and min float32 [k/group, lanes] (min None without), group, k.");
+        "One panel: dict of q uint8 [k/4, lanes, 4] with bias and max_q, scale and min float32 [k/group, lanes] (min None without), group, k.");
   m.def("gemm", ops::gemm, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"), py::arg("rows") = py::none(),
         "As gemv, through panels; rows int32 [n]: the row of x that each output row takes.");
   m.def("decode_row", ops::decode_row, py::arg("isa"), py::arg("type"), py::arg("raw"), py::arg("n"),

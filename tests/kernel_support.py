@@ -73,7 +73,8 @@ def unpack_rows(
     for first in range(0, len(w), lanes):
         rows = w[first : first + lanes]
         panel = _core.ops.pack_panel(isa, type_name, np.ascontiguousarray(rows), k)
-        q = panel["q"].astype(np.int64).transpose(1, 0, 2).reshape(lanes, k) - 128
+        assert panel["q"].max() <= panel["max_q"]
+        q = panel["q"].astype(np.int64).transpose(1, 0, 2).reshape(lanes, k) - panel["bias"]
         low = None if panel["min"] is None else panel["min"].T[: len(rows)]
         parts.append((q[: len(rows)], panel["scale"].T[: len(rows)], low))
     q, scale = (np.concatenate([part[i] for part in parts]) for i in (0, 1))

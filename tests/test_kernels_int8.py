@@ -163,7 +163,7 @@ def test_panel_fills_missing_rows_with_zeros(isa: str, type_name: str) -> None:
         if panel["min"] is not None:
             assert (panel["min"][:, :n_rows] == full["min"][:, :n_rows]).all()
             assert not panel["min"][:, n_rows:].any()
-        q = panel["q"].reshape(-1, panel["group"] // 4, lanes, 4).astype(np.float32) - 128
+        q = panel["q"].reshape(-1, panel["group"] // 4, lanes, 4).astype(np.float32) - panel["bias"]
         assert not (q * panel["scale"][:, None, :, None])[:, :, n_rows:].any()
 
 

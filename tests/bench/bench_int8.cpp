@@ -294,7 +294,7 @@ void check_format(const KernelTable& table, const FormatOps& format) {
         report("pack", table.name, format.name, -1, -1, p.group, format.group);
       for (int64_t r = 0; r < lanes; ++r) {
         for (int64_t i = 0; i < k; ++i) {
-          const int got_q = p.q[(i / 4 * lanes + r) * 4 + i % 4] - 128;
+          const int got_q = p.q[(i / 4 * lanes + r) * 4 + i % 4] - p.bias;
           const float scale = p.scale[i / p.group * lanes + r], min = p.has_min ? p.min[i / p.group * lanes + r] : 0;
           if (r >= n_rows) {
             if (scale * static_cast<float>(got_q) - min != 0) report("pack zero", table.name, format.name, r, i, scale, 0);

@@ -26,11 +26,12 @@ struct Ahead {
   int64_t bytes = 0;
 };
 
-// `lanes` weight rows unpacked side by side for a GEMM. value[row, i] = scale[row, i / group] * (q[row, i] - 128) - min[row, i / group].
+// `lanes` weight rows unpacked side by side for a GEMM. value[row, i] = scale[row, i / group] * (q[row, i] - bias) - min[row, i / group].
 struct PanelQ8 {
-  uint8_t* q;      // [k / 4, lanes, 4]   biased by 128
+  uint8_t* q;      // [k / 4, lanes, 4]   at most max_q
   float* scale;    // [k / group, lanes]
   float* min;      // [k / group, lanes]; meaningful when has_min
+  int32_t bias, max_q;
   int32_t group;   // 16 or 32 elements per scale
   bool has_min;
   int64_t k;
@@ -122,7 +123,7 @@ struct KernelTable {
   // Many activation rows: unpack `n_rows` (<= panel_lanes) weight rows of k elements; missing rows become zeros.
   int64_t panel_lanes;
   using PackPanel = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out);
-  PackPanel pack_panel_q8[kMaxTypes];  // sets group, has_min, k and fills the arrays
+  PackPanel pack_panel_q8[kMaxTypes];  // sets bias, max_q, group, has_min, k and fills the arrays
   // out[j * out_stride + lane] = dot(lane's weights, activation row rows[j]); rows == nullptr: row j. All lanes are written.
   void (*gemm_panel_q8)(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride);
 

@@ -1,10 +1,10 @@
-// gemm_panel_q8 of the avx2 table: 16 weight rows x up to 4 tokens in registers, vpmaddwd.
+// gemm_panel_q8 of the avx2 table: 16 weight rows x up to 4 tokens in registers.
 //
-// vpmaddubsw would saturate on weights of 8 bits, so both sides are widened to 16: the bytes 0, 2 and 1, 3 of the four weights in
-// a lane are split by a mask and a shift, those of the activations once per token and block, and vpmaddwd multiplies them
-// exactly. Two of it and two additions per 32 products are what the sign trick (vpsignb, vpmaddubsw, vpmaddwd, vpaddd) needs too,
-// without the work on the activations inside the loop. Weights keep their bias of 128: the accumulators of a group begin at -128
-// * (sum of the token's elements). The 8 float accumulators rest in memory between groups.
+// Weights of few bits: vpmaddubsw adds two products in 16 bits, and as many of these sums as cannot overflow are added up before
+// vpmaddwd widens them: 8 for weights below 16, 4 below 32, 2 below 64. 8-bit weights would saturate, so both sides are widened to 16:
+// the bytes 0, 2 and 1, 3 of the four weights in a lane are split by a mask and a shift, those of the activations once per token and
+// block, and vpmaddwd multiplies them exactly. The accumulators of a group begin at -bias * (sum of the token's elements). The 8 float
+// accumulators rest in memory between groups.
 //
 // The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums
 // rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
@@ -23,26 +23,38 @@ constexpr int64_t kDepth = 512;  // elements of a block: 16 KiB of weights
 
 // The tokens of a tile for one block: read as broadcasts from one base address.
 struct alignas(64) TokenBlock {
-  uint32_t even[kTokens][kDepth / 4], odd[kTokens][kDepth / 4];  // elements 0, 2 and 1, 3 of each four, as two int16
-  int32_t bias[kTokens][kDepth / 16];                            // -128 * sum of the group's elements
-  float sum[kTokens][kDepth / 16];                               // x_sum of the group
+  uint32_t fours[kTokens][kDepth / 4];  // the elements, or 0 and 2 of each four as two int16
+  uint32_t odd[kTokens][kDepth / 4];    // elements 1 and 3 of each four; weights of 8 bits only
+  int32_t bias[kTokens][kDepth / 16];   // -bias * sum of the group's elements
+  float sum[kTokens][kDepth / 16];      // x_sum of the group
   float scale[kTokens][kDepth / 32];
 };
 
-template <int group, bool has_min>
-KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t depth, int t, TokenBlock* block) {
+// How many sums of two products of weights up to max_q fit 16 bits, of those that `gemm` is made for; 0: none for certain.
+int sums_in_16_bits(int32_t max_q) {
+  const int32_t n = 32767 / (2 * 127 * max_q);
+  return n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 0;
+}
+
+template <int group, bool has_min, int kSums>
+KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t depth, int t, int32_t bias, TokenBlock* block) {
   const int8_t* q = x.q + row * x.k + k0;
   for (int64_t i = 0; i < depth; i += 32) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(block->even[t] + i / 4), _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(block->odd[t] + i / 4), _mm256_srai_epi16(bytes, 8));
+    auto* fours = reinterpret_cast<__m256i*>(block->fours[t] + i / 4);
+    if constexpr (kSums > 0) {
+      _mm256_store_si256(fours, bytes);
+    } else {
+      _mm256_store_si256(fours, _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(block->odd[t] + i / 4), _mm256_srai_epi16(bytes, 8));
+    }
   }
   const float* scale = x.scale + (row * x.k + k0) / 32;
   const float* sum = x.sum + (row * x.k + k0) / 16;
   const int32_t* isum = x.isum + (row * x.k + k0) / 16;
   for (int64_t g = 0; g < depth / 32; ++g) block->scale[t][g] = scale[g];
   for (int64_t g = 0; g < depth / group; ++g) {
-    block->bias[t][g] = -128 * (group == 16 ? isum[g] : isum[2 * g] + isum[2 * g + 1]);
+    block->bias[t][g] = -bias * (group == 16 ? isum[g] : isum[2 * g] + isum[2 * g + 1]);
     if (has_min) block->sum[t][g] = group == 16 ? sum[g] : sum[2 * g] + sum[2 * g + 1];
   }
 }
@@ -54,31 +66,64 @@ KIMI_INLINE void add_products(__m256i* sum, __m256i a, __m256i b) {
   asm("" : "+x"(*sum));
 }
 
-// T tokens x 16 rows over n_groups groups. q, scale, min: where the block and the tile's rows begin in the panel.
-template <int T, int group, bool has_min>
-KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x,
-                      float (*acc)[kRows]) {
-  const __m256i low_bytes = _mm256_set1_epi16(255);
-  for (int64_t g = 0; g < n_groups; ++g) {
-    __m256i dot[T][2];
+KIMI_INLINE __m256i load_weights(const uint8_t* q) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)); }
+KIMI_INLINE __m256i broadcast(uint32_t four) { return _mm256_set1_epi32(static_cast<int>(four)); }
+
+// dot[t] += the products of one group. x: the tokens' elements of the group begin at dword `at`.
+template <int T, int group, int kSums>
+KIMI_INLINE void dot_group(const uint8_t* q, const TokenBlock& x, int64_t at, __m256i (*dot)[2]) {
+  if constexpr (kSums > 0) {
+    constexpr int kStep = kSums < group / 4 ? kSums : group / 4;
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+    for (int i0 = 0; i0 < group / 4; i0 += kStep) {
+      __m256i sum[T][2];
+#pragma GCC unroll 8
+      for (int i = 0; i < kStep; ++i) {
+        const __m256i w0 = load_weights(q + (i0 + i) * kPanelLanes * 4), w1 = load_weights(q + (i0 + i) * kPanelLanes * 4 + 32);
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) dot[t][0] = dot[t][1] = _mm256_set1_epi32(x.bias[t][g]);
+        for (int t = 0; t < T; ++t) {
+          const __m256i four = broadcast(x.fours[t][at + i0 + i]);
+          const __m256i product0 = _mm256_maddubs_epi16(w0, four), product1 = _mm256_maddubs_epi16(w1, four);
+          sum[t][0] = i ? _mm256_add_epi16(sum[t][0], product0) : product0;
+          sum[t][1] = i ? _mm256_add_epi16(sum[t][1], product1) : product1;
+          asm("" : "+x"(sum[t][0]), "+x"(sum[t][1]));  // in this order, as in add_products
+        }
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        add_products(&dot[t][0], sum[t][0], ones);
+        add_products(&dot[t][1], sum[t][1], ones);
+      }
+    }
+  } else {
+    const __m256i low_bytes = _mm256_set1_epi16(255);
 #pragma GCC unroll 8
     for (int i = 0; i < group / 4; ++i) {
-      const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i * kPanelLanes * 4));
-      const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i * kPanelLanes * 4 + 32));
+      const __m256i w0 = load_weights(q + i * kPanelLanes * 4), w1 = load_weights(q + i * kPanelLanes * 4 + 32);
       const __m256i even0 = _mm256_and_si256(w0, low_bytes), odd0 = _mm256_srli_epi16(w0, 8);
       const __m256i even1 = _mm256_and_si256(w1, low_bytes), odd1 = _mm256_srli_epi16(w1, 8);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        const __m256i even = _mm256_set1_epi32(static_cast<int>(x.even[t][g * (group / 4) + i]));
-        const __m256i odd = _mm256_set1_epi32(static_cast<int>(x.odd[t][g * (group / 4) + i]));
+        const __m256i even = broadcast(x.fours[t][at + i]), odd = broadcast(x.odd[t][at + i]);
         add_products(&dot[t][0], even0, even);
         add_products(&dot[t][1], even1, even);
         add_products(&dot[t][0], odd0, odd);
         add_products(&dot[t][1], odd1, odd);
       }
     }
+  }
+}
+
+// T tokens x 16 rows over n_groups groups. q, scale, min: where the block and the tile's rows begin in the panel.
+template <int T, int group, bool has_min, int kSums>
+KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const TokenBlock& x,
+                      float (*acc)[kRows]) {
+  for (int64_t g = 0; g < n_groups; ++g) {
+    __m256i dot[T][2];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) dot[t][0] = dot[t][1] = _mm256_set1_epi32(x.bias[t][g]);
+    dot_group<T, group, kSums>(q, x, g * (group / 4), dot);
     q += group * kPanelLanes;
     const __m256 scale0 = _mm256_loadu_ps(scale), scale1 = _mm256_loadu_ps(scale + 8);
     scale += kPanelLanes;
@@ -100,18 +145,18 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
   }
 }
 
-template <int T, int group, bool has_min>
+template <int T, int group, bool has_min, int kSums>
 __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth,
                                        float* out, int64_t out_stride) {
   TokenBlock block;
-  for (int t = 0; t < T; ++t) fill_token<group, has_min>(x, rows[t], k0, depth, t, &block);
+  for (int t = 0; t < T; ++t) fill_token<group, has_min, kSums>(x, rows[t], k0, depth, t, panel.bias, &block);
   for (int first = 0; first < kPanelLanes; first += kRows) {
     alignas(32) float acc[T][kRows];
     for (int t = 0; t < T; ++t) {
       for (int i = 0; i < kRows; ++i) acc[t][i] = k0 == 0 ? 0.0f : out[t * out_stride + first + i];
     }
     const int64_t g0 = k0 / group * kPanelLanes + first;
-    tile<T, group, has_min>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr,
+    tile<T, group, has_min, kSums>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr,
                             depth / group, block, acc);
     for (int t = 0; t < T; ++t) {
       for (int i = 0; i < kRows; ++i) out[t * out_stride + first + i] = acc[t][i];
@@ -119,7 +164,7 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
   }
 }
 
-template <int group, bool has_min>
+template <int group, bool has_min, int kSums>
 void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
   const int64_t n_tiles = (n_x + kTokens - 1) / kTokens;
   loops::Fetching fetching = loops::Fetching::over(panel.ahead, n_tiles * ((panel.k + kDepth - 1) / kDepth));
@@ -133,19 +178,33 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
       fetching.step();
       switch (n) {
         case 1:
-          tile_of<1, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          tile_of<1, group, has_min, kSums>(panel, x, row, k0, depth, to, out_stride);
           break;
         case 2:
-          tile_of<2, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          tile_of<2, group, has_min, kSums>(panel, x, row, k0, depth, to, out_stride);
           break;
         case 3:
-          tile_of<3, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          tile_of<3, group, has_min, kSums>(panel, x, row, k0, depth, to, out_stride);
           break;
         default:
-          tile_of<4, group, has_min>(panel, x, row, k0, depth, to, out_stride);
+          tile_of<4, group, has_min, kSums>(panel, x, row, k0, depth, to, out_stride);
           break;
       }
     }
+  }
+}
+
+template <int group, bool has_min>
+void gemm_of(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+  switch (sums_in_16_bits(panel.max_q)) {
+    case 8:
+      return gemm<group, has_min, 8>(panel, x, rows, n_x, out, out_stride);
+    case 4:
+      return gemm<group, has_min, 4>(panel, x, rows, n_x, out, out_stride);
+    case 2:
+      return gemm<group, has_min, 2>(panel, x, rows, n_x, out, out_stride);
+    default:
+      return gemm<group, has_min, 0>(panel, x, rows, n_x, out, out_stride);
   }
 }
 
@@ -154,14 +213,14 @@ void gemm(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_
 void gemm_panel_q8(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
   if (panel.group == 16) {
     if (panel.has_min) {
-      gemm<16, true>(panel, x, rows, n_x, out, out_stride);
+      gemm_of<16, true>(panel, x, rows, n_x, out, out_stride);
     } else {
-      gemm<16, false>(panel, x, rows, n_x, out, out_stride);
+      gemm_of<16, false>(panel, x, rows, n_x, out, out_stride);
     }
   } else if (panel.has_min) {
-    gemm<32, true>(panel, x, rows, n_x, out, out_stride);
+    gemm_of<32, true>(panel, x, rows, n_x, out, out_stride);
   } else {
-    gemm<32, false>(panel, x, rows, n_x, out, out_stride);
+    gemm_of<32, false>(panel, x, rows, n_x, out, out_stride);
   }
 }
 

@@ -11,6 +11,7 @@ struct Lanes {
   using U = __m256i;
   using F = __m256;
   static constexpr int kWidth = 8;
+  static constexpr bool kPlainPanels = true;
 
   KIMI_INLINE U splat(uint32_t bits) { return _mm256_set1_epi32(static_cast<int>(bits)); }
   KIMI_INLINE U bit_and(U a, U b) { return _mm256_and_si256(a, b); }

@@ -11,6 +11,7 @@ struct Lanes {
   using U = __m512i;
   using F = __m512;
   static constexpr int kWidth = 16;
+  static constexpr bool kPlainPanels = false;
 
   KIMI_INLINE U splat(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
   KIMI_INLINE U bit_and(U a, U b) { return _mm512_and_si512(a, b); }

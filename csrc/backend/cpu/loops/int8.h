@@ -116,6 +116,8 @@ template <quant::Type type, int lanes>
 KIMI_INLINE void pack_panel(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out) {
   using Traits = quant::BlockTraits<type>;
   using Block = typename Traits::Block;
+  out->bias = 128;
+  out->max_q = 255;
   out->group = Traits::group;
   out->has_min = Traits::has_min;
   out->k = k;

@@ -134,6 +134,10 @@ KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, co
 
 // ---- panels --------------------------------------------------------------------------------------------------------
 
+// Weights go into panels as they are unpacked, or all with a bias of 128 where the GEMM does not care how large they are.
+template <class L, Type type>
+constexpr int panel_bias = L::kPlainPanels ? Unpack<type>::bias : 128;
+
 // One block of kWidth rows into its place in a panel of `lanes` rows.
 template <class L, Type type, int lanes>
 struct PanelSink {
@@ -145,7 +149,7 @@ struct PanelSink {
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
-    constexpr uint32_t kRest = 128 - Unpack<type>::bias;  // the panel's bias is 128
+    constexpr uint32_t kRest = panel_bias<L, type> - Unpack<type>::bias;
     for (int i = 0; i < n; ++i)
       L::store(q + (g * n + i) * lanes * 4, kRest ? L::add_bytes(u[i], L::splat(kRest * 0x01010101u)) : u[i]);
     L::store_floats(scale + g * lanes, w_scale);
@@ -157,6 +161,8 @@ template <class L, Type type, int lanes>
 KIMI_INLINE void pack_lanes(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out) {
   using Traits = quant::BlockTraits<type>;
   constexpr int kBytes = sizeof(typename Traits::Block);
+  out->bias = panel_bias<L, type>;
+  out->max_q = Unpack<type>::max_u + panel_bias<L, type> - Unpack<type>::bias;
   out->group = Traits::group;
   out->has_min = Traits::has_min;
   out->k = k;

@@ -67,7 +67,7 @@ py::array_t<float> gemv(const std::string& isa, const std::string& type, const p
   const Activations x(x_tuple);
   check_weights(format, w, x.rows.k);
   auto out = make<float>({x.n, w.shape(0)});
-  table.gemv_q8[index_of(format)](w.data(), w.shape(1), w.shape(0), x.rows, x.n, out.mutable_data(), w.shape(0));
+  table.gemv_q8[index_of(format)](w.data(), w.shape(1), w.shape(0), x.rows, x.n, out.mutable_data(), w.shape(0), nullptr);
   return out;
 }
 

@@ -280,7 +280,7 @@ void check_format(const KernelTable& table, const FormatOps& format) {
       for (const int64_t n : {1, 2, 3, 4, 5, 8, 9, 14}) {
         Guarded out_memory(static_cast<size_t>(n * n_rows) * 4);
         float* out = out_memory.as<float>();
-        table.gemv_q8[type](w.as<uint8_t>(), row_bytes, n_rows, x.rows, n, out, n_rows);
+        table.gemv_q8[type](w.as<uint8_t>(), row_bytes, n_rows, x.rows, n, out, n_rows, nullptr);
         for (int64_t j = 0; j < n; ++j)
           for (int64_t r = 0; r < n_rows; ++r)
             if (!same(out[j * n_rows + r], expected[static_cast<size_t>(j * n_rows + r)], exact))
@@ -432,7 +432,7 @@ void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t*
     constexpr int64_t kChunk = 256;  // rows of one call, about what the engine asks for
     for (int64_t r = 0; r < n_rows; r += kChunk)
       table.gemv_q8[static_cast<int>(format.type)](w + r * row_bytes, row_bytes, std::min(kChunk, n_rows - r), x.rows, n_x,
-                                                   out + r, n_rows);
+                                                   out + r, n_rows, nullptr);
   };
   // From the cache: what the arithmetic alone could take.
   const int64_t cached_rows = (size_t{256} << 10) / static_cast<size_t>(row_bytes) / 16 * 16;

@@ -80,8 +80,9 @@ class CpuBackend final : public Backend {
   void quantize_for(const Matrix& w, Activations* x, Q8Buffer* buffer) {
     if (uses_int8(w)) quantize(x, buffer);
   }
-  void multiply(const std::vector<Product>& products, Rows rows);     // activations quantized as the weights need
-  void multiply_few(const std::vector<Product>& products);
+  // Activations quantized as the weights need. after: the weights that are multiplied next, where that is known.
+  void multiply(const std::vector<Product>& products, Rows rows, const uint8_t* after = nullptr);
+  void multiply_few(const std::vector<Product>& products, const uint8_t* after);
   void multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows, const Product& product, ThreadScratch* scratch);
   void multiply_many(const std::vector<Product>& products);
   void multiply_float(const Product& product, const LinearArgs* epilogue);

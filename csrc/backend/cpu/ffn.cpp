@@ -163,7 +163,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
       products.push_back({expert.w.up, input, inner_.data() + expert.offset + j * inner, inner});
     }
   }
-  multiply_few(products);
+  multiply_few(products, experts[0].w.down.data);
   for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
     const int64_t first = block * 1024, count = std::min<int64_t>(1024, inner_floats - first);
     kernels_.silu_mul(gate_.data() + first, inner_.data() + first, count, inner_.data() + first);
@@ -178,7 +178,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
     products.push_back({experts[e].w.down, inner[e], products_.data() + row * hidden, hidden});
     row += inner[e].n;
   }
-  multiply_few(products);
+  multiply_few(products, nullptr);
   row = 0;
   for (const ExpertWork& expert : experts)
     for (size_t j = 0; j < expert.tokens.size(); ++j)

@@ -116,8 +116,10 @@ struct KernelTable {
   void (*quantize_row)(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum);
 
   // Few activation rows: out[j * out_stride + r] = dot(weight row r, activation row j) for r < n_rows, j < n_x.
-  // Weight rows are `row_bytes` apart. For every quantized type.
-  using Gemv = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride);
+  // Weight rows are `row_bytes` apart; `next` is where the rows begin that are likely to follow and are fetched near the end, or
+  // nullptr. For every quantized type.
+  using Gemv = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride,
+                        const uint8_t* next);
   Gemv gemv_q8[kMaxTypes];
 
   // Many activation rows: unpack `n_rows` (<= panel_lanes) weight rows of k elements; missing rows become zeros.

@@ -51,31 +51,45 @@ void CpuBackend::quantize(Activations* x, Q8Buffer* buffer) {
 
 // ---- few rows ----------------------------------------------------------------------------------------------------
 
-void CpuBackend::multiply_few(const std::vector<Product>& products) {
-  // Row blocks of all products in one loop; about eight chunks a thread keep both ends of the loop short.
-  int64_t total_bytes = 0;
-  for (const Product& product : products) total_bytes += product.w.rows * product.w.row_bytes;
-  const int64_t target_bytes = std::clamp<int64_t>(total_bytes / (8 * pool_.n_threads()), 16 << 10, 512 << 10);
-  std::vector<int64_t> first_chunk(products.size() + 1, 0), rows_per_chunk(products.size());
-  for (size_t i = 0; i < products.size(); ++i) {
-    const Matrix& w = products[i].w;
-    rows_per_chunk[i] = std::max<int64_t>(16, target_bytes / std::max<int64_t>(1, w.row_bytes) / 16 * 16);
-    first_chunk[i + 1] = first_chunk[i] + ceil_div(w.rows, rows_per_chunk[i]);
+// Row blocks of all products in one loop. A block is a share of what is left, so that the first ones are long streams and both ends
+// of the loop stay short; while a thread is in its last rows it fetches the first of those that it will probably be given next.
+void CpuBackend::multiply_few(const std::vector<Product>& products, const uint8_t* after) {
+  constexpr int64_t kRowStep = 16, kSmallest = 48 << 10;
+  struct Block {
+    const Product* product;
+    int64_t row0, n_rows;
+    const uint8_t* data() const { return product->w.data + row0 * product->w.row_bytes; }
+  };
+  int64_t left = 0;  // bytes
+  for (const Product& product : products) left += product.w.rows * product.w.row_bytes;
+  std::vector<Block> blocks;
+  for (const Product& product : products) {
+    const int64_t row_bytes = std::max<int64_t>(1, product.w.row_bytes);
+    for (int64_t row0 = 0; row0 < product.w.rows;) {
+      const int64_t target = std::max(kSmallest, left / (3 * pool_.n_threads())) / row_bytes;
+      int64_t n_rows = std::max<int64_t>(1, target / kRowStep) * kRowStep;
+      if (row0 + n_rows + n_rows / 2 >= product.w.rows) n_rows = product.w.rows - row0;
+      blocks.push_back({&product, row0, n_rows});
+      row0 += n_rows;
+      left -= n_rows * row_bytes;
+    }
   }
-  pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
-    const size_t i = static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
-    const Product& product = products[i];
+  const auto n_blocks = static_cast<int64_t>(blocks.size());
+  pool_.parallel_for(n_blocks, [&](int64_t chunk, int thread) {
+    const Block& block = blocks[static_cast<size_t>(chunk)];
+    const Product& product = *block.product;
     const Matrix& w = product.w;
-    const int64_t row0 = (chunk - first_chunk[i]) * rows_per_chunk[i], n_rows = std::min(rows_per_chunk[i], w.rows - row0);
-    const uint8_t* data = w.data + row0 * w.row_bytes;
     const int type = static_cast<int>(w.type);
+    const int64_t next = chunk + pool_.n_threads();
+    float* out = product.out + block.row0;
     if (uses_int8(w))
-      kernels_.gemv_q8[type](data, w.row_bytes, n_rows, product.x.q8, product.x.n, product.out + row0, product.out_stride);
+      kernels_.gemv_q8[type](block.data(), w.row_bytes, block.n_rows, product.x.q8, product.x.n, out, product.out_stride,
+                             next < n_blocks ? blocks[static_cast<size_t>(next)].data() : after);
     else if (kernels_.gemv_float[type])
-      kernels_.gemv_float[type](data, w.row_bytes, n_rows, product.x.x, product.x.stride, w.cols, product.x.n, product.out + row0,
+      kernels_.gemv_float[type](block.data(), w.row_bytes, block.n_rows, product.x.x, product.x.stride, w.cols, product.x.n, out,
                                 product.out_stride);
     else
-      multiply_decoded(w, row0, n_rows, product, &scratch_[static_cast<size_t>(thread)]);
+      multiply_decoded(w, block.row0, block.n_rows, product, &scratch_[static_cast<size_t>(thread)]);
   });
 }
 
@@ -168,7 +182,7 @@ void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, co
     }
     q8 = {buffer.q.data(), buffer.scale.data(), buffer.sum.data(), buffer.isum.data(), x.k};
   }
-  kernels_.gemv_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, n_rows, q8, n, tile, tile_stride);
+  kernels_.gemv_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, n_rows, q8, n, tile, tile_stride, nullptr);
 }
 
 void CpuBackend::finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
@@ -249,9 +263,9 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
   });
 }
 
-void CpuBackend::multiply(const std::vector<Product>& products, Rows rows) {
+void CpuBackend::multiply(const std::vector<Product>& products, Rows rows, const uint8_t* after) {
   if (rows == Rows::few)
-    multiply_few(products);
+    multiply_few(products, after);
   else
     multiply_many(products);
 }

@@ -26,7 +26,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   q_.resize(static_cast<size_t>(args.n * q_dim));
   ckv_.resize(static_cast<size_t>(args.n * width));
   attended_.resize(static_cast<size_t>(args.n * v_dim));
-  multiply({{args.q, x, q_.data(), q_dim}, {args.kv_a, x, ckv_.data(), width}}, args.rows);
+  multiply({{args.q, x, q_.data(), q_dim}, {args.kv_a, x, ckv_.data(), width}}, args.rows, args.k_b.data);
   append_to_cache(args, q_.data(), ckv_.data());
   for (const AttentionSlice& slice : *args.slices) {
     if (slice.n >= kExpandedFrom && !observer_)  // the expanded form multiplies k_b and v_b with every latent, attended to or not

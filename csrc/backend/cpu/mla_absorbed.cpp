@@ -48,7 +48,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   float* q_latent = expanded_.data();
   std::vector<Product> products;
   for (int64_t h = 0; h < heads; ++h) products.push_back({args.k_b.at(h), q_nope.rows(h * n, n), q_latent + h * n * rank, rank});
-  multiply(products, args.rows);
+  multiply(products, args.rows, args.v_b.data);
 
   // Queries side by side: lane = token * heads + head.
   const KvRow row(slice.cache.type, rank, rope);
@@ -161,7 +161,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   quantize_for(args.v_b, &context, &q8_heads_);
   products.clear();
   for (int64_t h = 0; h < heads; ++h) products.push_back({args.v_b.at(h), context.rows(h * n, n), attended + h * v_head, heads * v_head});
-  multiply(products, args.rows);
+  multiply(products, args.rows, args.o.data);
 }
 
 // The tiles of queries in `latent_`, [n_tiles, rank + rope, lanes], as LatentBlockQ8 wants them, in q8_latent_.

@@ -6,8 +6,9 @@ namespace kimi::cpu::avx512 {
 namespace {
 
 template <quant::Type type>
-void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
-  loops::gemv_lanes<Lanes, type>(w, row_bytes, n_rows, x, n_x, out, out_stride);
+void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride,
+          const uint8_t* next) {
+  loops::gemv_lanes<Lanes, type>(w, row_bytes, n_rows, x, n_x, out, out_stride, next);
 }
 
 }  // namespace

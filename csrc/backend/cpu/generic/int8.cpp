@@ -12,7 +12,7 @@ void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum
 }
 
 template <quant::Type type>
-void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
+void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride, const uint8_t*) {
   loops::gemv<type>(w, row_bytes, n_rows, x, n_x, out, out_stride);
 }
 

@@ -113,14 +113,14 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
 // Rows by kWidth, columns by four: the weights of one set of rows stay in the cache for all columns.
 template <class L, Type type>
 KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out,
-                            int64_t out_stride) {
+                            int64_t out_stride, const uint8_t* after) {
   const auto* rows = static_cast<const uint8_t*>(w);
   prefetch(rows, (n_rows < L::kWidth ? n_rows : L::kWidth) * row_bytes);
   for (int64_t r = 0; r < n_rows; r += L::kWidth, rows += L::kWidth * row_bytes) {
     const int64_t left = n_rows - r, n = left < L::kWidth ? left : L::kWidth;
     for (int64_t j0 = 0; j0 < n_x; j0 += 4) {
       const int64_t columns = n_x - j0;
-      const uint8_t* next = columns <= 4 && left > L::kWidth ? rows + L::kWidth * row_bytes : nullptr;
+      const uint8_t* next = columns > 4 ? nullptr : left > L::kWidth ? rows + L::kWidth * row_bytes : after;
       if (columns == 1) {
         gemv_tile<L, type, 1>(rows, row_bytes, n, next, x, j0, columns, out + r, out_stride);
       } else if (columns == 2) {

@@ -110,6 +110,42 @@ def test_chunks_agree(tiny_model, isa, chunk):
     assert_same_bits(session.logits, last)
 
 
+@pytest.mark.parametrize(("text_type", "kv_type"), [("F32", "f32"), ("Q8_0", "f16"), ("Q8_0", "q8_0")])
+@pytest.mark.parametrize("n", [1, 3, 40, 200])
+def test_the_last_logits_alone_are_the_last_of_all(tiny_model, isa, text_type, kv_type, n):
+    """The last layer skips rows that nobody asks logits of; neither the others nor the cache may notice."""
+    model = tiny_model(text_type=text_type, **ROWS_OF_256)
+    engine = open_engine(model, isa)
+    ids, next_token = model.random_ids(n), int(model.random_ids(1, seed=5)[0])
+    results = []
+    for logits in ("all", "last", "none"):
+        session = Session(engine, n + 2, kv_type)
+        got = session.prefill([ids], logits=logits)
+        if logits != "none":
+            assert_same_bits(got if logits == "last" else got[-1], session.logits)
+            results.append(np.array(session.logits))
+        session.decode(next_token)
+        results.append(np.array(session.logits))
+    assert_near(results[2], results[0], FLOAT, "last")  # the output matrix itself is multiplied otherwise for few rows
+    assert_same_bits(results[3], results[1], "after last")
+    assert_same_bits(results[4], results[1], "after none")
+
+
+def test_sessions_of_a_batch_may_want_different_logits(tiny_model, isa):
+    model = tiny_model(text_type="Q8_0", **ROWS_OF_256)
+    engine = open_engine(model, isa)
+    news = [model.random_ids(n, seed=n) for n in (7, 150, 30, 5)]
+
+    def step(wants):
+        return engine.step([(Session(engine, 200, "f32"), new, want) for new, want in zip(news, wants, strict=True)])
+
+    whole = step(["all"] * 4)
+    some = step(["last", "all", "none", "last"])
+    for i, want in enumerate([whole[0][-1], whole[1], None, whole[3][-1]]):
+        if want is not None:
+            assert_near(np.squeeze(some[i]), np.squeeze(want), FLOAT, str(i))
+
+
 def test_parts_are_only_a_spelling_of_the_prompt(tiny_model):
     model = tiny_model()
     engine = open_engine(model)

@@ -93,11 +93,14 @@ struct AttentionSlice {
   int64_t n;         // new tokens
   int64_t past;      // tokens in the cache before them
   KvLayer cache;
+  int64_t n_out;     // results are wanted of the last so many of them
+  int64_t out0;      // first row among the results
 };
 
 struct MlaArgs {
   const float* x;  // [n, hidden] normed input
   int64_t n;
+  int64_t n_out;   // of all slices
   const std::vector<AttentionSlice>* slices;
   int64_t num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
   Matrix q;                       // [num_heads * (nope + rope), hidden]
@@ -110,7 +113,7 @@ struct MlaArgs {
   float scale;                    // of the softmax
   const float* rope_inv_freq;     // [rope / 2]
   float rope_mscale;              // of the rotated part (1 without YaRN)
-  float* out;                     // [n, hidden], added to
+  float* out;                     // [n_out, hidden], added to
   Rows rows;
 };
 
@@ -131,6 +134,7 @@ class Backend {
   virtual void set_interrupt(Interrupt* interrupt) = 0;
   virtual void check_interrupt() = 0;
   virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none
+  virtual bool observed() const = 0;
 
   virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;

@@ -33,7 +33,10 @@ class Decoder {
   void forward(Backend& backend, const std::vector<DecoderSlice>& slices, Rows rows);
 
  private:
-  void layer(Backend& backend, int64_t i, const std::vector<AttentionSlice>& slices, int64_t n, Rows rows);
+  void attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out, Rows rows);
+  void feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, Rows rows);
+  // Moves the rows that logits are wanted of together. -> how many
+  int64_t keep_wanted(const std::vector<DecoderSlice>& slices);
   void logits(Backend& backend, const std::vector<DecoderSlice>& slices);
 
   const TextConfig& config_;

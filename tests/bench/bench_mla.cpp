@@ -64,10 +64,10 @@ struct Layer {
     for (int64_t i = 0; i < kRope / 2; ++i) frequencies.push_back(static_cast<float>(std::pow(800000.0, -2.0 * static_cast<double>(i) / kRope)));
   }
   void run(Backend& backend, const std::vector<float>& x, int64_t n, int64_t past, KvLayer cache, std::vector<float>* out) const {
-    const std::vector<AttentionSlice> slices{{0, n, past, cache}};
+    const std::vector<AttentionSlice> slices{{0, n, past, cache, n, 0}};
     MlaArgs args{};
     args.x = x.data();
-    args.n = n;
+    args.n = args.n_out = n;
     args.slices = &slices;
     args.num_heads = kHeads;
     args.qk_nope_head_dim = kNope;

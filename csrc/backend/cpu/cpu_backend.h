@@ -61,6 +61,7 @@ class CpuBackend final : public Backend {
   void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
   void check_interrupt() override { pool_.check_interrupt(); }
   void set_observer(InputObserver* observer) override { observer_ = observer; }
+  bool observed() const override { return observer_ != nullptr; }
 
   void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) override;

@@ -23,20 +23,35 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   if (observer_) show({{&args.q, args.x, args.n, args.q.cols, nullptr}, {&args.kv_a, args.x, args.n, args.q.cols, nullptr}});
   Activations x{args.x, args.n, args.q.cols, args.q.cols, {}};
   if (uses_int8(args.q) || uses_int8(args.kv_a)) quantize(&x, &q8_x_);
-  q_.resize(static_cast<size_t>(args.n * q_dim));
+  q_.resize(static_cast<size_t>(args.n_out * q_dim));
   ckv_.resize(static_cast<size_t>(args.n * width));
-  attended_.resize(static_cast<size_t>(args.n * v_dim));
-  multiply({{args.q, x, q_.data(), q_dim}, {args.kv_a, x, ckv_.data(), width}}, args.rows, args.k_b.data);
-  append_to_cache(args, q_.data(), ckv_.data());
+  attended_.resize(static_cast<size_t>(args.n_out * v_dim));
+  std::vector<Product> products;
+  int64_t end = -1;  // of the rows that the last product with q takes
   for (const AttentionSlice& slice : *args.slices) {
-    if (slice.n >= kExpandedFrom && !observer_)  // the expanded form multiplies k_b and v_b with every latent, attended to or not
-      attend_expanded(args, slice, q_.data() + slice.row0 * q_dim, attended_.data() + slice.row0 * v_dim);
+    const int64_t row0 = slice.row0 + slice.n - slice.n_out;
+    if (slice.n_out == 0) continue;
+    if (row0 == end)
+      products.back().x.n += slice.n_out;  // one pass over the weights for neighbours
     else
-      attend_absorbed(args, slice, q_.data() + slice.row0 * q_dim, attended_.data() + slice.row0 * v_dim);
+      products.push_back({args.q, x.rows(row0, slice.n_out), q_.data() + slice.out0 * q_dim, q_dim});
+    end = row0 + slice.n_out;
+  }
+  products.push_back({args.kv_a, x, ckv_.data(), width});
+  multiply(products, args.rows, args.k_b.data);
+  append_to_cache(args, q_.data(), ckv_.data());
+  if (args.n_out == 0) return;
+  for (const AttentionSlice& slice : *args.slices) {
+    if (slice.n_out == 0) continue;
+    // Of all new tokens, so that a result does not depend on how many others are wanted.
+    if (slice.n >= kExpandedFrom && !observer_)  // the expanded form multiplies k_b and v_b with every latent, attended to or not
+      attend_expanded(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
+    else
+      attend_absorbed(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
   }
   LinearArgs o{};
   o.x = attended_.data();
-  o.n = args.n;
+  o.n = args.n_out;
   o.w = args.o;
   o.add = true;
   o.out = args.out;
@@ -50,15 +65,15 @@ void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, head = args.qk_nope_head_dim + rope, width = rank + rope;
   for (const AttentionSlice& slice : *args.slices) {
     for_rows(slice.n, args.num_heads * head, [&](int64_t i) {
-      const int64_t row = slice.row0 + i, position = slice.past + i;
+      const int64_t row = slice.row0 + i, position = slice.past + i, out = i - (slice.n - slice.n_out);
       float cos_sin[kMaxRopeDim];
       for (int64_t j = 0; j < rope / 2; ++j) {
         const double angle = static_cast<double>(position) * args.rope_inv_freq[j];
         cos_sin[2 * j] = static_cast<float>(std::cos(angle)) * args.rope_mscale;
         cos_sin[2 * j + 1] = static_cast<float>(std::sin(angle)) * args.rope_mscale;
       }
-      for (int64_t h = 0; h < args.num_heads; ++h)
-        kernels_.rotate_pairs(q + row * args.num_heads * head + h * head + args.qk_nope_head_dim, cos_sin, rope / 2);
+      for (int64_t h = 0; out >= 0 && h < args.num_heads; ++h)
+        kernels_.rotate_pairs(q + ((slice.out0 + out) * args.num_heads + h) * head + args.qk_nope_head_dim, cos_sin, rope / 2);
       std::vector<float> latent(static_cast<size_t>(width));
       kernels_.rms_norm(ckv + row * width, args.kv_a_norm, args.kv_a_norm_eps, rank, latent.data());
       std::memcpy(latent.data() + rank, ckv + row * width + rank, static_cast<size_t>(rope) * sizeof(float));

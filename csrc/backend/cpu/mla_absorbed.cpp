@@ -33,7 +33,7 @@ void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* sh
 }  // namespace
 
 void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
-  const int64_t n = slice.n, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
+  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
   const int64_t width = rank + rope, q_head = nope + rope, v_head = args.v_head_dim;
 
   // Queries into the latent space, head by head: [heads, n, rank].
@@ -56,8 +56,8 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   const bool bf16 = slice.cache.type == KvType::f16 && attends_in_bf16(args, slice);
   const int64_t n_lanes = n * heads, half = kernels_.tile_lanes / 2;
   const int64_t lanes = bytes ? kLatentLanes : n_lanes <= half ? half : kernels_.tile_lanes;
-  const int64_t n_tiles = ceil_div(n_lanes, lanes), total = slice.past + n;
-  const int64_t n_splits = n <= kSplitTokens ? ceil_div(total, kSplitKeys) : 1, split_keys = n_splits > 1 ? kSplitKeys : total;
+  const int64_t n_tiles = ceil_div(n_lanes, lanes), total = slice.past + slice.n, first_query = total - n;
+  const int64_t n_splits = slice.n <= kSplitTokens ? ceil_div(total, kSplitKeys) : 1, split_keys = n_splits > 1 ? kSplitKeys : total;
   latent_.resize(static_cast<size_t>(n_tiles * width * lanes));
   for_rows(n_tiles, width * lanes, [&](int64_t tile) {
     float* q_t = latent_.data() + tile * width * lanes;
@@ -91,7 +91,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
                                                  latent_f16_scratch_floats(lanes, rank, rope)})));
     int32_t last_key[64];
     for (int64_t lane = 0; lane < lanes; ++lane)
-      last_key[lane] = static_cast<int32_t>(slice.past + std::min(tile * lanes + lane, n_lanes - 1) / heads);
+      last_key[lane] = static_cast<int32_t>(first_query + std::min(tile * lanes + lane, n_lanes - 1) / heads);
     const int64_t end = std::min<int64_t>({total, (split + 1) * split_keys, last_key[lanes - 1] + 1});
     const int64_t first = split * split_keys;
     if (bytes) {

@@ -32,7 +32,7 @@ py::object bf16_pairs_from_f32(const std::string& isa, const py::object& x_objec
   return out;
 }
 
-py::object gemm_bf16(const std::string& isa, const py::object& a_object, const py::object& b_object, bool pairs) {
+py::object gemm_bf16(const std::string& isa, const py::object& a_object, const py::object& b_object, const std::string& into) {
   const cpu::KernelTable* table = bf16_of(isa);
   if (!table) return py::none();
   const int64_t lanes = table->tile_lanes;
@@ -40,6 +40,13 @@ py::object gemm_bf16(const std::string& isa, const py::object& a_object, const p
   const int64_t k = 2 * b.shape(0);
   const auto a = take<uint16_t>(a_object, "a", {kAny, k});
   const int64_t m = a.shape(0);
+  if (into == "floats") {
+    auto floats = make<float>({m, lanes});
+    table->gemm_bf16(a.data(), k, b.data(), lanes, k, m, floats.mutable_data(), lanes);
+    return floats;
+  }
+  check(into == "rows" || into == "pairs", "into: expected floats, rows or pairs");
+  const bool pairs = into == "pairs";
   auto out = pairs ? make<uint16_t>({(m + 1) / 2, lanes, 2}) : make<uint16_t>({m, lanes});
   (pairs ? table->gemm_bf16_pairs : table->gemm_bf16_rows)(a.data(), k, b.data(), lanes, k, m, out.mutable_data(), lanes);
   return out;
@@ -134,8 +141,8 @@ void bind_bf16(py::module_& m) {
   m.def("bf16_from_f32", bf16_from_f32, isa, py::arg("x"), "float32 [n] -> bits, to nearest even.");
   m.def("bf16_pairs_from_f32", bf16_pairs_from_f32, isa, py::arg("x"), py::arg("scale"),
         "scale * x, float32 [n_rows, n_cols], as bits [(n_rows + 1) / 2, n_cols, 2]; the partner of an odd last row is zeros.");
-  m.def("gemm_bf16", gemm_bf16, isa, py::arg("a"), py::arg("b"), py::arg("pairs"),
-        "a bits [m, k], b bits [k / 2, tile_lanes, 2] -> bits of the product [m, tile_lanes], or [(m + 1) / 2, tile_lanes, 2].");
+  m.def("gemm_bf16", gemm_bf16, isa, py::arg("a"), py::arg("b"), py::arg("into"),
+        "a bits [m, k], b bits [k / 2, tile_lanes, 2] -> the product: floats [m, tile_lanes], rows: bits of it, pairs: [(m + 1) / 2, tile_lanes, 2].");
   m.def("attention_block_bf16", attention_block_bf16, isa, py::arg("q_t"), py::arg("k1"), py::arg("k2"), py::arg("v"), py::arg("key0"),
         py::arg("last_key"), py::arg("state"),
         "q_t bits [dk / 2, lanes, 2], k1 [n, dk1], k2 [n, dk2], v [(n + 1) / 2, dv, 2], state (m, l, o_t) -> (m, l, o_t).");

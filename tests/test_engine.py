@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from engine_support import CACHE_F16, FLOAT, INT8, Expected, decode, greedy, open_engine, prefill
+from engine_support import CACHE_F16, FLOAT, INT8, PICTURE_BF16, Expected, decode, greedy, open_engine, prefill
 from reference import Network
 from vectors import assert_near, assert_same_bits, relative_error
 
@@ -106,7 +106,8 @@ def test_every_tensor_type_gives_the_reference(tiny_model, expected, isa, type_n
     want.check_vision(exact)
     want.check_text(exact)
     fast = open_engine(model, isa)
-    want.check_vision(fast)  # the tower never rounds activations
+    floats = type_name in ("F32", "F16", "BF16") or isa != "avx512"
+    want.check_vision(fast, FLOAT if floats else PICTURE_BF16)
     want.check_text(fast, FLOAT if type_name in ("F32", "F16", "BF16") else INT8)
 
 
@@ -119,6 +120,12 @@ def test_quantized_views_of_larger_tensors(tiny_model, expected, isa, layout, ty
     want.check_vision(exact)
     want.check_text(exact)
     want.check_text(open_engine(model, isa), INT8)
+
+
+@pytest.mark.parametrize(("text_type", "vision_type"), [("F16", "F16"), ("F32", "Q8_0"), ("Q8_0", "F32")])
+def test_pictures_of_files_with_floats_are_seen_in_floats(tiny_model, expected, isa, text_type, vision_type):
+    model = tiny_model(seed=3, text_type=text_type, vision_type=vision_type, **TYPE_SHAPE)
+    expected(model).check_vision(open_engine(model, isa))
 
 
 def test_each_tensor_is_read_by_its_own_type(tiny_model, expected, isa):

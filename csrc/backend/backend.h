@@ -36,6 +36,10 @@ struct Matrix {
 // (prefill). The caller decides by the size of the request alone, so results never depend on what else is in a batch.
 enum class Rows { few, many };
 
+// How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to bf16
+// and sums in float, or floats where the machine has no bf16.
+enum class Numbers { by_weights, floats, bf16 };
+
 enum class Activation { none, gelu_tanh, gelu_erf };
 
 struct LinearArgs {
@@ -45,7 +49,7 @@ struct LinearArgs {
   const float* bias = nullptr;  // [w.rows]
   Activation activation = Activation::none;
   bool add = false;             // out += instead of out =
-  bool exact = false;           // float activations even for quantized weights
+  Numbers numbers = Numbers::by_weights;
   float* out;                   // [n, out_stride]
   int64_t out_stride = 0;       // 0: w.rows
   Rows rows = Rows::many;
@@ -123,6 +127,7 @@ struct VitAttentionArgs {
   Matrix q, k, v, o;
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   const float* cos_sin;  // [n, head_dim / 2, 2]
+  Numbers numbers;       // floats or bf16
   float* out;            // [n, hidden], added to
 };
 

@@ -39,7 +39,7 @@ Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gg
   if (vision_file_ || has_vision(file_)) {
     vision_config_ = read_vision_config(vision_source, text_config_.hidden_size);
     vision_weights_ = load_vision_weights(vision_source, *vision_config_, &store_);
-    moonvit_.emplace(*vision_config_, *vision_weights_);
+    moonvit_.emplace(*vision_config_, *vision_weights_, picture_numbers(options.cpu.float_activations));
   }
   decoder_.emplace(text_config_, text_weights_);
   for (const gguf::File* file : {&file_, vision_file_ ? &*vision_file_ : nullptr})
@@ -74,6 +74,14 @@ std::vector<ReadAhead::Range> Engine::layers_in_order() const {
 KvType Engine::default_kv_type() const {
   const auto& layer = text_weights_.layers.front();
   return layer.attn_q.type == quant::Type::F32 && layer.attn_output.type == quant::Type::F32 ? KvType::f32 : KvType::f16;
+}
+
+// Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats, and
+// callers who ask for floats, get floats.
+Numbers Engine::picture_numbers(bool float_activations) const {
+  const bool bytes = !quant::format_of(text_weights_.layers.front().attn_output.type).is_float();
+  const bool floats = vision_weights_->blocks.front().ffn_up.type == quant::Type::F32;
+  return bytes && !floats && !float_activations ? Numbers::bf16 : Numbers::floats;
 }
 
 MoonVit& Engine::require_vision() {

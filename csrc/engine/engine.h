@@ -57,6 +57,7 @@ class Engine {
   const std::vector<std::string>& warnings() const { return store_.warnings; }
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
+  Numbers picture_numbers(bool float_activations) const;
 
   // Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
   void vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);

@@ -112,7 +112,7 @@ void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, float* out) 
   conv.n = n;
   conv.w = weights_.patch_embd;
   conv.bias = weights_.patch_embd_bias.data();
-  conv.exact = true;
+  conv.numbers = numbers_;
   conv.out = out;
   backend.linear(conv);
   AlignedBuffer<float> positions(static_cast<size_t>(n * config_.hidden_size));
@@ -137,6 +137,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
   attention.v_bias = w.attn_v_bias.data();
   attention.o_bias = w.attn_out_bias.data();
   attention.cos_sin = cos_sin;
+  attention.numbers = numbers_;
   attention.out = x;
   backend.vit_attention(attention);
 
@@ -149,7 +150,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
     up.w = w.ffn_up;
     up.bias = w.ffn_up_bias.data();
     up.activation = Activation::gelu_tanh;
-    up.exact = true;
+    up.numbers = numbers_;
     up.out = inner_.data();
     backend.linear(up);
     LinearArgs down{};
@@ -158,7 +159,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
     down.w = w.ffn_down;
     down.bias = w.ffn_down_bias.data();
     down.add = true;
-    down.exact = true;
+    down.numbers = numbers_;
     down.out = x + row * hidden;
     backend.linear(down);
   }
@@ -197,7 +198,7 @@ void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, i
   first.w = weights_.mm_1;
   first.bias = weights_.mm_1_bias.data();
   first.activation = Activation::gelu_erf;
-  first.exact = true;
+  first.numbers = numbers_;
   first.out = inner.data();
   backend.linear(first);
   LinearArgs second{};
@@ -205,7 +206,7 @@ void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, i
   second.n = blocks;
   second.w = weights_.mm_2;
   second.bias = weights_.mm_2_bias.data();
-  second.exact = true;
+  second.numbers = numbers_;
   second.out = out;
   backend.linear(second);
 }

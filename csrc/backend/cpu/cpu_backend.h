@@ -86,7 +86,9 @@ class CpuBackend final : public Backend {
   void multiply_few(const std::vector<Product>& products, const uint8_t* after);
   void multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows, const Product& product, ThreadScratch* scratch);
   void multiply_many(const std::vector<Product>& products);
-  void multiply_float(const Product& product, const LinearArgs* epilogue);
+  void multiply_float(const Product& product, const LinearArgs* epilogue, bool bf16);
+  template <typename Form>
+  void multiply_in(const Form& form, const Product& product, const LinearArgs* epilogue);
   void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
   Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
   // The rows of one panel, for the GEMM that runs before they are packed.
@@ -138,6 +140,10 @@ class CpuBackend final : public Backend {
   void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   template <typename Form>
   void attend_expanded_in(const Form& form, const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+
+  // vit.cpp
+  template <typename Form>
+  void attend_picture_in(const Form& form, int64_t n, int64_t heads, int64_t head_dim);
 
   const KernelTable& kernels_;
   const bool float_activations_;

@@ -152,7 +152,8 @@ struct KernelTable {
 
   // ---- bf16: all of them, or nullptr -----------------------------------------------------------------------------
   void (*attention_block_bf16)(const AttentionBlockBf16& block);
-  // a [m, lda] times b [k / 2, ldb, 2] for tile_lanes columns; out bf16, [m, ldo] or, rows in pairs, [(m + 1) / 2, ldo, 2].
+  // a [m, lda] times b [k / 2, ldb, 2] for tile_lanes columns; out float [m, ldo], or bf16, [m, ldo] or, rows in pairs, [(m + 1) / 2, ldo, 2].
+  void (*gemm_bf16)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo);
   void (*gemm_bf16_rows)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
   void (*gemm_bf16_pairs)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
   void (*bf16_from_f32_row)(const float* x, int64_t n, uint16_t* out);

@@ -1,8 +1,10 @@
 // Matrix products on the CPU: which chunks a product is cut into, for few and for many activation rows.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/forms.h"
 
 namespace kimi::cpu {
 namespace {
@@ -197,45 +199,74 @@ void CpuBackend::finish_tile(const LinearArgs& args, const float* tile, int64_t 
   }
 }
 
-// Float panels of the whole matrix are packed first and shared by all threads; then blocks of activations that fit the
-// second-level cache pass over them.
-void CpuBackend::multiply_float(const Product& product, const LinearArgs* epilogue) {
+// Panels of the whole matrix are packed first and shared by all threads; then blocks of activations that fit the second-level
+// cache pass over them.
+template <typename Form>
+void CpuBackend::multiply_in(const Form& form, const Product& product, const LinearArgs* epilogue) {
+  using Number = typename Form::Number;
   const Matrix& w = product.w;
   const int64_t lanes = kernels_.tile_lanes, k = w.cols, n = product.x.n;
-  const int64_t n_panels = ceil_div(w.rows, lanes), panel_floats = k * lanes;
-  const int64_t per_group = std::clamp<int64_t>(kPackedBytes / (panel_floats * 4), 1, n_panels);
+  const int64_t n_panels = ceil_div(w.rows, lanes), panel_size = k * lanes;
+  const int64_t per_group = std::clamp<int64_t>(kPackedBytes / (panel_size * 4), 1, n_panels);
   LinearArgs plain{};
   plain.out = product.out;
   plain.out_stride = product.out_stride;
   const LinearArgs& finish = epilogue ? *epilogue : plain;
   for (int64_t group0 = 0; group0 < n_panels; group0 += per_group) {
     const int64_t group = std::min(per_group, n_panels - group0);
-    packed_.resize(static_cast<size_t>(group * panel_floats));
+    packed_.resize(static_cast<size_t>(group * panel_size));
+    auto* packed = reinterpret_cast<Number*>(packed_.data());
     pool_.parallel_for(group, [&](int64_t p, int thread) {
-      pack_float(w, (group0 + p) * lanes, lanes, &scratch_[thread], packed_.data() + p * panel_floats);
+      ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+      if constexpr (std::is_same_v<Number, float>) {
+        pack_float(w, (group0 + p) * lanes, lanes, &scratch, packed + p * panel_size);
+      } else {
+        scratch.panel_f32[0].resize(static_cast<size_t>(panel_size));
+        pack_float(w, (group0 + p) * lanes, lanes, &scratch, scratch.panel_f32[0].data());
+        form.across(scratch.panel_f32[0].data(), k, lanes, 1.0f, packed + p * panel_size);
+      }
     });
     const int64_t n_blocks = ceil_div(n, kTokenBlock);
     const int64_t cuts = std::clamp<int64_t>(ceil_div(16 * pool_.n_threads(), n_blocks), 1, group), panels_per_cut = ceil_div(group, cuts);
     pool_.parallel_for(n_blocks * cuts, [&](int64_t chunk, int thread) {
       const int64_t row0 = chunk / cuts * kTokenBlock, n_rows = std::min(kTokenBlock, n - row0);
       const int64_t first = chunk % cuts * panels_per_cut, last = std::min(group, first + panels_per_cut);
-      AlignedBuffer<float>& tile = scratch_[thread].tile[0];
+      ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+      AlignedBuffer<float>& tile = scratch.tile[0];
       tile.resize(static_cast<size_t>(kTokenBlock * lanes));
+      const float* x = product.x.x + row0 * product.x.stride;
+      const Number* rows;
+      int64_t stride = product.x.stride;
+      if constexpr (std::is_same_v<Number, float>) {
+        rows = x;
+      } else {
+        scratch.gathered.resize(static_cast<size_t>(kTokenBlock * k));
+        auto* written = reinterpret_cast<Number*>(scratch.gathered.data());
+        for (int64_t j = 0; j < n_rows; ++j) form.row(x + j * stride, k, written + j * k);
+        rows = written;
+        stride = k;
+      }
       for (int64_t p = first; p < last; ++p) {
         const int64_t col0 = (group0 + p) * lanes;
-        kernels_.gemm_f32(product.x.x + row0 * product.x.stride, product.x.stride, 1, packed_.data() + p * panel_floats, lanes, k, n_rows,
-                          tile.data(), lanes, false);
+        form.floats(rows, stride, packed + p * panel_size, lanes, k, n_rows, tile.data(), lanes);
         finish_tile(finish, tile.data(), lanes, row0, n_rows, col0, std::min(lanes, w.rows - col0));
       }
     });
   }
 }
 
+void CpuBackend::multiply_float(const Product& product, const LinearArgs* epilogue, bool bf16) {
+  if (bf16 && kernels_.gemm_bf16 && InBf16::takes(product.w.cols))
+    multiply_in(InBf16{kernels_}, product, epilogue);
+  else
+    multiply_in(InFloat{kernels_}, product, epilogue);
+}
+
 void CpuBackend::multiply_many(const std::vector<Product>& products) {
   std::vector<int64_t> first_chunk(products.size() + 1, 0);
   for (size_t i = 0; i < products.size(); ++i) {
     const bool q8 = uses_int8(products[i].w);
-    if (!q8) multiply_float(products[i], nullptr);
+    if (!q8) multiply_float(products[i], nullptr, false);
     first_chunk[i + 1] = first_chunk[i] + (q8 ? ceil_div(products[i].w.rows, kernels_.panel_lanes) : 0);
   }
   pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
@@ -276,8 +307,8 @@ void CpuBackend::linear(const LinearArgs& original) {
   if (observer_) show({{&args.w, args.x, args.n, args.w.cols, nullptr}});
   Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
-  if ((args.exact || !uses_int8(args.w)) && args.rows == Rows::many) {
-    multiply_float({args.w, x, args.out, args.out_stride}, plain ? nullptr : &args);
+  if ((args.numbers != Numbers::by_weights || !uses_int8(args.w)) && args.rows == Rows::many) {
+    multiply_float({args.w, x, args.out, args.out_stride}, plain ? nullptr : &args, args.numbers == Numbers::bf16);
     return;
   }
   quantize_for(args.w, &x, &q8_x_);

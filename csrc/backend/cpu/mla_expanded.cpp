@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/forms.h"
 #include "backend/cpu/mla_state.h"
 
 namespace kimi::cpu {
@@ -12,45 +13,6 @@ constexpr int64_t kExpandedKeys = 512;  // keys that are expanded at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// The two ways to write numbers. An operand that lies across the lanes starts kAcross elements further for each column.
-struct InFloat {
-  using Number = float;
-  using Block = AttentionBlock;
-  static constexpr int64_t kAcross = 1;
-  const KernelTable& kernels;
-
-  void row(const float* x, int64_t n, float* out) const { std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float)); }
-  void across(const float* x, int64_t n_rows, int64_t n_cols, float scale, float* out) const {
-    for (int64_t i = 0; i < n_rows * n_cols; ++i) out[i] = x[i] * scale;
-  }
-  void keys(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) const {
-    kernels.gemm_f32(a, lda, 1, b, ldb, k, m, out, ldo, false);
-  }
-  void values(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) const {
-    kernels.gemm_f32(a, lda, 1, b, ldb, k, m, out, ldo, false);
-  }
-  void attend(const Block& block) const { kernels.attention_block(block); }
-};
-
-struct InBf16 {
-  using Number = uint16_t;
-  using Block = AttentionBlockBf16;
-  static constexpr int64_t kAcross = 2;
-  const KernelTable& kernels;
-
-  void row(const float* x, int64_t n, uint16_t* out) const { kernels.bf16_from_f32_row(x, n, out); }
-  void across(const float* x, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out) const {
-    kernels.bf16_pairs_from_f32(x, n_cols, n_rows, n_cols, scale, out, n_cols);
-  }
-  void keys(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) const {
-    kernels.gemm_bf16_rows(a, lda, b, ldb, k, m, out, ldo);
-  }
-  void values(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) const {
-    kernels.gemm_bf16_pairs(a, lda, b, ldb, k, m, out, ldo);
-  }
-  void attend(const Block& block) const { kernels.attention_block_bf16(block); }
-};
 
 }  // namespace
 

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/forms.h"
 
 namespace kimi::cpu {
 namespace {
@@ -13,7 +15,7 @@ constexpr int64_t kTilesPerTask = 4;  // query tiles that share a block of keys 
 }  // namespace
 
 void CpuBackend::vit_attention(const VitAttentionArgs& args) {
-  const int64_t n = args.n, hidden = args.hidden, heads = args.num_heads, head_dim = hidden / heads, lanes = kernels_.tile_lanes;
+  const int64_t n = args.n, hidden = args.hidden, heads = args.num_heads, head_dim = hidden / heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
 
   // Projections [3, n, hidden], then rotated into [3, heads, n, head_dim].
@@ -27,7 +29,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
     linear_args.n = n;
     linear_args.w = *weights[i];
     linear_args.bias = biases[i];
-    linear_args.exact = true;
+    linear_args.numbers = args.numbers;
     linear_args.out = q_.data() + i * n * hidden;
     linear(linear_args);
   }
@@ -43,26 +45,75 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
   });
 
   attended_.resize(static_cast<size_t>(n * hidden));
+  if (args.numbers == Numbers::bf16 && kernels_.attention_block_bf16 && InBf16::takes(head_dim))
+    attend_picture_in(InBf16{kernels_}, n, heads, head_dim);
+  else
+    attend_picture_in(InFloat{kernels_}, n, heads, head_dim);
+
+  LinearArgs o{};
+  o.x = attended_.data();
+  o.n = n;
+  o.w = args.o;
+  o.bias = args.o_bias;
+  o.add = true;
+  o.numbers = args.numbers;
+  o.out = args.out;
+  linear(o);
+}
+
+// heads_, [3, heads, n, head_dim], -> attended_, [n, heads * head_dim].
+template <typename Form>
+void CpuBackend::attend_picture_in(const Form& form, int64_t n, int64_t heads, int64_t head_dim) {
+  using Number = typename Form::Number;
+  constexpr bool kAsTheyAre = std::is_same_v<Number, float>;
+  const int64_t hidden = heads * head_dim, lanes = kernels_.tile_lanes;
+  const Number *keys, *values;
+  const int64_t head_size = (n + 1) / 2 * 2 * head_dim;  // values lie in pairs of keys
+  if constexpr (kAsTheyAre) {
+    keys = heads_.data() + n * hidden;
+    values = keys + n * hidden;
+  } else {
+    expanded_.resize(static_cast<size_t>(heads * head_size));
+    auto* written = reinterpret_cast<Number*>(expanded_.data());
+    keys = written;
+    values = written + heads * head_size;
+    const int64_t n_blocks = (n + kMaxAttentionKeys - 1) / kMaxAttentionKeys;
+    pool_.parallel_for(heads * n_blocks, [&](int64_t task, int) {
+      const int64_t h = task / n_blocks, row0 = task % n_blocks * kMaxAttentionKeys, count = std::min(kMaxAttentionKeys, n - row0);
+      const float* k = heads_.data() + n * hidden + (h * n + row0) * head_dim;
+      Number* to = written + h * head_size + row0 * head_dim;
+      form.row(k, count * head_dim, to);
+      form.across(k + n * hidden, count, head_dim, 1.0f, to + heads * head_size);
+    });
+  }
+  const int64_t head_step = kAsTheyAre ? n * head_dim : head_size;
+
   const int64_t group = kTilesPerTask * lanes, n_groups = (n + group - 1) / group;
   pool_.parallel_for(heads * n_groups, [&](int64_t task, int thread) {
     const int64_t h = task / n_groups, row0 = task % n_groups * group;
-    const float *q = heads_.data() + h * n * head_dim, *k = q + n * hidden, *v = k + n * hidden;
-    const int64_t tile_floats = (2 * head_dim + 2) * lanes;  // queries, output, maximum, sum
+    const float* q = heads_.data() + h * n * head_dim;
+    const int64_t tile_floats = (3 * head_dim + 2) * lanes;  // queries as floats and as numbers, output, maximum, sum
     AlignedBuffer<float>& scratch = scratch_[static_cast<size_t>(thread)].attention;
     scratch.resize(static_cast<size_t>(kTilesPerTask * tile_floats + kMaxAttentionKeys * lanes));
     const int64_t n_tiles = std::min(kTilesPerTask, (n - row0 + lanes - 1) / lanes);
-    AttentionBlock blocks[kTilesPerTask] = {};
+    typename Form::Block blocks[kTilesPerTask] = {};
     for (int64_t t = 0; t < n_tiles; ++t) {
       float* q_t = scratch.data() + t * tile_floats;
-      AttentionBlock& block = blocks[t];
+      typename Form::Block& block = blocks[t];
       block.lanes = lanes;
-      block.q_t = q_t;
       block.o_t = q_t + head_dim * lanes;
       block.m = block.o_t + head_dim * lanes;
       block.l = block.m + lanes;
       block.scores = scratch.data() + kTilesPerTask * tile_floats;
       block.dk1 = block.dv = block.ldk1 = block.ldv = head_dim;
       kernels_.transpose_panel(q + (row0 + t * lanes) * head_dim, head_dim, std::min(lanes, n - row0 - t * lanes), head_dim, q_t);
+      if constexpr (kAsTheyAre) {
+        block.q_t = q_t;
+      } else {
+        auto* written = reinterpret_cast<Number*>(block.l + lanes);
+        form.across(q_t, head_dim, lanes, 1.0f, written);
+        block.q_t = written;
+      }
       std::fill_n(block.o_t, head_dim * lanes, 0.0f);
       std::fill_n(block.m, lanes, -INFINITY);
       std::fill_n(block.l, lanes, 0.0f);
@@ -71,9 +122,9 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
       for (int64_t t = 0; t < n_tiles; ++t) {
         blocks[t].key0 = key;
         blocks[t].n_keys = std::min(kMaxAttentionKeys, n - key);
-        blocks[t].k1 = k + key * head_dim;
-        blocks[t].v = v + key * head_dim;
-        kernels_.attention_block(blocks[t]);
+        blocks[t].k1 = keys + h * head_step + key * head_dim;
+        blocks[t].v = values + h * head_step + key * head_dim;
+        form.attend(blocks[t]);
       }
     }
     for (int64_t t = 0; t < n_tiles; ++t)
@@ -83,16 +134,6 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
         for (int64_t d = 0; d < head_dim; ++d) out[d] = blocks[t].o_t[d * lanes + lane] * inverse;
       }
   });
-
-  LinearArgs o{};
-  o.x = attended_.data();
-  o.n = n;
-  o.w = args.o;
-  o.bias = args.o_bias;
-  o.add = true;
-  o.exact = true;
-  o.out = args.out;
-  linear(o);
 }
 
 }  // namespace kimi::cpu

@@ -150,6 +150,10 @@ void attention_block_bf16(const AttentionBlockBf16& block) {
   multiply<2, 12, 2>(block.v, 2, 2 * block.ldv, weights, kLanes, (block.n_keys + 1) / 2, block.dv, IntoFloats{block.o_t, kLanes, true});
 }
 
+void gemm_bf16(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) {
+  multiply<2, 12, 0>(a, lda, 2, b, ldb, k / 2, m, IntoFloats{out, ldo, false});
+}
+
 void gemm_bf16_rows(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) {
   multiply<2, 12, 0>(a, lda, 2, b, ldb, k / 2, m, IntoRows{out, ldo});
 }
@@ -257,6 +261,7 @@ void latent_block_f16(const LatentBlockF16& block) {
 
 void fill_bf16(KernelTable* table) {
   table->attention_block_bf16 = attention_block_bf16;
+  table->gemm_bf16 = gemm_bf16;
   table->gemm_bf16_rows = gemm_bf16_rows;
   table->gemm_bf16_pairs = gemm_bf16_pairs;
   table->bf16_from_f32_row = bf16_from_f32_row;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_pytorch_and_the_engine_agree_on_a_picture_and_a_text(
     found = _core.Session(engine, 256).prefill([ids[:8], seen, ids[8:]], logits="all")
     assert found is not None
     assert distance(found, wanted) < 1e-4
+
+
+def test_pictures_in_bf16_err_less_than_pytorch_in_bf16(
+    model: KimiVL, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The precision in which checkpoints of the family are meant to be run: everything is rounded there, here only what
+    is multiplied. Instruction sets without bf16 stay exact."""
+    file = tmp_path_factory.mktemp("demo") / "q8.gguf"
+    quantize(exported, file, "Q8_0", vision="F16")
+    engine = _core.Engine(str(file))
+    half = copy.deepcopy(model).to(torch.bfloat16)
+
+    def as_bf16(_: object, given: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(x.bfloat16() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in given)
+
+    for module in half.modules():
+        module.register_forward_pre_hook(as_bf16)
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (84, 140, 3), dtype=np.uint8)
+        scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            wanted = model.see(scaled)[1][0].numpy()
+            rounded = half.see(scaled.bfloat16())[1][0].float().numpy()
+        assert distance(engine.encode_image(pixels), wanted) < distance(rounded, wanted) < 3e-2
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -129,12 +129,13 @@ def test_a_cache_of_bytes_answers_nearly_like_one_of_floats(tiny_model, isa, sha
     assert_near(decode(exact, ids[:150], "q8_0"), prefill(exact, [ids[:150]], "q8_0"), 2e-3, "float activations")
 
 
-def test_many_keys_in_splits_over_threads_give_the_same_bits(tiny_model, isa) -> None:
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_many_keys_in_splits_over_threads_give_the_same_bits(tiny_model, isa, kv_type) -> None:
     model = tiny_model(seed=3, text_type="Q8_0", **ROWS_OF_256)
     results = []
     for threads in (1, 2, 3):
         engine = open_engine(model, isa, n_threads=threads)
-        session = Session(engine, 1500, "q8_0")
+        session = Session(engine, 1500, kv_type)
         session.prefill([model.random_ids(1400)], logits="none")
         rows = []
         for token in model.random_ids(4, seed=9):

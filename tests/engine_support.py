@@ -42,6 +42,14 @@ def decode(engine: Engine, ids, kv_type: str = "f32") -> np.ndarray:
     return np.stack(rows)
 
 
+def check_cache_type(engine: Engine, ids, want: np.ndarray, kv_type: str, bar: float) -> None:
+    """Logits over a cache of this type against `want`: a whole prompt, token by token, and in chunks."""
+    assert_near(prefill(engine, [ids], kv_type), want, bar, "expanded")
+    assert_near(decode(engine, ids[:150], kv_type), want[:150], bar, "token by token")
+    for chunk in (3, 40):
+        assert_near(prefill(engine, [ids], kv_type, chunk=chunk), want, bar, f"chunks of {chunk}")
+
+
 def greedy(engine: Engine, parts, n: int, kv_type: str = "f32") -> list[int]:
     session = Session(engine, sum(len(part) for part in parts) + n, kv_type)
     logits, ids = session.prefill(list(parts)), []

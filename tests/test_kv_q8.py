@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_support import decode, open_engine, prefill
+from engine_support import check_cache_type, decode, open_engine, prefill
 from kernel_support import ISAS, assert_bits_equal, assert_within
 from numpy.typing import NDArray
 from vectors import assert_near, assert_same_bits
@@ -120,10 +120,7 @@ def test_a_cache_of_bytes_answers_nearly_like_one_of_floats(tiny_model, isa, sha
     engine = open_engine(model, isa)
     ids = model.random_ids(300)
     want = prefill(engine, [ids], "f32")
-    assert_near(prefill(engine, [ids], "q8_0"), want, Q8_CACHE, "expanded")
-    assert_near(decode(engine, ids[:150], "q8_0"), want[:150], Q8_CACHE, "token by token")
-    for chunk in (3, 40):
-        assert_near(prefill(engine, [ids], "q8_0", chunk=chunk), want, Q8_CACHE, f"chunks of {chunk}")
+    check_cache_type(engine, ids, want, "q8_0", Q8_CACHE)
     exact = open_engine(model, isa, activations="float")
     # Only the cache is rounded now: whole or token by token, it holds the same bytes.
     assert_near(decode(exact, ids[:150], "q8_0"), prefill(exact, [ids[:150]], "q8_0"), 2e-3, "float activations")

@@ -256,7 +256,7 @@ void CpuBackend::multiply_in(const Form& form, const Product& product, const Lin
 }
 
 void CpuBackend::multiply_float(const Product& product, const LinearArgs* epilogue, bool bf16) {
-  if (bf16 && kernels_.gemm_bf16 && InBf16::takes(product.w.cols))
+  if (bf16 && InBf16::takes(kernels_, product.w.cols))
     multiply_in(InBf16{kernels_}, product, epilogue);
   else
     multiply_in(InFloat{kernels_}, product, epilogue);

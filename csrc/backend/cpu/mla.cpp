@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/forms.h"
 
 namespace kimi::cpu {
 namespace {
@@ -121,8 +122,8 @@ const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t
 }
 
 bool CpuBackend::attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const {
-  const bool pairs = args.kv_lora_rank % 2 == 0 && args.qk_nope_head_dim % 2 == 0;  // qk_rope_head_dim always is
-  return kernels_.attention_block_bf16 && pairs && slice.cache.type != KvType::f32 && uses_int8(args.kv_a);
+  const bool takes = InBf16::takes(kernels_, args.kv_lora_rank) && InBf16::takes(kernels_, args.qk_nope_head_dim);  // rope is even
+  return takes && slice.cache.type != KvType::f32 && uses_int8(args.kv_a);
 }
 
 }  // namespace kimi::cpu

@@ -45,7 +45,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
   });
 
   attended_.resize(static_cast<size_t>(n * hidden));
-  if (args.numbers == Numbers::bf16 && kernels_.attention_block_bf16 && InBf16::takes(head_dim))
+  if (args.numbers == Numbers::bf16 && InBf16::takes(kernels_, head_dim))
     attend_picture_in(InBf16{kernels_}, n, heads, head_dim);
   else
     attend_picture_in(InFloat{kernels_}, n, heads, head_dim);

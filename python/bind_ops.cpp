@@ -15,26 +15,16 @@ void bind_bf16(py::module_& m);   // bind_ops_bf16.cpp
 
 namespace {
 
-// The arrays of a Q8Rows, kept alive beside the view.
+// A Q8Rows and the array behind it.
 struct Activations {
-  py::array_t<int8_t> q;
-  py::array_t<float> scale, sum;
-  py::array_t<int32_t> isum;
+  py::array_t<cpu::Q8Block> blocks;
   cpu::Q8Rows rows;
   int64_t n;
 
-  explicit Activations(const py::tuple& x) {
-    check(x.size() == 4, "x: expected the tuple (q, scale, sum, isum) of quantize_rows");
-    q = take<int8_t>(x[0], "q", {kAny, kAny});
-    n = q.shape(0);
-    const int64_t k = q.shape(1);
-    check(k > 0 && k % 32 == 0, "q: row length " + std::to_string(k) + ", expected a positive multiple of 32");
-    scale = take<float>(x[1], "scale", {n, k / 32});
-    sum = take<float>(x[2], "sum", {n, k / 16});
-    isum = take<int32_t>(x[3], "isum", {n, k / 16});
-    // The kernels read only; Q8Rows is also what quantize_row fills, hence not const.
-    rows = {const_cast<int8_t*>(q.data()), const_cast<float*>(scale.data()), const_cast<float*>(sum.data()),
-            const_cast<int32_t*>(isum.data()), k};
+  explicit Activations(const py::object& x) : blocks(take<cpu::Q8Block>(x, "x", {kAny, kAny})) {
+    check(blocks.shape(1) > 0, "x: rows without elements");
+    n = blocks.shape(0);
+    rows = {const_cast<cpu::Q8Block*>(blocks.data()), 32 * blocks.shape(1)};  // quantize_row fills what the other kernels read only
   }
 };
 
@@ -45,26 +35,21 @@ void check_weights(const quant::Format& format, const py::array_t<uint8_t>& w, i
                                                std::to_string(format.row_bytes(k)) + " for " + std::to_string(k) + " elements of " + format.name);
 }
 
-py::tuple quantize_rows(const std::string& isa, const py::object& x_object) {
+py::array_t<cpu::Q8Block> quantize_rows(const std::string& isa, const py::object& x_object) {
   const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
   const auto x = take<float>(x_object, "x", {kAny, kAny});
   const int64_t n = x.shape(0), k = x.shape(1);
   check(k > 0 && k % 32 == 0, "x: row length " + std::to_string(k) + ", expected a positive multiple of 32");
-  auto q = make<int8_t>({n, k});
-  auto scale = make<float>({n, k / 32}), sum = make<float>({n, k / 16});
-  auto isum = make<int32_t>({n, k / 16});
-  for (int64_t i = 0; i < n; ++i) {
-    table.quantize_row(x.data() + i * k, k, q.mutable_data() + i * k, scale.mutable_data() + i * (k / 32), sum.mutable_data() + i * (k / 16),
-                       isum.mutable_data() + i * (k / 16));
-  }
-  return py::make_tuple(q, scale, sum, isum);
+  auto blocks = make<cpu::Q8Block>({n, k / 32});
+  for (int64_t i = 0; i < n; ++i) table.quantize_row(x.data() + i * k, k, blocks.mutable_data() + i * (k / 32));
+  return blocks;
 }
 
-py::array_t<float> gemv(const std::string& isa, const std::string& type, const py::object& w_object, const py::tuple& x_tuple) {
+py::array_t<float> gemv(const std::string& isa, const std::string& type, const py::object& w_object, const py::object& x_object) {
   const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
   const quant::Format& format = format_named(type);
   const auto w = take<uint8_t>(w_object, "w", {kAny, kAny});
-  const Activations x(x_tuple);
+  const Activations x(x_object);
   check_weights(format, w, x.rows.k);
   auto out = make<float>({x.n, w.shape(0)});
   table.gemv_q8[index_of(format)](w.data(), w.shape(1), w.shape(0), x.rows, x.n, out.mutable_data(), w.shape(0), nullptr);
@@ -110,12 +95,12 @@ py::dict pack_panel(const std::string& isa, const std::string& type, const py::o
   return result;
 }
 
-py::array_t<float> gemm(const std::string& isa, const std::string& type, const py::object& w_object, const py::tuple& x_tuple,
+py::array_t<float> gemm(const std::string& isa, const std::string& type, const py::object& w_object, const py::object& x_object,
                         const py::object& rows_object) {
   const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
   const quant::Format& format = format_named(type);
   const auto w = take<uint8_t>(w_object, "w", {kAny, kAny});
-  const Activations x(x_tuple);
+  const Activations x(x_object);
   check_weights(format, w, x.rows.k);
   const int64_t n_rows = w.shape(0), lanes = table.panel_lanes;
   py::array_t<int32_t> rows;
@@ -175,11 +160,12 @@ py::dict sizes(const std::string& isa) {
 
 void bind_ops(pybind11::module_& parent) {
   namespace py = pybind11;
+  PYBIND11_NUMPY_DTYPE(kimi::cpu::Q8Block, q, scale, sum, half_sum, isum, half_isum);
   py::module_ m = parent.def_submodule("ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
   m.def("isas", ops::isas, "Names of the instruction sets that this processor runs, best first.");
   m.def("sizes", ops::sizes, py::arg("isa"), "panel_lanes, tile_lanes and max_attention_keys of a table.");
   m.def("quantize_rows", ops::quantize_rows, py::arg("isa"), py::arg("x"),
-        "x float32 [n, k] -> (q int8 [n, k], scale float32 [n, k/32], sum float32 [n, k/16], isum int32 [n, k/16]).");
+        "x float32 [n, k] -> a structured array [n, k/32] of blocks of 32: q int8 [32], scale, sum, half_sum [2], isum, half_isum [2].");
   m.def("gemv", ops::gemv, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"),
         "w uint8 [n_rows, row_bytes] (rows may be padded), x from quantize_rows -> float32 [n_x, n_rows].");
   m.def("pack_panel", ops::pack_panel, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("k"),

@@ -8,6 +8,8 @@ tolerated.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from kernel_support import (
@@ -28,7 +30,7 @@ from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadRequest
 
 ops = _core.ops
-Activations = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+Activations = NDArray[np.void]  # structured blocks of 32: ops.quantize_rows
 Q_RANGE = {
     "Q4_0": (-8, 7), "Q4_1": (0, 15), "Q5_0": (-16, 15), "Q5_1": (0, 31), "Q8_0": (-128, 127), "Q2_K": (0, 3),
     "Q3_K": (-4, 3), "Q4_K": (0, 15), "Q5_K": (0, 31), "Q6_K": (-32, 31), "IQ4_NL": (-127, 113), "IQ4_XS": (-127, 113),
@@ -53,12 +55,12 @@ def random_x(n: int, k: int, seed: int) -> NDArray[np.float32]:
 
 def twin(w: NDArray[np.uint8], type_name: str, x: Activations) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(value, bound of the error), both float64 [n_x, n_rows]."""
-    k = x[0].shape[1]
+    k = 32 * x.shape[1]
     q, scale, low = unpack_rows("generic", type_name, w, k)
     n_groups = scale.shape[1]
     group = k // n_groups
-    q3, x3 = q.reshape(len(q), n_groups, group), x[0].astype(np.int64).reshape(-1, n_groups, group)
-    x_scale = np.repeat(x[1].astype(np.float64), 32, axis=1)[:, ::group]
+    q3, x3 = q.reshape(len(q), n_groups, group), x["q"].astype(np.int64).reshape(-1, n_groups, group)
+    x_scale = np.repeat(x["scale"].astype(np.float64), 32, axis=1)[:, ::group]
     dot = np.einsum("rgi,jgi->jrg", q3, x3)
     magnitude = np.einsum("rgi,jgi->jrg", np.abs(q3), np.abs(x3))
     weight = np.abs(scale.astype(np.float64))
@@ -74,7 +76,7 @@ def twin(w: NDArray[np.uint8], type_name: str, x: Activations) -> tuple[NDArray[
 # ---- quantizing activations ----------------------------------------------------------------------------------------
 
 
-def quantize_twin(x: NDArray[np.float32]) -> Activations:
+def quantize_twin(x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     n, k = x.shape
     groups = x.reshape(n, k // 32, 32)
     amax = np.abs(groups).max(axis=2)
@@ -82,16 +84,19 @@ def quantize_twin(x: NDArray[np.float32]) -> Activations:
         inverse = np.where(amax > 0, np.float32(127.0) / amax, np.float32(0.0)).astype(np.float32)
         q = np.clip(np.rint(np.nan_to_num(groups * inverse[:, :, None], posinf=127, neginf=-127)), -127, 127)
     scale = amax / np.float32(127.0)
-    isum = q.astype(np.int32).reshape(n, k // 16, 16).sum(axis=2, dtype=np.int32)
-    sums = np.repeat(scale, 2, axis=1) * isum.astype(np.float32)
-    return q.reshape(n, k).astype(np.int8), scale, sums, isum
+    isum = q.sum(axis=2).astype(np.int32)
+    half_isum = q.reshape(n, k // 32, 2, 16).sum(axis=3).astype(np.int32)
+    sums = {"sum": scale * isum.astype(np.float32), "half_sum": scale[:, :, None] * half_isum.astype(np.float32)}
+    return {"q": q.astype(np.int8), "scale": scale, **sums, "isum": isum, "half_isum": half_isum}
 
 
-def assert_same_activations(got: Activations, want: Activations) -> None:
-    assert (got[0] == want[0]).all(), f"q differs at {np.argwhere(got[0] != want[0])[0]}"
-    assert_bits_equal(got[1], want[1])
-    assert_bits_equal(got[2], want[2])
-    assert (got[3] == want[3]).all()
+def assert_same_activations(got: Activations, want: dict[str, NDArray[Any]]) -> None:
+    assert set(got.dtype.names) == set(want)
+    for name, field in want.items():
+        if field.dtype == np.float32:
+            assert_bits_equal(np.ascontiguousarray(got[name]), field)
+        else:
+            assert (got[name] == field).all(), f"{name} differs at {np.argwhere(got[name] != field)[0]}"
 
 
 @every_isa
@@ -122,13 +127,12 @@ def test_quantize_row_shows_what_is_not_finite_and_leaves_other_groups_alone(isa
     x = random_x(1, 128, seed=2)
     clean = ops.quantize_rows(isa, x)
     x[0, 40] = poison
-    q, scale, _, isum = ops.quantize_rows(isa, x)
-    assert np.abs(q.astype(np.int32)).max() <= 127
-    assert not np.isfinite(scale[0, 1])
+    got = ops.quantize_rows(isa, x)
+    assert np.abs(got["q"].astype(np.int32)).max() <= 127
+    assert not np.isfinite(got["scale"][0, 1]) and not np.isfinite(got["sum"][0, 1])
     others = [0, 2, 3]
-    assert (q.reshape(4, 32)[others] == clean[0].reshape(4, 32)[others]).all()
-    assert (scale[0, others] == clean[1][0, others]).all()
-    assert (isum == q.reshape(1, 8, 16).sum(axis=2, dtype=np.int32)).all()
+    assert (got[0, others] == clean[0, others]).all()
+    assert (got["isum"] == got["q"].sum(axis=2, dtype=np.int32)).all()
 
 
 # ---- panels --------------------------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ def test_integer_part_is_exact(isa: str, type_name: str, product: str) -> None:
     values = rng.integers(-2, 3, (9, k))
     values[:, ::32] = 127 * rng.choice([-1, 1], (9, k // 32))  # makes every scale exactly 1
     x = ops.quantize_rows(isa, values.astype(np.float32))
-    assert (x[0] == values).all() and (x[1] == 1).all()
+    assert (x["q"].reshape(values.shape) == values).all() and (x["scale"] == 1).all()
     weights = dequantize(type_name, w).astype(np.int64)
     assert (np.abs(weights) @ np.abs(values).T).max() < 2**24
     got = PRODUCTS[product](isa, type_name, w, x)
@@ -222,9 +226,9 @@ def test_output_does_not_depend_on_how_many_rows_and_columns_are_computed(
     x = ops.quantize_rows(isa, random_x(n_x, k, seed=6))
     whole = run(isa, type_name, w, x)
     for n in [*range(1, 17), 24, 33]:
-        assert_bits_equal(run(isa, type_name, w, tuple(part[:n] for part in x)), whole[:n])
+        assert_bits_equal(run(isa, type_name, w, x[:n]), whole[:n])
     for j in (3, 17, n_x - 1):
-        assert_bits_equal(run(isa, type_name, w, tuple(part[j : j + 1] for part in x)), whole[j : j + 1])
+        assert_bits_equal(run(isa, type_name, w, x[j : j + 1]), whole[j : j + 1])
     for first, n in [(0, 1), (1, 2), (2, 3), (lanes - 1, 4), (3, lanes), (n_rows - 1, 1)]:
         assert_bits_equal(
             run(isa, type_name, w[first : first + n], x), np.ascontiguousarray(whole[:, first : first + n])
@@ -278,7 +282,7 @@ def test_extreme_bytes_and_activations(isa: str, type_name: str, product: str) -
     signs[2, ::2] = -1
     signs[3, 1::4] = -1
     x = ops.quantize_rows(isa, signs * np.float32(5.0))
-    assert (np.abs(x[0].astype(np.int32)) == 127).all()
+    assert (np.abs(x["q"].astype(np.int32)) == 127).all()
     value, bound = twin(w, type_name, x)
     assert_within(PRODUCTS[product](isa, type_name, w, x), value, bound)
 
@@ -310,6 +314,7 @@ def test_ops_refuse_arguments_that_do_not_fit() -> None:
     for call in (
         lambda: ops.quantize_rows("generic", np.zeros((2, 31), np.float32)),
         lambda: ops.quantize_rows("generic", np.zeros((2, 32), np.float64)),
+        lambda: ops.gemv("generic", "Q4_K", w, x["q"]),
         lambda: ops.gemv("generic", "Q4_K", w[:, :143].copy(), x),
         lambda: ops.gemv("generic", "F16", w, x),
         lambda: ops.gemv("generic", "Q4_K", w[:, ::2], x),

@@ -30,6 +30,7 @@
 using namespace kimi;
 using cpu::KernelTable;
 using cpu::PanelQ8;
+using cpu::Q8Block;
 using cpu::Q8Rows;
 using quant::Type;
 
@@ -135,14 +136,15 @@ Twin unpack_row(const FormatOps& format, const uint8_t* row, int64_t k) {
 float twin_dot(const Twin& w, int group, bool has_min, const Q8Rows& x, int64_t j, bool fused) {
   float acc = 0;
   for (int64_t g = 0; g < w.k / group; ++g) {
+    const Q8Block& block = x.blocks[(j * x.k + g * group) / 32];
+    const int64_t half = group == 16 ? g % 2 : 0;
     int32_t dot = 0;
-    for (int i = 0; i < group; ++i) dot += w.q[static_cast<size_t>(g * group + i)] * x.q[j * x.k + g * group + i];
-    volatile float scale = w.scale[static_cast<size_t>(g)] * x.scale[(j * x.k + g * group) / 32];
+    for (int i = 0; i < group; ++i) dot += w.q[static_cast<size_t>(g * group + i)] * block.q[half * 16 + i];
+    volatile float scale = w.scale[static_cast<size_t>(g)] * block.scale;
     volatile float product = static_cast<float>(dot) * scale;
     acc = fused ? std::fma(static_cast<float>(dot), scale, acc) : product + acc;
     if (has_min) {
-      const float* sums = x.sum + j * (x.k / 16);
-      volatile float sum = group == 16 ? sums[g] : sums[2 * g] + sums[2 * g + 1];
+      const float sum = group == 16 ? block.half_sum[half] : block.sum;
       volatile float term = w.min[static_cast<size_t>(g)] * sum;
       acc = fused ? std::fma(-w.min[static_cast<size_t>(g)], sum, acc) : acc - term;
     }
@@ -150,7 +152,7 @@ float twin_dot(const Twin& w, int group, bool has_min, const Q8Rows& x, int64_t 
   return acc;
 }
 
-void twin_quantize(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
+void twin_quantize(const float* x, int64_t k, Q8Block* out) {
   for (int64_t g = 0; g < k / 32; ++g) {
     float amax = 0;
     bool nan = false;
@@ -160,19 +162,18 @@ void twin_quantize(const float* x, int64_t k, int8_t* q, float* scale, float* su
     }
     if (nan) amax = std::numeric_limits<float>::quiet_NaN();
     volatile float inverse = amax == 0 ? 0.0f : 127.0f / amax;
-    scale[g] = amax / 127.0f;
-    for (int half = 0; half < 2; ++half) {
-      int32_t total = 0;
-      for (int i = 0; i < 16; ++i) {
-        const int64_t at = 32 * g + 16 * half + i;
-        volatile float product = x[at] * inverse;
-        const float v = product;
-        q[at] = static_cast<int8_t>(std::isnan(v) ? 0 : std::nearbyint(std::clamp(v, -127.0f, 127.0f)));
-        total += q[at];
-      }
-      isum[2 * g + half] = total;
-      sum[2 * g + half] = scale[g] * static_cast<float>(total);
+    Q8Block block{};
+    block.scale = amax / 127.0f;
+    for (int i = 0; i < 32; ++i) {
+      volatile float product = x[32 * g + i] * inverse;
+      const float v = product;
+      block.q[i] = static_cast<int8_t>(std::isnan(v) ? 0 : std::nearbyint(std::clamp(v, -127.0f, 127.0f)));
+      block.isum += block.q[i];
+      block.half_isum[i / 16] += block.q[i];
     }
+    block.sum = block.scale * static_cast<float>(block.isum);
+    for (int half = 0; half < 2; ++half) block.half_sum[half] = block.scale * static_cast<float>(block.half_isum[half]);
+    out[g] = block;
   }
 }
 
@@ -180,20 +181,16 @@ void twin_quantize(const float* x, int64_t k, int8_t* q, float* scale, float* su
 // slack: bytes between their end and the unreadable page. Without any, masked loads are slow where their masked lanes would
 // fault.
 struct Activations {
-  Guarded q, scale, sum, isum;
+  Guarded blocks;
   Q8Rows rows;
   Activations(int64_t n, int64_t k, size_t slack = 0)
-      : q(static_cast<size_t>(n * k) + slack),
-        scale(static_cast<size_t>(n * k / 32 * 4) + slack),
-        sum(static_cast<size_t>(n * k / 16 * 4) + slack),
-        isum(static_cast<size_t>(n * k / 16 * 4) + slack),
-        rows{q.as<int8_t>(), scale.as<float>(), sum.as<float>(), isum.as<int32_t>(), k} {
+      : blocks(static_cast<size_t>(n * k / 32) * sizeof(Q8Block) + slack), rows{blocks.as<Q8Block>(), k} {
     std::normal_distribution<float> normal;
     std::vector<float> x(static_cast<size_t>(k));
     for (int64_t j = 0; j < n; ++j) {
       for (float& v : x) v = normal(random_engine);
       if (j % 3 == 1) std::fill(x.begin(), x.begin() + 32, 1.0f);  // 127 everywhere: the largest sums
-      twin_quantize(x.data(), k, rows.q + j * k, rows.scale + j * (k / 32), rows.sum + j * (k / 16), rows.isum + j * (k / 16));
+      twin_quantize(x.data(), k, rows.blocks + j * (k / 32));
     }
   }
 };
@@ -232,29 +229,28 @@ void check_quantize(const KernelTable& table) {
   std::normal_distribution<float> normal;
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for (int round = 0; round < 200; ++round) {
-    Guarded x_memory(static_cast<size_t>(k) * 4), q_memory(static_cast<size_t>(k));
+    Guarded x_memory(static_cast<size_t>(k) * 4), block_memory(static_cast<size_t>(k / 32) * sizeof(Q8Block));
     float* x = x_memory.as<float>();
     for (int64_t i = 0; i < k; ++i) x[i] = normal(random_engine) * std::exp2(static_cast<float>(round % 60 - 30));
     for (int i = 0; i < 32; ++i) x[i] = 0;
     for (int i = 32; i < 64; ++i) x[i] = i % 2 ? 0.5f : 63.5f;                                        // ties
     for (int i = 64; i < 96; ++i) x[i] = f32_from_bits(static_cast<uint32_t>(random_engine() % 64));  // denormals
     x[100] = inf, x[140] = -inf, x[170] = nan, x[200] = -nan, x[201] = inf, x[230] = std::numeric_limits<float>::max();
-    std::vector<int8_t> twin_q(static_cast<size_t>(k));
-    std::vector<float> scale(static_cast<size_t>(k / 32)), sum(static_cast<size_t>(k / 16)), twin_scale(scale), twin_sum(sum);
-    std::vector<int32_t> isum(static_cast<size_t>(k / 16)), twin_isum(isum);
-    int8_t* q = q_memory.as<int8_t>();
-    table.quantize_row(x, k, q, scale.data(), sum.data(), isum.data());
-    twin_quantize(x, k, twin_q.data(), twin_scale.data(), twin_sum.data(), twin_isum.data());
-    for (int64_t i = 0; i < k; ++i)
-      if (q[i] != twin_q[static_cast<size_t>(i)])
-        report("quantize q", table.name, "", round, i, q[i], twin_q[static_cast<size_t>(i)]);
-    for (size_t i = 0; i < scale.size(); ++i)
-      if (!same(scale[i], twin_scale[i], true))
-        report("quantize scale", table.name, "", round, static_cast<int64_t>(i), scale[i], twin_scale[i]);
-    for (size_t i = 0; i < sum.size(); ++i) {
-      if (isum[i] != twin_isum[i]) report("quantize isum", table.name, "", round, static_cast<int64_t>(i), isum[i], twin_isum[i]);
-      if (!same(sum[i], twin_sum[i], true))
-        report("quantize sum", table.name, "", round, static_cast<int64_t>(i), sum[i], twin_sum[i]);
+    std::vector<Q8Block> twin(static_cast<size_t>(k / 32));
+    const Q8Block* blocks = block_memory.as<Q8Block>();
+    table.quantize_row(x, k, block_memory.as<Q8Block>());
+    twin_quantize(x, k, twin.data());
+    for (int64_t g = 0; g < k / 32; ++g) {
+      const Q8Block &got = blocks[g], &want = twin[static_cast<size_t>(g)];
+      for (int i = 0; i < 32; ++i)
+        if (got.q[i] != want.q[i]) report("quantize q", table.name, "", round, 32 * g + i, got.q[i], want.q[i]);
+      if (!same(got.scale, want.scale, true)) report("quantize scale", table.name, "", round, g, got.scale, want.scale);
+      if (!same(got.sum, want.sum, true)) report("quantize sum", table.name, "", round, g, got.sum, want.sum);
+      if (got.isum != want.isum) report("quantize isum", table.name, "", round, g, got.isum, want.isum);
+      for (int half = 0; half < 2; ++half) {
+        if (!same(got.half_sum[half], want.half_sum[half], true)) report("quantize half sum", table.name, "", round, g, got.half_sum[half], want.half_sum[half]);
+        if (got.half_isum[half] != want.half_isum[half]) report("quantize half isum", table.name, "", round, g, got.half_isum[half], want.half_isum[half]);
+      }
     }
   }
 }
@@ -385,7 +381,7 @@ void time_quantize(const KernelTable& table) {
   for (float& v : x) v = normal(random_engine);
   Activations row(1, k, 256);
   const double s = best_seconds([&] {
-    for (int i = 0; i < 100; ++i) table.quantize_row(x.data(), k, row.rows.q, row.rows.scale, row.rows.sum, row.rows.isum);
+    for (int i = 0; i < 100; ++i) table.quantize_row(x.data(), k, row.rows.blocks);
   });
   std::printf("%-8s quantize_row            %8.2f Gelem/s\n", table.name, 100 * static_cast<double>(k) / s / 1e9);
 }

@@ -16,15 +16,8 @@ namespace kimi::cpu {
 struct Activations {
   const float* x = nullptr;  // [n, k], rows `stride` apart
   int64_t n = 0, k = 0, stride = 0;
-  Q8Rows q8{};               // q8.q == nullptr: not quantized
+  Q8Rows q8{};               // q8.blocks == nullptr: not quantized
   Activations rows(int64_t first, int64_t count) const;
-};
-
-// Memory of a quantized activation matrix.
-struct Q8Buffer {
-  AlignedBuffer<int8_t> q;
-  AlignedBuffer<float> scale, sum;
-  AlignedBuffer<int32_t> isum;
 };
 
 // out[j, r] = dot(w row r, x row j)
@@ -42,7 +35,7 @@ struct ThreadScratch {
   AlignedBuffer<uint8_t> panel_q[2];
   AlignedBuffer<float> panel_scale[2], panel_min[2], panel_f32[2];
   AlignedBuffer<float> decoded, tile[2], gathered, attention;
-  Q8Buffer gathered_q8;
+  AlignedBuffer<Q8Block> gathered_q8;
 };
 
 // A panel of `lanes` weight rows, unpacked: int8 for quantized weights, floats otherwise.
@@ -77,8 +70,8 @@ class CpuBackend final : public Backend {
   // matmul.cpp
   // Whether products with w are taken in int8; otherwise its rows are decoded and everything is float.
   bool uses_int8(const Matrix& w) const { return !float_activations_ && !quant::format_of(w.type).is_float(); }
-  void quantize(Activations* x, Q8Buffer* buffer);
-  void quantize_for(const Matrix& w, Activations* x, Q8Buffer* buffer) {
+  void quantize(Activations* x, AlignedBuffer<Q8Block>* buffer);
+  void quantize_for(const Matrix& w, Activations* x, AlignedBuffer<Q8Block>* buffer) {
     if (uses_int8(w)) quantize(x, buffer);
   }
   // Activations quantized as the weights need. after: the weights that are multiplied next, where that is known.
@@ -115,14 +108,18 @@ class CpuBackend final : public Backend {
     Swiglu w;
     std::vector<int32_t> tokens;   // rows of x; ascending
     std::vector<float> weights;    // their routing weights
-    int64_t offset = 0;            // where its inner activations start, in elements
+    int64_t offset = 0;            // of its inner activations in inner_
+    Activations inner;             // the same as input of its down projection
+    bool quantizes_tiles = false;  // inner is written in int8 only, tile by tile
   };
   void route(const MoeArgs& args, std::vector<ExpertWork>* experts);
   void run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows);
-  std::vector<Activations> quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats);
+  int64_t lay_out_inner(std::vector<ExpertWork>& experts);
+  void quantize_inner(const std::vector<ExpertWork>& experts);
+  void activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up);
   void run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out);
   void run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out);
-  void add_down(const ExpertWork& expert, const Activations& inner, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
+  void add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
                 ThreadScratch* scratch);
 
   // mla.cpp
@@ -151,7 +148,12 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;
-  Q8Buffer q8_x_, q8_inner_, q8_heads_, q8_latent_;
+  AlignedBuffer<Q8Block> q8_x_, q8_inner_, q8_heads_;
+  struct {
+    AlignedBuffer<int8_t> q;
+    AlignedBuffer<float> scale;
+    AlignedBuffer<int32_t> sum;
+  } q8_queries_;  // as LatentBlockQ8 wants them
   AlignedBuffer<uint16_t> bf16_queries_;
   AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_;
 };

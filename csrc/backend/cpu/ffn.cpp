@@ -107,61 +107,62 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
     run_experts_many(input, experts, out);
 }
 
-// The inner activations of every expert as input of its down projection, in int8 where that is quantized.
-std::vector<Activations> CpuBackend::quantized_inner(const std::vector<ExpertWork>& experts, int64_t n_slots, int64_t inner_floats) {
+// Where the inner activations of each expert lie, [tokens, inner] one after the other: floats, and int8 where its down projection wants
+// that. Returns the number of floats.
+int64_t CpuBackend::lay_out_inner(std::vector<ExpertWork>& experts) {
+  int64_t n_floats = 0, n_blocks = 0;
+  for (const ExpertWork& e : experts) {
+    const int64_t n = static_cast<int64_t>(e.tokens.size()) * e.w.gate.rows;
+    n_floats += n;
+    n_blocks += uses_int8(e.w.down) ? n / 32 : 0;
+  }
+  inner_.resize(static_cast<size_t>(n_floats));
+  q8_inner_.resize(static_cast<size_t>(n_blocks));
+  Q8Block* blocks = q8_inner_.data();
+  int64_t offset = 0;
+  for (ExpertWork& e : experts) {
+    const int64_t k = e.w.gate.rows, n = static_cast<int64_t>(e.tokens.size());
+    e.offset = offset;
+    e.inner = {inner_.data() + offset, n, k, k, {}};
+    offset += n * k;
+    if (!uses_int8(e.w.down)) continue;
+    e.inner.q8 = {blocks, k};
+    blocks += n * k / 32;
+  }
+  return n_floats;
+}
+
+// What no tile has quantized yet.
+void CpuBackend::quantize_inner(const std::vector<ExpertWork>& experts) {
   if (observer_) {
     std::vector<ProductInput> seen;
-    for (const ExpertWork& e : experts)
-      seen.push_back({&e.w.down, inner_.data() + e.offset, static_cast<int64_t>(e.tokens.size()), e.w.down.cols, nullptr});
+    for (const ExpertWork& e : experts) seen.push_back({&e.w.down, e.inner.x, e.inner.n, e.inner.k, nullptr});
     show(seen);
   }
-  std::vector<Activations> inner(experts.size());
-  const bool any_q8 = std::any_of(experts.begin(), experts.end(), [this](const ExpertWork& e) { return uses_int8(e.w.down); });
-  if (any_q8) {
-    const size_t elements = static_cast<size_t>(inner_floats);
-    q8_inner_.q.resize(elements);
-    q8_inner_.scale.resize(elements / 32);
-    q8_inner_.sum.resize(elements / 16);
-    q8_inner_.isum.resize(elements / 16);
-  }
-  std::vector<std::pair<int32_t, int32_t>> slots;  // (expert, row) of what has to be quantized
-  int64_t q8_offset = 0;
-  for (size_t e = 0; e < experts.size(); ++e) {
-    const int64_t k = experts[e].w.down.cols, n = static_cast<int64_t>(experts[e].tokens.size());
-    inner[e] = {inner_.data() + experts[e].offset, n, k, k, {}};
-    if (!uses_int8(experts[e].w.down)) continue;
-    inner[e].q8 = {q8_inner_.q.data() + q8_offset, q8_inner_.scale.data() + q8_offset / 32, q8_inner_.sum.data() + q8_offset / 16,
-                   q8_inner_.isum.data() + q8_offset / 16, k};
-    q8_offset += n * k;
-    for (int64_t j = 0; j < n; ++j) slots.emplace_back(static_cast<int32_t>(e), static_cast<int32_t>(j));
-  }
-  for_rows(static_cast<int64_t>(slots.size()), n_slots ? inner_floats / n_slots : 1, [&](int64_t i) {
-    const Activations one = inner[static_cast<size_t>(slots[static_cast<size_t>(i)].first)].rows(slots[static_cast<size_t>(i)].second, 1);
-    kernels_.quantize_row(one.x, one.k, one.q8.q, one.q8.scale, one.q8.sum, one.q8.isum);
+  std::vector<Activations> rows;
+  for (const ExpertWork& e : experts)
+    for (int64_t j = 0; j < e.inner.n && e.inner.q8.blocks && !e.quantizes_tiles; ++j) rows.push_back(e.inner.rows(j, 1));
+  for_rows(static_cast<int64_t>(rows.size()), rows.empty() ? 1 : rows[0].k, [&](int64_t i) {
+    const Activations& row = rows[static_cast<size_t>(i)];
+    kernels_.quantize_row(row.x, row.k, row.q8.blocks);
   });
-  return inner;
 }
 
 void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out) {
-  // Inner activations expert by expert, [tokens, inner] each. An expert that all tokens visit passes over its weights once.
-  const int64_t hidden = x.k;
+  // An expert that all tokens visit passes over its weights once.
+  const int64_t hidden = x.k, inner_floats = lay_out_inner(experts);
   std::vector<Product> products;
-  int64_t n_slots = 0, inner_floats = 0;
-  for (ExpertWork& expert : experts) {
-    expert.offset = inner_floats;
-    n_slots += static_cast<int64_t>(expert.tokens.size());
-    inner_floats += static_cast<int64_t>(expert.tokens.size()) * expert.w.gate.rows;
-  }
-  inner_.resize(static_cast<size_t>(inner_floats));
   gate_.resize(static_cast<size_t>(inner_floats));
+  int64_t n_slots = 0;
   for (const ExpertWork& expert : experts) {
-    const int64_t inner = expert.w.gate.rows, tokens = static_cast<int64_t>(expert.tokens.size());
-    const bool all = tokens == x.n;
-    for (int64_t j = 0; j < (all ? 1 : tokens); ++j) {
+    const int64_t inner = expert.inner.k;
+    const bool all = expert.inner.n == x.n;
+    for (int64_t j = 0; j < (all ? 1 : expert.inner.n); ++j) {
       const Activations input = all ? x : x.rows(expert.tokens[static_cast<size_t>(j)], 1);
       products.push_back({expert.w.gate, input, gate_.data() + expert.offset + j * inner, inner});
       products.push_back({expert.w.up, input, inner_.data() + expert.offset + j * inner, inner});
     }
+    n_slots += expert.inner.n;
   }
   multiply_few(products, experts[0].w.down.data);
   for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
@@ -170,13 +171,13 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
   });
 
   // Down: one row of results per (expert, token), then each token adds its own up in expert order.
-  const std::vector<Activations> inner = quantized_inner(experts, n_slots, inner_floats);
+  quantize_inner(experts);
   products_.resize(static_cast<size_t>(n_slots * hidden));
   products.clear();
   int64_t row = 0;
-  for (size_t e = 0; e < experts.size(); ++e) {
-    products.push_back({experts[e].w.down, inner[e], products_.data() + row * hidden, hidden});
-    row += inner[e].n;
+  for (const ExpertWork& expert : experts) {
+    products.push_back({expert.w.down, expert.inner, products_.data() + row * hidden, hidden});
+    row += expert.inner.n;
   }
   multiply_few(products, nullptr);
   row = 0;
@@ -186,13 +187,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
 }
 
 void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out) {
-  // Inner activations expert by expert, [tokens, inner] each.
-  int64_t n_slots = 0, inner_floats = 0;
-  for (ExpertWork& expert : experts) {
-    expert.offset = inner_floats;
-    n_slots += static_cast<int64_t>(expert.tokens.size());
-    inner_floats += static_cast<int64_t>(expert.tokens.size()) * expert.w.gate.rows;
-  }
+  lay_out_inner(experts);
   // Gate and up of (expert, panel), the largest experts first so that the loop's end is short.
   struct Task {
     int32_t expert;
@@ -204,11 +199,12 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   std::stable_sort(by_size.begin(), by_size.end(),
                    [&](int32_t a, int32_t b) { return experts[static_cast<size_t>(a)].tokens.size() > experts[static_cast<size_t>(b)].tokens.size(); });
   for (int32_t e : by_size) {
-    const Swiglu& w = experts[static_cast<size_t>(e)].w;
+    ExpertWork& expert = experts[static_cast<size_t>(e)];
+    const Swiglu& w = expert.w;
     const int64_t lanes = std::min(panel_lanes(w.gate), panel_lanes(w.up));
+    expert.quantizes_tiles = expert.inner.q8.blocks && lanes % 32 == 0 && !observer_;
     for (int64_t p = 0; p < ceil_div(w.gate.rows, lanes); ++p) tasks.push_back({e, static_cast<int32_t>(p)});
   }
-  inner_.resize(static_cast<size_t>(inner_floats));
   pool_.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t chunk, int thread) {
     const ExpertWork& expert = experts[static_cast<size_t>(tasks[static_cast<size_t>(chunk)].expert)];
     ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
@@ -218,11 +214,11 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
     const bool all = tokens == x.n;
     if (prefers_dots(expert.w.gate, tokens) && prefers_dots(expert.w.up, tokens)) {
       const int32_t* rows = all ? nullptr : expert.tokens.data();
-      float* out = inner_.data() + expert.offset + row0;
-      scratch.tile[0].resize(static_cast<size_t>(kTokenBlock * lanes));
+      for (AlignedBuffer<float>& tile : scratch.tile) tile.resize(static_cast<size_t>(kTokenBlock * lanes));
       multiply_dots(expert.w.gate, row0, n_cols, x, rows, tokens, scratch.tile[0].data(), lanes, &scratch);
-      multiply_dots(expert.w.up, row0, n_cols, x, rows, tokens, out, inner, &scratch);
-      for (int64_t j = 0; j < tokens; ++j) kernels_.silu_mul(scratch.tile[0].data() + j * lanes, out + j * inner, n_cols, out + j * inner);
+      multiply_dots(expert.w.up, row0, n_cols, x, rows, tokens, scratch.tile[1].data(), lanes, &scratch);
+      for (int64_t j = 0; j < tokens; ++j)
+        activate(expert, j, row0, n_cols, scratch.tile[0].data() + j * lanes, scratch.tile[1].data() + j * lanes);
       return;
     }
     Panel gate = pack(expert.w.gate, row0, 0, &scratch), up = pack(expert.w.up, row0, 1, &scratch);
@@ -241,13 +237,10 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
       multiply_panel(gate, block, rows, n, scratch.tile[0].data(), &scratch);
       multiply_panel(up, block, rows, n, scratch.tile[1].data(), &scratch);
       for (int64_t j = 0; j < n; ++j)
-        kernels_.silu_mul(scratch.tile[0].data() + j * gate.lanes, scratch.tile[1].data() + j * up.lanes, n_cols,
-                          inner_.data() + expert.offset + (j0 + j) * inner + row0);
+        activate(expert, j0 + j, row0, n_cols, scratch.tile[0].data() + j * gate.lanes, scratch.tile[1].data() + j * up.lanes);
     }
   });
-
-  // Quantize the inner rows of experts whose down projection is quantized.
-  std::vector<Activations> inner = quantized_inner(experts, n_slots, inner_floats);
+  quantize_inner(experts);
 
   // Down: a strip of output features passes through all experts in order, so nobody else writes where it adds. The panels of a strip
   // follow each other within an expert, while its tokens are near.
@@ -266,15 +259,26 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
           ahead = rows_ahead(experts[e + 1].w.down, first * lanes);
         else
           ahead = rows_ahead(experts[0].w.down, (strip + pool_.n_threads()) * in_strip * lanes);
-        add_down(experts[e], inner[e], p * lanes, std::min(lanes, hidden - p * lanes), ahead, out, &scratch_[static_cast<size_t>(thread)]);
+        add_down(experts[e], p * lanes, std::min(lanes, hidden - p * lanes), ahead, out, &scratch_[static_cast<size_t>(thread)]);
       }
     }
   });
 }
 
+// Inner activations [col0, col0 + n_cols) of one row; `up` is overwritten.
+void CpuBackend::activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up) {
+  const Activations& inner = expert.inner;
+  kernels_.silu_mul(gate, up, n_cols, up);
+  if (expert.quantizes_tiles)
+    kernels_.quantize_row(up, n_cols, inner.q8.blocks + (row * inner.k + col0) / 32);
+  else
+    std::memcpy(inner_.data() + expert.offset + row * inner.k + col0, up, static_cast<size_t>(n_cols) * sizeof(float));
+}
+
 // out[token, row0 ..] += weight * down(inner), n_cols features for the tokens of one expert.
-void CpuBackend::add_down(const ExpertWork& expert, const Activations& inner, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
+void CpuBackend::add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
                           ThreadScratch* scratch) {
+  const Activations& inner = expert.inner;
   const bool dots = prefers_dots(expert.w.down, inner.n);
   Panel down = dots ? Panel{} : pack(expert.w.down, row0, 0, scratch);
   const int64_t stride = dots ? kernels_.panel_lanes : down.lanes, hidden = expert.w.down.rows;

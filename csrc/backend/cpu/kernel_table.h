@@ -11,13 +11,22 @@
 
 namespace kimi::cpu {
 
-// Activation rows quantized to int8: value = scale * q, one scale per 32 elements. Views into the caller's scratch.
+// 32 activations quantized to int8, with all that a product wants to know of them: one line of the cache. value = scale * q
+struct Q8Block {
+  int8_t q[32];          // |q| <= 127
+  float scale;
+  float sum;             // scale * isum
+  float half_sum[2];     // scale * half_isum
+  int32_t isum;          // sum of the 32 q
+  int32_t half_isum[2];  // of the first and the last 16
+  int32_t unused;
+};
+static_assert(sizeof(Q8Block) == 64);
+
+// Activation rows quantized to int8. A view into the caller's memory.
 struct Q8Rows {
-  int8_t* q;       // [n_rows, k]         |q| <= 127
-  float* scale;    // [n_rows, k / 32]
-  float* sum;      // [n_rows, k / 16]    scale * (sum of the 16 q)
-  int32_t* isum;   // [n_rows, k / 16]    sum of the 16 q
-  int64_t k;       // a multiple of 32
+  Q8Block* blocks;  // [n_rows, k / 32]
+  int64_t k;        // a multiple of 32
 };
 
 // Bytes that a GEMM fetches into the second-level cache while it computes: the weights that are unpacked after it.
@@ -112,8 +121,8 @@ struct KernelTable {
   const char* name;  // "generic", "avx2", "avx512"
 
   // ---- int8 arithmetic: quantized weights x int8 activations ------------------------------------------------------
-  // x [k] -> one row of Q8Rows (pointers to that row's first elements).
-  void (*quantize_row)(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum);
+  // x [k] -> out [k / 32], k a multiple of 32
+  void (*quantize_row)(const float* x, int64_t k, Q8Block* out);
 
   // Few activation rows: out[j * out_stride + r] = dot(weight row r, activation row j) for r < n_rows, j < n_x.
   // Weight rows are `row_bytes` apart; `next` is where the rows begin that are likely to follow and are fetched near the end, or

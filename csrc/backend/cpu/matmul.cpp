@@ -21,12 +21,7 @@ Activations Activations::rows(int64_t first, int64_t count) const {
   Activations part = *this;
   part.n = count;
   part.x = x ? x + first * stride : nullptr;
-  if (q8.q) {
-    part.q8.q = q8.q + first * k;
-    part.q8.scale = q8.scale + first * (k / 32);
-    part.q8.sum = q8.sum + first * (k / 16);
-    part.q8.isum = q8.isum + first * (k / 16);
-  }
+  if (q8.blocks) part.q8.blocks = q8.blocks + first * (k / 32);
   return part;
 }
 
@@ -38,17 +33,11 @@ void CpuBackend::for_rows(int64_t n, int64_t cost_per_row, const std::function<v
   });
 }
 
-void CpuBackend::quantize(Activations* x, Q8Buffer* buffer) {
-  const size_t n = static_cast<size_t>(x->n), k = static_cast<size_t>(x->k);
-  buffer->q.resize(n * k);
-  buffer->scale.resize(n * (k / 32));
-  buffer->sum.resize(n * (k / 16));
-  buffer->isum.resize(n * (k / 16));
-  x->q8 = {buffer->q.data(), buffer->scale.data(), buffer->sum.data(), buffer->isum.data(), x->k};
-  for_rows(x->n, x->k, [&](int64_t i) {
-    const Q8Rows row = x->rows(i, 1).q8;
-    kernels_.quantize_row(x->x + i * x->stride, x->k, row.q, row.scale, row.sum, row.isum);
-  });
+void CpuBackend::quantize(Activations* x, AlignedBuffer<Q8Block>* buffer) {
+  const int64_t row_blocks = x->k / 32;
+  buffer->resize(static_cast<size_t>(x->n * row_blocks));
+  x->q8 = {buffer->data(), x->k};
+  for_rows(x->n, x->k, [&](int64_t i) { kernels_.quantize_row(x->x + i * x->stride, x->k, x->q8.blocks + i * row_blocks); });
 }
 
 // ---- few rows ----------------------------------------------------------------------------------------------------
@@ -169,20 +158,10 @@ void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, co
                                float* tile, int64_t tile_stride, ThreadScratch* scratch) {
   Q8Rows q8 = x.q8;
   if (rows) {
-    Q8Buffer& buffer = scratch->gathered_q8;
-    const size_t k = static_cast<size_t>(x.k);
-    buffer.q.resize(kDotRows * k);
-    buffer.scale.resize(kDotRows * (k / 32));
-    buffer.sum.resize(kDotRows * (k / 16));
-    buffer.isum.resize(kDotRows * (k / 16));
-    for (size_t j = 0; j < static_cast<size_t>(n); ++j) {
-      const Q8Rows row = x.rows(rows[j], 1).q8;
-      std::memcpy(buffer.q.data() + j * k, row.q, k);
-      std::memcpy(buffer.scale.data() + j * (k / 32), row.scale, k / 32 * sizeof(float));
-      std::memcpy(buffer.sum.data() + j * (k / 16), row.sum, k / 16 * sizeof(float));
-      std::memcpy(buffer.isum.data() + j * (k / 16), row.isum, k / 16 * sizeof(int32_t));
-    }
-    q8 = {buffer.q.data(), buffer.scale.data(), buffer.sum.data(), buffer.isum.data(), x.k};
+    const int64_t row_blocks = x.k / 32;
+    scratch->gathered_q8.resize(static_cast<size_t>(kDotRows * row_blocks));
+    q8.blocks = scratch->gathered_q8.data();
+    for (int64_t j = 0; j < n; ++j) std::copy_n(x.q8.blocks + rows[j] * row_blocks, row_blocks, q8.blocks + j * row_blocks);
   }
   kernels_.gemv_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, n_rows, q8, n, tile, tile_stride, nullptr);
 }

@@ -93,12 +93,13 @@ void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, 
     kernels_.f16_from_f32_row(latent, rank + rope, reinterpret_cast<uint16_t*>(to));
   } else {
     const int64_t n = row.latent + row.rope;
-    std::vector<float> padded(static_cast<size_t>(n)), scale(static_cast<size_t>(n / 32)), sum(static_cast<size_t>(n / 16));
-    std::vector<int32_t> isum(static_cast<size_t>(n / 16));
+    std::vector<float> padded(static_cast<size_t>(n)), scale(static_cast<size_t>(row.n_blocks));
+    std::vector<Q8Block> blocks(static_cast<size_t>(row.n_blocks));
     std::copy_n(latent, rank, padded.data());
     std::copy_n(latent + rank, rope, padded.data() + row.latent);
-    kernels_.quantize_row(padded.data(), n, reinterpret_cast<int8_t*>(to), scale.data(), sum.data(), isum.data());
-    for (int64_t i = 0; i < n; ++i) to[i] ^= 0x80;
+    kernels_.quantize_row(padded.data(), n, blocks.data());
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<uint8_t>(blocks[static_cast<size_t>(i / 32)].q[i % 32] + 128);
+    for (size_t b = 0; b < blocks.size(); ++b) scale[b] = blocks[b].scale;
     kernels_.f16_from_f32_row(scale.data(), row.n_blocks, reinterpret_cast<uint16_t*>(to + n));
   }
 }

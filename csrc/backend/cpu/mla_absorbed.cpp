@@ -97,9 +97,9 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     if (bytes) {
       const auto* rows = static_cast<const uint8_t*>(slice.cache.data);
       LatentBlockQ8 block{};
-      block.q = q8_latent_.q.data() + tile * row.n_blocks * 32 * lanes;
-      block.q_scale = q8_latent_.scale.data() + tile * row.n_blocks * lanes;
-      block.q_sum = q8_latent_.isum.data() + tile * row.n_blocks * lanes;
+      block.q = q8_queries_.q.data() + tile * row.n_blocks * 32 * lanes;
+      block.q_scale = q8_queries_.scale.data() + tile * row.n_blocks * lanes;
+      block.q_sum = q8_queries_.sum.data() + tile * row.n_blocks * lanes;
       block.rows_end = rows + end * row.bytes;
       block.row_bytes = row.bytes;
       block.n_blocks = row.n_blocks;
@@ -164,28 +164,27 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   multiply(products, args.rows, args.o.data);
 }
 
-// The tiles of queries in `latent_`, [n_tiles, rank + rope, lanes], as LatentBlockQ8 wants them, in q8_latent_.
+// The tiles of queries in `latent_`, [n_tiles, rank + rope, lanes], as LatentBlockQ8 wants them, in q8_queries_.
 void CpuBackend::quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles) {
   constexpr int64_t lanes = kLatentLanes;
   const int64_t n = row.latent + row.rope, width = rank + rope;
-  q8_latent_.q.resize(static_cast<size_t>(n_tiles * n * lanes));
-  q8_latent_.scale.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
-  q8_latent_.isum.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
+  q8_queries_.q.resize(static_cast<size_t>(n_tiles * n * lanes));
+  q8_queries_.scale.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
+  q8_queries_.sum.resize(static_cast<size_t>(n_tiles * row.n_blocks * lanes));
   for_rows(n_tiles, n * lanes, [&](int64_t tile) {
-    std::vector<float> one(static_cast<size_t>(n)), scale(static_cast<size_t>(n / 32)), sum(static_cast<size_t>(n / 16));
-    std::vector<int32_t> isum(static_cast<size_t>(n / 16));
-    std::vector<int8_t> q(static_cast<size_t>(n));
+    std::vector<float> one(static_cast<size_t>(n));
+    std::vector<Q8Block> blocks(static_cast<size_t>(row.n_blocks));
     const float* queries = latent_.data() + tile * width * lanes;
     for (int64_t lane = 0; lane < lanes; ++lane) {
       for (int64_t d = 0; d < rank; ++d) one[static_cast<size_t>(d)] = queries[d * lanes + lane];
       for (int64_t d = 0; d < rope; ++d) one[static_cast<size_t>(row.latent + d)] = queries[(rank + d) * lanes + lane];
-      kernels_.quantize_row(one.data(), n, q.data(), scale.data(), sum.data(), isum.data());
-      for (int64_t four = 0; four < n / 4; ++four)
-        std::memcpy(q8_latent_.q.data() + ((tile * n / 4 + four) * lanes + lane) * 4, q.data() + 4 * four, 4);
+      kernels_.quantize_row(one.data(), n, blocks.data());
       for (int64_t b = 0; b < row.n_blocks; ++b) {
-        const int64_t at = (tile * row.n_blocks + b) * lanes + lane;
-        q8_latent_.scale.data()[at] = scale[static_cast<size_t>(b)];
-        q8_latent_.isum.data()[at] = isum[static_cast<size_t>(2 * b)] + isum[static_cast<size_t>(2 * b + 1)];
+        const Q8Block& block = blocks[static_cast<size_t>(b)];
+        const int64_t first = tile * row.n_blocks + b;
+        for (int64_t four = 0; four < 8; ++four) std::memcpy(q8_queries_.q.data() + ((first * 8 + four) * lanes + lane) * 4, block.q + 4 * four, 4);
+        q8_queries_.scale.data()[first * lanes + lane] = block.scale;
+        q8_queries_.sum.data()[first * lanes + lane] = block.isum;
       }
     }
   });

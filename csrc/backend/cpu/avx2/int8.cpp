@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "backend/cpu/loops/int8.h"
 #include "base/f16.h"
 
 namespace kimi::cpu {
@@ -21,7 +22,7 @@ KIMI_INLINE int32_t total(__m256i v) {
 }
 
 // loops/int8.h defines the result, bit by bit, also for what is not finite.
-void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
+void quantize_row(const float* x, int64_t k, Q8Block* out) {
   const __m256 limit = _mm256_set1_ps(127.0f), lower = _mm256_set1_ps(-127.0f);
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < k / 32; ++g) {
@@ -44,12 +45,8 @@ void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum
     const __m256i low = _mm256_packs_epi32(rounded[0], rounded[1]), high = _mm256_packs_epi32(rounded[2], rounded[3]);
     const __m256i bytes = _mm256_packs_epi16(low, high);  // dwords 0 2 4 6 | 1 3 5 7 of the result
     const __m256i order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * g), _mm256_permutevar8x32_epi32(bytes, order));
-    scale[g] = amax / 127.0f;
-    isum[2 * g] = total(_mm256_add_epi32(rounded[0], rounded[1]));
-    isum[2 * g + 1] = total(_mm256_add_epi32(rounded[2], rounded[3]));
-    sum[2 * g] = scale[g] * static_cast<float>(isum[2 * g]);
-    sum[2 * g + 1] = scale[g] * static_cast<float>(isum[2 * g + 1]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[g].q), _mm256_permutevar8x32_epi32(bytes, order));
+    loops::finish_block(amax, total(_mm256_add_epi32(rounded[0], rounded[1])), total(_mm256_add_epi32(rounded[2], rounded[3])), out + g);
   }
 }
 

@@ -38,24 +38,26 @@ int sums_in_16_bits(int32_t max_q) {
 
 template <int group, bool has_min, int kSums>
 KIMI_INLINE void fill_token(const Q8Rows& x, int64_t row, int64_t k0, int64_t depth, int t, int32_t bias, TokenBlock* block) {
-  const int8_t* q = x.q + row * x.k + k0;
-  for (int64_t i = 0; i < depth; i += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i));
-    auto* fours = reinterpret_cast<__m256i*>(block->fours[t] + i / 4);
+  const Q8Block* from = x.blocks + (row * x.k + k0) / 32;
+  for (int64_t i = 0; i < depth / 32; ++i) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from[i].q));
+    auto* fours = reinterpret_cast<__m256i*>(block->fours[t] + 8 * i);
     if constexpr (kSums > 0) {
       _mm256_store_si256(fours, bytes);
     } else {
       _mm256_store_si256(fours, _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(block->odd[t] + i / 4), _mm256_srai_epi16(bytes, 8));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(block->odd[t] + 8 * i), _mm256_srai_epi16(bytes, 8));
     }
-  }
-  const float* scale = x.scale + (row * x.k + k0) / 32;
-  const float* sum = x.sum + (row * x.k + k0) / 16;
-  const int32_t* isum = x.isum + (row * x.k + k0) / 16;
-  for (int64_t g = 0; g < depth / 32; ++g) block->scale[t][g] = scale[g];
-  for (int64_t g = 0; g < depth / group; ++g) {
-    block->bias[t][g] = -bias * (group == 16 ? isum[g] : isum[2 * g] + isum[2 * g + 1]);
-    if (has_min) block->sum[t][g] = group == 16 ? sum[g] : sum[2 * g] + sum[2 * g + 1];
+    block->scale[t][i] = from[i].scale;
+    if constexpr (group == 32) {
+      block->bias[t][i] = -bias * from[i].isum;
+      if (has_min) block->sum[t][i] = from[i].sum;
+    } else {
+      for (int half = 0; half < 2; ++half) {
+        block->bias[t][2 * i + half] = -bias * from[i].half_isum[half];
+        if (has_min) block->sum[t][2 * i + half] = from[i].half_sum[half];
+      }
+    }
   }
 }
 

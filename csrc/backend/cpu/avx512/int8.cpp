@@ -2,13 +2,14 @@
 #include "backend/cpu/avx512/parts.h"
 
 #include "backend/cpu/avx512/intrinsics.h"
+#include "backend/cpu/loops/int8.h"
 #include "base/f16.h"
 
 namespace kimi::cpu {
 namespace {
 
 // loops/int8.h defines the result, bit by bit, also for what is not finite.
-void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
+void quantize_row(const float* x, int64_t k, Q8Block* out) {
   const __m512 limit = _mm512_set1_ps(127.0f), lower = _mm512_set1_ps(-127.0f);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < k / 32; ++g) {
@@ -25,13 +26,9 @@ void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum
       return _mm512_maskz_cvt_roundps_epi32(ordered, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     };
     const __m512i qa = rounded(a), qb = rounded(b);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 32 * g), _mm512_cvtepi32_epi8(qa));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 32 * g + 16), _mm512_cvtepi32_epi8(qb));
-    scale[g] = amax / 127.0f;
-    isum[2 * g] = _mm512_reduce_add_epi32(qa);
-    isum[2 * g + 1] = _mm512_reduce_add_epi32(qb);
-    sum[2 * g] = scale[g] * static_cast<float>(isum[2 * g]);
-    sum[2 * g + 1] = scale[g] * static_cast<float>(isum[2 * g + 1]);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].q), _mm512_cvtepi32_epi8(qa));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].q + 16), _mm512_cvtepi32_epi8(qb));
+    loops::finish_block(amax, _mm512_reduce_add_epi32(qa), _mm512_reduce_add_epi32(qb), out + g);
   }
 }
 

@@ -1,10 +1,10 @@
 // gemm_panel_q8 of the avx512 table: 32 weight rows x up to 6 tokens in registers, vpdpbusd.
 //
-// A register of weights holds 4 elements of 16 rows; a token's 4 elements are broadcast against it. Weights are unsigned with a
-// bias of 128, so the integer accumulators of a group begin at -128 * (sum of the token's elements). Of 32 registers, 12 are
-// integer and 12 float accumulators. Per group of 32 and accumulator there are 8 vpdpbusd and, on the same two ports, a multiply
-// and a fused multiply-add: 80 % of the peak is what this can reach (73 % with a minimum, 67 % with groups of 16). Conversions,
-// additions and shifts have ports of their own.
+// A register of weights holds 4 elements of 16 rows; a token's 4 elements are broadcast against it. Weights without a minimum are
+// unsigned with a bias of 128, so the integer accumulators of a group begin at -128 * (sum of the token's elements). Of 32
+// registers, 12 are integer and 12 float accumulators. Per group of 32 and accumulator there are 8 vpdpbusd and, on the same two
+// ports, a multiply and a fused multiply-add: 80 % of the peak is what this can reach (73 % with a minimum, 67 % with groups of
+// 16). Conversions, additions and shifts have ports of their own, but everything passes the decoder: a token is one pointer.
 //
 // The reduction is cut into blocks that all tokens pass before the next one begins, so that their weights are near; between blocks
 // the sums rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
@@ -19,10 +19,16 @@ namespace {
 constexpr int kTokens = 6;
 constexpr int64_t kDepth = 1024;  // elements of a block: 32 KiB of weights
 
-// T tokens x 32 rows over n_groups groups. q, scale, min: where the block begins in the panel; x_*: in the tokens' rows.
+// Where sums of products of a group of a token begin.
+template <int group, bool has_min>
+KIMI_INLINE __m512i begin_dot(const Q8Block& x, int half) {
+  if constexpr (has_min) return _mm512_setzero_si512();
+  return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_set1_epi32(group == 16 ? x.half_isum[half] : x.isum), 7));
+}
+
+// T tokens x 32 rows over n_groups groups. q, scale, min: where the block begins in the panel; x: in the tokens' rows.
 template <int T, int group, bool has_min>
-KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const int8_t* const* x_q,
-                      const float* const* x_scale, const float* const* x_sum, const int32_t* const* x_isum, bool first_block,
+KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const Q8Block* const* x, bool first_block,
                       float* const* out, loops::Fetching& fetching) {
   __m512 acc[T][2];
   for (int t = 0; t < T; ++t) {
@@ -30,21 +36,18 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
     acc[t][1] = first_block ? _mm512_setzero_ps() : _mm512_loadu_ps(out[t] + 16);
   }
   for (int64_t g = 0; g < n_groups; ++g) {
+    const int64_t block = g * group / 32, half = group == 16 ? g % 2 : 0;
     fetching.step();
     __m512i dot[T][2];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      __m512i sum = _mm512_set1_epi32(x_isum[t][group == 32 ? 2 * g : g]);
-      if constexpr (group == 32) sum = _mm512_add_epi32(sum, _mm512_set1_epi32(x_isum[t][2 * g + 1]));
-      dot[t][0] = dot[t][1] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7));
-    }
+    for (int t = 0; t < T; ++t) dot[t][0] = dot[t][1] = begin_dot<group, has_min>(x[t][block], static_cast<int>(half));
 #pragma GCC unroll 8
     for (int i = 0; i < group / 4; ++i) {
       const __m512i w0 = _mm512_loadu_si512(q + i * kPanelLanes * 4), w1 = _mm512_loadu_si512(q + i * kPanelLanes * 4 + 64);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         int32_t four;
-        __builtin_memcpy(&four, x_q[t] + g * group + 4 * i, 4);
+        __builtin_memcpy(&four, x[t][block].q + half * 16 + 4 * i, 4);
         const __m512i xs = _mm512_set1_epi32(four);
         dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], w0, xs);
         dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], w1, xs);
@@ -55,7 +58,7 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
     scale += kPanelLanes;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const __m512 xs = _mm512_set1_ps(x_scale[t][group == 32 ? g : g / 2]);
+      const __m512 xs = _mm512_set1_ps(x[t][block].scale);
       acc[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][0]), _mm512_mul_ps(scale0, xs), acc[t][0]);
       acc[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][1]), _mm512_mul_ps(scale1, xs), acc[t][1]);
     }
@@ -64,8 +67,7 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
       min += kPanelLanes;
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
-        __m512 sum = _mm512_set1_ps(x_sum[t][group == 32 ? 2 * g : g]);
-        if constexpr (group == 32) sum = _mm512_add_ps(sum, _mm512_set1_ps(x_sum[t][2 * g + 1]));
+        const __m512 sum = _mm512_set1_ps(group == 32 ? x[t][block].sum : x[t][block].half_sum[half]);
         acc[t][0] = _mm512_fnmadd_ps(min0, sum, acc[t][0]);
         acc[t][1] = _mm512_fnmadd_ps(min1, sum, acc[t][1]);
       }
@@ -80,20 +82,12 @@ KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, in
 template <int T, int group, bool has_min>
 __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, const int64_t* rows, int64_t k0, int64_t depth,
                                        float* const* out, loops::Fetching* fetching) {
-  const int8_t* x_q[T];
-  const float *x_scale[T], *x_sum[T];
-  const int32_t* x_isum[T];
-  for (int t = 0; t < T; ++t) {
-    const int64_t at = rows[t] * x.k + k0;
-    x_q[t] = x.q + at;
-    x_scale[t] = x.scale + at / 32;
-    x_sum[t] = x.sum + at / 16;
-    x_isum[t] = x.isum + at / 16;
-  }
+  const Q8Block* from[T];
+  for (int t = 0; t < T; ++t) from[t] = x.blocks + (rows[t] * x.k + k0) / 32;
   const int64_t g0 = k0 / group * kPanelLanes;
   loops::Fetching now = *fetching;
-  tile<T, group, has_min>(panel.q + k0 * kPanelLanes, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, x_q,
-                          x_scale, x_sum, x_isum, k0 == 0, out, now);
+  tile<T, group, has_min>(panel.q + k0 * kPanelLanes, panel.scale + g0, has_min ? panel.min + g0 : nullptr, depth / group, from,
+                          k0 == 0, out, now);
   *fetching = now;
 }
 

@@ -7,9 +7,7 @@ namespace {
 
 constexpr int kLanes = 8;
 
-void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
-  loops::quantize_row(x, k, q, scale, sum, isum);
-}
+void quantize_row(const float* x, int64_t k, Q8Block* out) { loops::quantize_row(x, k, out); }
 
 template <quant::Type type>
 void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride, const uint8_t*) {

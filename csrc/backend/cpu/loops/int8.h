@@ -28,10 +28,14 @@ KIMI_INLINE float add_group(float acc, int32_t dot, float w_scale, float x_scale
   return has_min ? multiply_add(-w_min, x_sum, acc) : acc;
 }
 
-// x_sum of one group: the row's sums are per 16 elements.
+// Of group g of a row: its elements, and its sum as a value.
 template <int group>
-KIMI_INLINE float group_sum(const float* sum, int64_t g) {
-  return group == 16 ? sum[g] : sum[2 * g] + sum[2 * g + 1];
+KIMI_INLINE const int8_t* group_q(const Q8Block* x, int64_t g) {
+  return group == 16 ? x[g / 2].q + g % 2 * 16 : x[g].q;
+}
+template <int group>
+KIMI_INLINE float group_sum(const Q8Block* x, int64_t g) {
+  return group == 16 ? x[g / 2].half_sum[g % 2] : x[g].sum;
 }
 
 // One group of int8 products in 16-bit pieces, which is what baseline x86 and Arm multiply best.
@@ -43,11 +47,24 @@ KIMI_INLINE int32_t dot_group(const int16_t* w, const int8_t* x) {
   return sum;
 }
 
-// x [k] -> q, one scale per 32 elements, sums per 16. Bits are the same on every instruction set.
+// What follows from the largest magnitude of a block and the sums of its halves.
+KIMI_INLINE void finish_block(float amax, int32_t half0, int32_t half1, Q8Block* out) {
+  const float scale = amax / 127.0f;
+  out->scale = scale;
+  out->sum = scale * static_cast<float>(half0 + half1);
+  out->half_sum[0] = scale * static_cast<float>(half0);
+  out->half_sum[1] = scale * static_cast<float>(half1);
+  out->isum = half0 + half1;
+  out->half_isum[0] = half0;
+  out->half_isum[1] = half1;
+  out->unused = 0;
+}
+
+// x [k] -> blocks of 32. Bits are the same on every instruction set.
 //   q = clamp(round_to_nearest_even(x * (127 / amax)), -127, 127), scale = amax / 127
 // Adding 1.5 * 2^23 rounds and leaves the integer in the low bits; what is left to do is done on integers, which saturate at
 // infinities. A NaN or an infinity among 32 elements makes their scale NaN or infinite and its own q 0: the result shows it.
-KIMI_INLINE void quantize_row(const float* x, int64_t k, int8_t* q, float* scale, float* sum, int32_t* isum) {
+KIMI_INLINE void quantize_row(const float* x, int64_t k, Q8Block* out) {
   constexpr int32_t kRoundBits = 0x4b400000;  // 1.5 * 2^23
   const float round = f32_from_bits(kRoundBits);
   for (int64_t g = 0; g < k / 32; ++g) {
@@ -67,14 +84,12 @@ KIMI_INLINE void quantize_row(const float* x, int64_t k, int8_t* q, float* scale
       const int32_t is_number = -static_cast<int32_t>(static_cast<int32_t>(f32_to_bits(v) & 0x7fffffff) <= 0x7f800000);
       rounded[i] = integer & is_number;
     }
-    for (int i = 0; i < 32; ++i) q[32 * g + i] = static_cast<int8_t>(rounded[i]);
-    scale[g] = amax / 127.0f;
-    for (int half = 0; half < 2; ++half) {
-      int32_t total = 0;
-      for (int i = 0; i < 16; ++i) total += rounded[16 * half + i];
-      isum[2 * g + half] = total;
-      sum[2 * g + half] = scale[g] * static_cast<float>(total);
+    int32_t half_isum[2] = {};
+    for (int i = 0; i < 32; ++i) {
+      out[g].q[i] = static_cast<int8_t>(rounded[i]);
+      half_isum[i / 16] += rounded[i];
     }
+    finish_block(amax, half_isum[0], half_isum[1], out + g);
   }
 }
 
@@ -98,11 +113,11 @@ KIMI_INLINE void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8
         unpack(blocks[b], q, scale, min);
         for (int i = 0; i < Traits::elems; ++i) wide[i] = q[i];
         for (int64_t j = 0; j < n_columns; ++j) {
-          const int64_t at = (j0 + j) * x.k + b * Traits::elems;  // element of the activations where the block begins
+          const Q8Block* row = x.blocks + ((j0 + j) * x.k + b * Traits::elems) / 32;
           for (int g = 0; g < Traits::groups; ++g) {
-            const int32_t dot = dot_group<Traits::group>(wide + g * Traits::group, x.q + at + g * Traits::group);
-            acc[j] = add_group<Traits::has_min>(acc[j], dot, scale[g], x.scale[(at + g * Traits::group) / 32], min[g],
-                                                group_sum<Traits::group>(x.sum + at / 16, g));
+            const int32_t dot = dot_group<Traits::group>(wide + g * Traits::group, group_q<Traits::group>(row, g));
+            acc[j] = add_group<Traits::has_min>(acc[j], dot, scale[g], row[g * Traits::group / 32].scale, min[g],
+                                                group_sum<Traits::group>(row, g));
           }
         }
       }
@@ -161,10 +176,10 @@ KIMI_INLINE void gemm_panel_of(const PanelQ8& panel, const Q8Rows& x, const int3
       const float* scale = panel.scale + g * lanes;
       const float* min = has_min ? panel.min + g * lanes : nullptr;
       for (int64_t j = 0; j < n_columns; ++j) {
-        const int64_t row = rows ? rows[j0 + j] : j0 + j;
-        const int8_t* x_q = x.q + row * x.k + g * group;
-        const float x_scale = x.scale[(row * x.k + g * group) / 32];
-        const float x_sum = has_min ? group_sum<group>(x.sum + row * (x.k / 16), g) : 0.0f;
+        const Q8Block* row = x.blocks + (rows ? rows[j0 + j] : j0 + j) * (x.k / 32);
+        const int8_t* x_q = group_q<group>(row, g);
+        const float x_scale = row[g * group / 32].scale;
+        const float x_sum = has_min ? group_sum<group>(row, g) : 0.0f;
         for (int lane = 0; lane < lanes; ++lane) {
           acc[j][lane] = add_group<has_min>(acc[j][lane], dot_group<group>(wide[lane], x_q), scale[lane], x_scale,
                                             has_min ? min[lane] : 0.0f, x_sum);

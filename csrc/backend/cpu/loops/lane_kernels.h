@@ -39,10 +39,7 @@ struct DotSink {
   using Lanes = L;
   using Traits = quant::BlockTraits<type>;
   typename L::F acc[T];
-  const int8_t* q[T];  // where the block begins, in each activation row
-  const float* scale[T];
-  const float* sum[T];
-  const int32_t* isum[T];
+  const Q8Block* x[T];  // where the block begins, in each activation row
   const uint8_t* next;  // of the next rows: as many bytes as the present block has, or nullptr
   int64_t rows_bytes;   // from there to the rows after the next
 
@@ -55,16 +52,14 @@ struct DotSink {
       __builtin_prefetch(next + i);
       __builtin_prefetch(next + rows_bytes + i, 0, 2);
     }
-    constexpr int kAt = g * Traits::group, kSum = kAt / 16;
+    constexpr int kBlock = g * Traits::group / 32, kHalf = g % 2;
+    constexpr bool kHalves = Traits::group == 16;
     for (int t = 0; t < T; ++t) {
-      int32_t x_isum = 0;
-      if constexpr (Unpack<type>::bias != 0) x_isum = Traits::group == 16 ? isum[t][kSum] : isum[t][kSum] + isum[t][kSum + 1];
-      const auto dot = L::to_float(L::template dot<n, Unpack<type>::bias, Unpack<type>::max_u>(u, q[t] + kAt, x_isum));
-      acc[t] = L::multiply_add(dot, L::multiply(w_scale, L::splat_float(scale[t][kAt / 32])), acc[t]);
-      if constexpr (Traits::has_min) {
-        const float x_sum = Traits::group == 16 ? sum[t][kSum] : sum[t][kSum] + sum[t][kSum + 1];
-        acc[t] = L::subtract_product(w_min, L::splat_float(x_sum), acc[t]);
-      }
+      const Q8Block& block = x[t][kBlock];
+      const int32_t x_isum = kHalves ? block.half_isum[kHalf] : block.isum;
+      const auto dot = L::template dot<n, Unpack<type>::bias, Unpack<type>::max_u>(u, block.q + (kHalves ? 16 * kHalf : 0), x_isum);
+      acc[t] = L::multiply_add(L::to_float(dot), L::multiply(w_scale, L::splat_float(block.scale)), acc[t]);
+      if constexpr (Traits::has_min) acc[t] = L::subtract_product(w_min, L::splat_float(kHalves ? block.half_sum[kHalf] : block.sum), acc[t]);
     }
   }
 };
@@ -80,10 +75,7 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
   for (int t = 0; t < T; ++t) {
     const int64_t j = j0 + (t < n_x ? t : n_x - 1);  // columns beyond the last repeat it
     sink.acc[t] = L::zero();
-    sink.q[t] = x.q + j * x.k;
-    sink.scale[t] = x.scale + j * (x.k / 32);
-    sink.sum[t] = x.sum + j * (x.k / 16);
-    sink.isum[t] = x.isum + j * (x.k / 16);
+    sink.x[t] = x.blocks + j * (x.k / 32);
   }
   sink.rows_bytes = L::kWidth * row_bytes;
   PartialRows<L, type> partial(n_rows);
@@ -92,12 +84,7 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
     sink.next = next ? next + b * L::kWidth * kBytes : nullptr;
     Unpack<type>::template run<L>(n_rows < L::kWidth ? partial.copy(w + b * kBytes, row_bytes, n_rows) : rows, sink);
     for (int i = 0; i < L::kWidth / 4; ++i) rows.p[i] += kBytes;
-    for (int t = 0; t < T; ++t) {
-      sink.q[t] += Traits::elems;
-      sink.scale[t] += Traits::elems / 32;
-      sink.sum[t] += Traits::elems / 16;
-      sink.isum[t] += Traits::elems / 16;
-    }
+    for (int t = 0; t < T; ++t) sink.x[t] += Traits::elems / 32;
   }
   for (int t = 0; t < T; ++t) {
     if (t >= n_x) break;
@@ -134,9 +121,9 @@ KIMI_INLINE void gemv_lanes(const void* w, int64_t row_bytes, int64_t n_rows, co
 
 // ---- panels --------------------------------------------------------------------------------------------------------
 
-// Weights go into panels as they are unpacked, or all with a bias of 128 where the GEMM does not care how large they are.
+// Weights go into panels as they are unpacked; where the GEMM does not care how large they are, those with a bias get one of 128.
 template <class L, Type type>
-constexpr int panel_bias = L::kPlainPanels ? Unpack<type>::bias : 128;
+constexpr int panel_bias = L::kPlainPanels || Unpack<type>::bias == 0 ? Unpack<type>::bias : 128;
 
 // One block of kWidth rows into its place in a panel of `lanes` rows.
 template <class L, Type type, int lanes>

@@ -120,6 +120,6 @@ class Session {
   std::vector<float> logits_;
 };
 
-constexpr int64_t kDefaultChunk = 1024;
+constexpr int64_t kDefaultChunk = 2048;  // each unpacks all weights and expands all keys once more
 
 }  // namespace kimi

@@ -107,13 +107,13 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
     run_experts_many(input, experts, out);
 }
 
-// Where the inner activations of each expert lie, [tokens, inner] one after the other: floats, and int8 where its down projection wants
-// that. Returns the number of floats.
+// Where the inner activations of each expert lie, [tokens, inner] one after the other: floats unless tiles quantize them, and int8
+// where its down projection wants that. Returns the number of floats.
 int64_t CpuBackend::lay_out_inner(std::vector<ExpertWork>& experts) {
   int64_t n_floats = 0, n_blocks = 0;
   for (const ExpertWork& e : experts) {
     const int64_t n = static_cast<int64_t>(e.tokens.size()) * e.w.gate.rows;
-    n_floats += n;
+    n_floats += e.quantizes_tiles ? 0 : n;
     n_blocks += uses_int8(e.w.down) ? n / 32 : 0;
   }
   inner_.resize(static_cast<size_t>(n_floats));
@@ -123,8 +123,8 @@ int64_t CpuBackend::lay_out_inner(std::vector<ExpertWork>& experts) {
   for (ExpertWork& e : experts) {
     const int64_t k = e.w.gate.rows, n = static_cast<int64_t>(e.tokens.size());
     e.offset = offset;
-    e.inner = {inner_.data() + offset, n, k, k, {}};
-    offset += n * k;
+    e.inner = {e.quantizes_tiles ? nullptr : inner_.data() + offset, n, k, k, {}};
+    offset += e.quantizes_tiles ? 0 : n * k;
     if (!uses_int8(e.w.down)) continue;
     e.inner.q8 = {blocks, k};
     blocks += n * k / 32;
@@ -187,6 +187,8 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
 }
 
 void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out) {
+  for (ExpertWork& e : experts)
+    e.quantizes_tiles = uses_int8(e.w.down) && std::min(panel_lanes(e.w.gate), panel_lanes(e.w.up)) % 32 == 0 && !observer_;
   lay_out_inner(experts);
   // Gate and up of (expert, panel), the largest experts first so that the loop's end is short.
   struct Task {
@@ -199,10 +201,8 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   std::stable_sort(by_size.begin(), by_size.end(),
                    [&](int32_t a, int32_t b) { return experts[static_cast<size_t>(a)].tokens.size() > experts[static_cast<size_t>(b)].tokens.size(); });
   for (int32_t e : by_size) {
-    ExpertWork& expert = experts[static_cast<size_t>(e)];
-    const Swiglu& w = expert.w;
+    const Swiglu& w = experts[static_cast<size_t>(e)].w;
     const int64_t lanes = std::min(panel_lanes(w.gate), panel_lanes(w.up));
-    expert.quantizes_tiles = expert.inner.q8.blocks && lanes % 32 == 0 && !observer_;
     for (int64_t p = 0; p < ceil_div(w.gate.rows, lanes); ++p) tasks.push_back({e, static_cast<int32_t>(p)});
   }
   pool_.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t chunk, int thread) {

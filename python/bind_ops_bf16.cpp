@@ -32,6 +32,20 @@ py::object bf16_pairs_from_f32(const std::string& isa, const py::object& x_objec
   return out;
 }
 
+py::object pack_bf16(const std::string& isa, const std::string& type, const py::object& w_object, int64_t k) {
+  const cpu::KernelTable* table = bf16_of(isa);
+  const quant::Format& format = format_named(type);
+  const auto pack = table ? table->pack_bf16[index_of(format)] : nullptr;
+  if (!pack) return py::none();
+  const auto given = take<uint8_t>(w_object, "w", {kAny, kAny});
+  check(k >= 0 && k % 2 == 0 && 2 * k <= given.shape(1), "k: expected an even number of elements that lie in the rows of w");
+  check(given.shape(0) <= table->tile_lanes, "w: " + std::to_string(given.shape(0)) + " rows, a panel holds " + std::to_string(table->tile_lanes));
+  const std::vector<uint8_t> w(given.data(), given.data() + given.size());  // not a byte more: a sanitizer sees what is read beyond
+  auto out = make<uint16_t>({k / 2, table->tile_lanes, 2});
+  pack(w.data(), given.shape(1), given.shape(0), k, out.mutable_data());
+  return out;
+}
+
 py::object gemm_bf16(const std::string& isa, const py::object& a_object, const py::object& b_object, const std::string& into) {
   const cpu::KernelTable* table = bf16_of(isa);
   if (!table) return py::none();
@@ -141,6 +155,8 @@ void bind_bf16(py::module_& m) {
   m.def("bf16_from_f32", bf16_from_f32, isa, py::arg("x"), "float32 [n] -> bits, to nearest even.");
   m.def("bf16_pairs_from_f32", bf16_pairs_from_f32, isa, py::arg("x"), py::arg("scale"),
         "scale * x, float32 [n_rows, n_cols], as bits [(n_rows + 1) / 2, n_cols, 2]; the partner of an odd last row is zeros.");
+  m.def("pack_bf16", pack_bf16, isa, py::arg("type"), py::arg("w"), py::arg("k"),
+        "w uint8 [n_rows, row_bytes], its first k elements -> bits [k / 2, tile_lanes, 2]; None for types without such a kernel, too.");
   m.def("gemm_bf16", gemm_bf16, isa, py::arg("a"), py::arg("b"), py::arg("into"),
         "a bits [m, k], b bits [k / 2, tile_lanes, 2] -> the product: floats [m, tile_lanes], rows: bits of it, pairs: [(m + 1) / 2, tile_lanes, 2].");
   m.def("attention_block_bf16", attention_block_bf16, isa, py::arg("q_t"), py::arg("k1"), py::arg("k2"), py::arg("v"), py::arg("key0"),

@@ -49,7 +49,10 @@ def spawn(tiny, tmp_path):
             if name not in environment:
                 env.pop(name, None)
         command = ["-m", "kimi_vl_cpp", arguments[0], "-m", str(model or tiny.text), *arguments[1:]]
-        child = pexpect.spawn(sys.executable, command, env=env, dimensions=(24, 100), encoding="utf-8", timeout=30)
+        # Ctrl-C makes the terminal forget what it has not shown yet, be it half a character.
+        child = pexpect.spawn(
+            sys.executable, command, env=env, dimensions=(24, 100), encoding="utf-8", codec_errors="replace", timeout=30
+        )
         child.delaybeforesend = 0.05
         children.append(child)
         return child

@@ -71,6 +71,22 @@ def test_rows_become_pairs(isa: str, n_rows: int, n_cols: int) -> None:
     assert np.array_equal(ops.bf16_pairs_from_f32(isa, x, 0.3), pairs(to_bits(x * np.float32(0.3))))
 
 
+@every_isa
+@pytest.mark.parametrize("type_name", ["F16", "BF16"])
+def test_weights_become_pairs_across_the_lanes(isa: str, type_name: str) -> None:
+    lanes = ops.sizes(isa)["tile_lanes"]
+    for n_rows, k, padding in [(lanes, 32, 0), (lanes, 1152, 0), (lanes - 3, 78, 6), (1, 2, 2), (17, 4304, 0)]:
+        x = normal(k, n_rows, k + padding)
+        stored = x.astype(np.float16).view(np.uint16) if type_name == "F16" else to_bits(x)
+        stored[0, 0] = 1  # a subnormal of either type
+        got = ops.pack_bf16(isa, type_name, stored.view(np.uint8), k)
+        want = np.zeros((k, lanes), np.uint16)
+        bits = to_bits(stored.view(np.float16).astype(np.float32)) if type_name == "F16" else stored
+        want[:, :n_rows] = bits[:, :k].T
+        assert np.array_equal(got, pairs(want))
+    assert ops.pack_bf16(isa, "Q8_0", np.zeros((1, 34), np.uint8), 32) is None
+
+
 def near_bits(got: Bits, want: F64, bound: F64) -> None:
     """Within the bound of the sum and half a step of the rounding that follows."""
     assert_within(values(got), want, bound + HALF_STEP * (np.abs(want) + bound))

@@ -82,7 +82,7 @@ class CpuBackend final : public Backend {
   void multiply_float(const Product& product, const LinearArgs* epilogue, bool bf16);
   template <typename Form>
   void multiply_in(const Form& form, const Product& product, const LinearArgs* epilogue);
-  void finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
+  void finish_tile(const LinearArgs& args, float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
   Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
   // The rows of one panel, for the GEMM that runs before they are packed.
   Ahead rows_ahead(const Matrix& w, int64_t row0) const {
@@ -154,7 +154,7 @@ class CpuBackend final : public Backend {
     AlignedBuffer<float> scale;
     AlignedBuffer<int32_t> sum;
   } q8_queries_;  // as LatentBlockQ8 wants them
-  AlignedBuffer<uint16_t> bf16_queries_;
+  AlignedBuffer<uint16_t> bf16_queries_, converted_;
   AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_;
 };
 

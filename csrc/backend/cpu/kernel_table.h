@@ -166,6 +166,9 @@ struct KernelTable {
   void (*gemm_bf16_rows)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
   void (*gemm_bf16_pairs)(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo);
   void (*bf16_from_f32_row)(const float* x, int64_t n, uint16_t* out);
+  // `n_rows` (<= tile_lanes) weight rows of k elements, k even, F16 or BF16 -> [k / 2, tile_lanes, 2]; missing rows become zeros.
+  using PackBf16 = void (*)(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, uint16_t* out);
+  PackBf16 pack_bf16[kMaxTypes];
   // scale * x, rows in pairs: [n_rows, ld] -> [(n_rows + 1) / 2, ldo, 2]; the partner of an odd last row is zeros.
   void (*bf16_pairs_from_f32)(const float* x, int64_t ld, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out, int64_t ldo);
   void (*latent_block_f16)(const LatentBlockF16& block);

@@ -166,15 +166,20 @@ void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, co
   kernels_.gemv_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, n_rows, q8, n, tile, tile_stride, nullptr);
 }
 
-void CpuBackend::finish_tile(const LinearArgs& args, const float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
+// The tile [n_rows, tile_stride], of which n_cols columns count, becomes part of the result; it is overwritten.
+void CpuBackend::finish_tile(const LinearArgs& args, float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
                              int64_t n_cols) {
-  float values[128];
+  for (int64_t j = 0; args.bias && j < n_rows; ++j) kernels_.add_scaled(args.bias + col0, 1.0f, n_cols, tile + j * tile_stride);
+  const auto gelu = args.activation == Activation::gelu_tanh ? kernels_.gelu_tanh : kernels_.gelu_erf;
+  const bool in_one = n_cols == tile_stride;
+  for (int64_t j = 0; args.activation != Activation::none && j < (in_one ? 1 : n_rows); ++j)
+    gelu(tile + j * tile_stride, in_one ? n_rows * n_cols : n_cols);
   for (int64_t j = 0; j < n_rows; ++j) {
     float* out = args.out + (row0 + j) * args.out_stride + col0;
-    for (int64_t c = 0; c < n_cols; ++c) values[c] = tile[j * tile_stride + c] + (args.bias ? args.bias[col0 + c] : 0.0f);
-    if (args.activation == Activation::gelu_tanh) kernels_.gelu_tanh(values, n_cols);
-    if (args.activation == Activation::gelu_erf) kernels_.gelu_erf(values, n_cols);
-    for (int64_t c = 0; c < n_cols; ++c) out[c] = args.add ? out[c] + values[c] : values[c];
+    if (args.add)
+      kernels_.add_scaled(tile + j * tile_stride, 1.0f, n_cols, out);
+    else
+      std::memcpy(out, tile + j * tile_stride, static_cast<size_t>(n_cols) * sizeof(float));
   }
 }
 
@@ -191,17 +196,30 @@ void CpuBackend::multiply_in(const Form& form, const Product& product, const Lin
   plain.out = product.out;
   plain.out_stride = product.out_stride;
   const LinearArgs& finish = epilogue ? *epilogue : plain;
+  const Number* rows;
+  int64_t stride = product.x.stride;
+  if constexpr (std::is_same_v<Number, float>) {
+    rows = product.x.x;
+  } else {
+    converted_.resize(static_cast<size_t>(n * k));
+    for_rows(n, k, [&](int64_t j) { form.row(product.x.x + j * product.x.stride, k, converted_.data() + j * k); });
+    rows = converted_.data();
+    stride = k;
+  }
   for (int64_t group0 = 0; group0 < n_panels; group0 += per_group) {
     const int64_t group = std::min(per_group, n_panels - group0);
     packed_.resize(static_cast<size_t>(group * panel_size));
     auto* packed = reinterpret_cast<Number*>(packed_.data());
     pool_.parallel_for(group, [&](int64_t p, int thread) {
       ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+      const int64_t first = (group0 + p) * lanes;
       if constexpr (std::is_same_v<Number, float>) {
-        pack_float(w, (group0 + p) * lanes, lanes, &scratch, packed + p * panel_size);
+        pack_float(w, first, lanes, &scratch, packed + p * panel_size);
+      } else if (const auto pack = kernels_.pack_bf16[static_cast<int>(w.type)]) {
+        pack(w.data + first * w.row_bytes, w.row_bytes, std::min(lanes, w.rows - first), k, packed + p * panel_size);
       } else {
         scratch.panel_f32[0].resize(static_cast<size_t>(panel_size));
-        pack_float(w, (group0 + p) * lanes, lanes, &scratch, scratch.panel_f32[0].data());
+        pack_float(w, first, lanes, &scratch, scratch.panel_f32[0].data());
         form.across(scratch.panel_f32[0].data(), k, lanes, 1.0f, packed + p * panel_size);
       }
     });
@@ -213,21 +231,9 @@ void CpuBackend::multiply_in(const Form& form, const Product& product, const Lin
       ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
       AlignedBuffer<float>& tile = scratch.tile[0];
       tile.resize(static_cast<size_t>(kTokenBlock * lanes));
-      const float* x = product.x.x + row0 * product.x.stride;
-      const Number* rows;
-      int64_t stride = product.x.stride;
-      if constexpr (std::is_same_v<Number, float>) {
-        rows = x;
-      } else {
-        scratch.gathered.resize(static_cast<size_t>(kTokenBlock * k));
-        auto* written = reinterpret_cast<Number*>(scratch.gathered.data());
-        for (int64_t j = 0; j < n_rows; ++j) form.row(x + j * stride, k, written + j * k);
-        rows = written;
-        stride = k;
-      }
       for (int64_t p = first; p < last; ++p) {
         const int64_t col0 = (group0 + p) * lanes;
-        form.floats(rows, stride, packed + p * panel_size, lanes, k, n_rows, tile.data(), lanes);
+        form.floats(rows + row0 * stride, stride, packed + p * panel_size, lanes, k, n_rows, tile.data(), lanes);
         finish_tile(finish, tile.data(), lanes, row0, n_rows, col0, std::min(lanes, w.rows - col0));
       }
     });

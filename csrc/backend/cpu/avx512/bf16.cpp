@@ -202,6 +202,57 @@ KIMI_INLINE __m512i bf16_from_f16(__m512i halves) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
+// 16 rows of 16 dwords, transposed: dword i of row r becomes dword r of out[i].
+KIMI_INLINE void transpose(__m512i (&a)[16]) {
+  __m512i b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {  // pairs of rows
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // fours of rows: register i + j has dwords j, j + 4, j + 8, j + 12
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low = _mm512_shuffle_i32x4(a[j], a[j + 4], 0x88), high = _mm512_shuffle_i32x4(a[j], a[j + 4], 0xdd);
+    const __m512i low2 = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[j + 8], a[j + 12], 0xdd);
+    b[j] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    b[j + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    b[j + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    b[j + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = b[i];
+}
+
+template <bool halves>
+void pack_bf16(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, uint16_t* out) {
+  constexpr int64_t kLanes = 32;
+  for (int64_t k0 = 0; k0 < k; k0 += 32)
+    for (int64_t lane0 = 0; lane0 < kLanes; lane0 += 16) {
+      __m512i rows[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) {
+        rows[r] = _mm512_setzero_si512();
+        if (lane0 + r >= n_rows) continue;
+        const auto* from = reinterpret_cast<const uint16_t*>(static_cast<const uint8_t*>(w) + (lane0 + r) * row_bytes) + k0;
+        __builtin_prefetch(from + 256);  // so many rows at a time are more streams than the processor follows by itself
+        rows[r] = load_numbers(from, k - k0);
+        if (halves) rows[r] = bf16_from_f16(rows[r]);
+      }
+      transpose(rows);
+      const int64_t n_pairs = k - k0 < 32 ? (k - k0) / 2 : 16;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (i < n_pairs) _mm512_storeu_si512(out + ((k0 / 2 + i) * kLanes + lane0) * 2, rows[i]);
+    }
+}
+
 // Rows of the cache as keys, 32 numbers of every row after the other, [(rank + rope + 31) / 32, kGroup, 32], and their first rank
 // numbers as values, keys in pairs: [(n_rows + 1) / 2, rank, 2].
 template <int kGroup>
@@ -265,6 +316,8 @@ void fill_bf16(KernelTable* table) {
   table->gemm_bf16_rows = gemm_bf16_rows;
   table->gemm_bf16_pairs = gemm_bf16_pairs;
   table->bf16_from_f32_row = bf16_from_f32_row;
+  table->pack_bf16[static_cast<int>(quant::Type::F16)] = pack_bf16<true>;
+  table->pack_bf16[static_cast<int>(quant::Type::BF16)] = pack_bf16<false>;
   table->bf16_pairs_from_f32 = bf16_pairs_from_f32;
   table->latent_block_f16 = latent_block_f16;
 }

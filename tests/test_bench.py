@@ -8,11 +8,12 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kimi_vl_cpp import _core, cli, errors
-from kimi_vl_cpp.cli import bench, bench_output, bench_peer, bench_work
+from kimi_vl_cpp.cli import bench, bench_output, bench_peer, bench_plot, bench_work
 from kimi_vl_cpp.cli.bench_tests import Bench, Row, Test, median_machine
 from kimi_vl_cpp.testing import ROWS_OF_256, make_tiny_model
 
@@ -208,6 +209,34 @@ def test_formats_carry_the_same_figures(run, tmp_path):
     assert all(float(row["median"]) > 0 and row["model"] == "tiny.gguf" for row in rows)
     lines = [json.loads(line) for line in run("-p", "16", "-n", "4", "-o", "jsonl").out.splitlines()]
     assert [line["test"] for line in lines] == ["pp16", "tg4"] and lines[0]["report"]["isa"]
+
+
+def test_the_picture_shows_our_share_and_the_peers(tmp_path):
+    shares = {"pp512": 80, "tg64": 150}  # one within the ceiling, one beyond it
+    rows = [
+        {"test": name, "unit": "t/s", "median": 2.0, "percent_of_ceiling": share, "bound": "memory"}
+        for name, share in shares.items()
+    ]
+    rows[0]["against"] = {"ratio": 2.0}
+    report = {
+        "version": "0",
+        "model": {"name": "Kimi · …"},
+        "cpu": "c",
+        "isa": "avx2",
+        "n_threads": 2,
+        "kv_type": "f16",
+    }
+    bench_plot.draw({**report, "date": "today", "tests": rows}, str(tmp_path / "bench.png"))
+    with Image.open(tmp_path / "bench.png") as picture:
+        pixels = np.asarray(picture)
+    blue = (pixels == bench_plot._BLUE).all(-1)
+    bars = sorted({int(n) for n in blue.sum(1)} - {0})
+    assert bars[-1] in (bench_plot._BAR, bench_plot._BAR + 1)  # beyond the ceiling: the whole bar
+    bar = blue[blue.sum(1) == bars[0]][0]
+    reach, gaps = np.flatnonzero(bar), np.flatnonzero(~bar)
+    inside = gaps[(gaps > reach[0]) & (gaps < reach[-1])]  # the peer's line
+    assert reach[-1] - reach[0] == pytest.approx(0.8 * bench_plot._BAR, abs=2)
+    assert len(inside) == 3 and inside[1] - reach[0] == pytest.approx(0.4 * bench_plot._BAR, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The figures of a report as a picture: for each test a bar as long as its share of the machine's ceiling."""
+"""The figures of a report as a picture: for each test a bar as long as its share of the machine's ceiling, and a
+line where the peer of --against ended."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from ..errors import BadRequest
 from .bench_output import short
 from .terminal import printable
 
-_LABEL, _BAR, _TAIL, _LINE, _MARGIN = 260, 420, 330, 34, 24
+_LABEL, _BAR, _TAIL, _LINE, _MARGIN = 260, 420, 390, 34, 24
 _INK, _PALE, _BLUE, _ORANGE = (30, 30, 34), (222, 224, 230), (52, 110, 190), (214, 128, 40)
 _LATIN = {"·": "-", "…": "..."}
 
@@ -42,16 +43,19 @@ def draw(report: Mapping[str, Any], path: str) -> None:
     y = _MARGIN + 2 * _LINE
     for row in tests:
         left = _MARGIN + _LABEL
-        share = min(1.0, row["percent_of_ceiling"] / 100)
+        share = row["percent_of_ceiling"] / 100
         text(_MARGIN, y + 6, row["test"])
         pen.rectangle((left, y + 4, left + _BAR, y + _LINE - 6), _PALE)
         colour = _BLUE if row["bound"] == "memory" else _ORANGE
-        pen.rectangle((left, y + 4, left + max(1, round(share * _BAR)), y + _LINE - 6), colour)
+        pen.rectangle((left, y + 4, left + max(1, round(min(1.0, share) * _BAR)), y + _LINE - 6), colour)
         tail = f"{short(row['median'])} {row['unit']}  {row['percent_of_ceiling']:.0f} % of the ceiling"
         duel = row.get("against")
-        text(left + _BAR + 12, y + 6, tail + (f"  {duel['ratio']:.2f}x" if duel else ""))
+        if duel:
+            tail += f"  {duel['ratio']:.2f} x the peer"
+            peer = left + round(min(1.0, share / duel["ratio"]) * _BAR)
+            pen.rectangle((peer - 1, y + 1, peer + 1, y + _LINE - 3), _INK)
+        text(left + _BAR + 12, y + 6, tail)
         y += _LINE
-    text(
-        _MARGIN, y + 8, "A full bar is what the machine could do at most. Blue: bound by memory, orange: by arithmetic."
-    )
+    legend = "A full bar is what the machine could do at most. Blue: bound by memory, orange: by arithmetic."
+    text(_MARGIN, y + 8, legend + ("  |  the peer" if any(row.get("against") for row in tests) else ""))
     picture.save(path, "PNG")

@@ -18,8 +18,6 @@ class MappedFile {
   const uint8_t* data() const noexcept { return data_; }
   uint64_t size() const noexcept { return size_; }
   const std::string& path() const noexcept { return path_; }
-  // Ask the kernel to read ahead (a hint, never an error).
-  void will_need(uint64_t offset, uint64_t size) const noexcept;
 
  private:
   MappedFile() = default;

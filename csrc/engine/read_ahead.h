@@ -1,5 +1,5 @@
 // Reads a model's file ahead of its first use, in the order of the layers, while the first prompt is already computed.
-// Owns one background thread; touches no weights and changes no result.
+// Owns background threads; changes no result.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -16,16 +16,17 @@ class ReadAhead {
     uint64_t size;
   };
   // Starts at once; does nothing when the ranges would not fit the memory that is free.
-  explicit ReadAhead(std::vector<Range> ranges);
+  explicit ReadAhead(const std::vector<Range>& ranges);
   ~ReadAhead();  // stops within one piece
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;
 
  private:
   void run() noexcept;
-  std::vector<Range> ranges_;
+  std::vector<Range> pieces_;
+  std::atomic<size_t> next_{0};
   std::atomic<bool> stop_{false};
-  std::unique_ptr<std::thread> thread_;
+  std::vector<std::unique_ptr<std::thread>> threads_;
   int fork_generation_;
 };
 

@@ -10,10 +10,13 @@ namespace kimi::cpu {
 namespace {
 
 constexpr int64_t kSplitTokens = 4;   // up to this many new tokens the keys are split over threads
-constexpr int64_t kSplitKeys = 512;   // a fixed size: results never depend on the number of threads
 constexpr int64_t kMergedDims = 32;   // of the output that one task takes from all splits
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many keys one task takes: of a short context an eighth. It follows from the number of keys alone, so that results never depend
+// on the number of threads.
+int64_t split_size(int64_t n_keys) { return std::clamp<int64_t>(ceil_div(n_keys, 8 * 64) * 64, 64, 512); }
 
 // What each part of the keys counts for in the whole, divided by the whole's sum: share [n_parts, lanes].
 void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* share) {
@@ -57,7 +60,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   const int64_t n_lanes = n * heads, half = kernels_.tile_lanes / 2;
   const int64_t lanes = bytes ? kLatentLanes : n_lanes <= half ? half : kernels_.tile_lanes;
   const int64_t n_tiles = ceil_div(n_lanes, lanes), total = slice.past + slice.n, first_query = total - n;
-  const int64_t n_splits = slice.n <= kSplitTokens ? ceil_div(total, kSplitKeys) : 1, split_keys = n_splits > 1 ? kSplitKeys : total;
+  const int64_t split_keys = slice.n <= kSplitTokens ? split_size(total) : total, n_splits = ceil_div(total, split_keys);
   latent_.resize(static_cast<size_t>(n_tiles * width * lanes));
   for_rows(n_tiles, width * lanes, [&](int64_t tile) {
     float* q_t = latent_.data() + tile * width * lanes;

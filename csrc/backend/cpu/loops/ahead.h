@@ -1,4 +1,5 @@
 // Fetches bytes piece by piece, a piece for each step of a loop: all at once would fill the queue of misses and stop the loop.
+// Past the outer caches, where weights would only push activations out.
 #pragma once
 #include "backend/cpu/kernel_table.h"
 #include "base/f16.h"
@@ -14,7 +15,7 @@ struct Fetching {
   }
   __attribute__((always_inline)) void step() {
     const uint8_t* to = end - at > piece ? at + piece : end;
-    for (; at < to; at += 64) __builtin_prefetch(at, 0, 2);
+    for (; at < to; at += 64) __builtin_prefetch(at, 0, 0);
   }
 };
 

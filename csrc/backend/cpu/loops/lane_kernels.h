@@ -41,16 +41,17 @@ struct DotSink {
   typename L::F acc[T];
   const Q8Block* x[T];  // where the block begins, in each activation row
   const uint8_t* next;  // of the next rows: as many bytes as the present block has, or nullptr
-  int64_t rows_bytes;   // from there to the rows after the next
+  int64_t further;      // bytes from there on that are fetched from memory meanwhile
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
-    // A group's share of the lines, for all at once would fill the queue of misses. The rows after the next are brought half the way.
+    // A group's share of the lines, for all at once would fill the queue of misses. Each line is asked for twice: far ahead past the
+    // outer caches, where weights would only push each other out, and then close by.
     constexpr int kBytes = L::kWidth * static_cast<int>(sizeof(typename Traits::Block));
     constexpr int kFrom = (kBytes * g / Traits::groups + 63) / 64 * 64, kTo = kBytes * (g + 1) / Traits::groups;
     for (int i = kFrom; next && i < kTo; i += 64) {
       __builtin_prefetch(next + i);
-      __builtin_prefetch(next + rows_bytes + i, 0, 2);
+      __builtin_prefetch(next + further + i, 0, 0);
     }
     constexpr int kBlock = g * Traits::group / 32, kHalf = g % 2;
     constexpr bool kHalves = Traits::group == 16;
@@ -77,7 +78,7 @@ __attribute__((noinline)) static void gemv_tile(const uint8_t* w, int64_t row_by
     sink.acc[t] = L::zero();
     sink.x[t] = x.blocks + j * (x.k / 32);
   }
-  sink.rows_bytes = L::kWidth * row_bytes;
+  sink.further = L::kWidth * row_bytes * 3 / 4;
   PartialRows<L, type> partial(n_rows);
   LaneRows<L> rows = LaneRows<L>::at(w, row_bytes);
   for (int64_t b = 0; b < x.k / Traits::elems; ++b) {

@@ -22,10 +22,15 @@ configure() {  # name, sanitizers, extra options
     -DKIMI_SANITIZE="$2" -DKIMI_TESTS=ON -DPython_EXECUTABLE="$(command -v "$python")" "${@:3}" >/dev/null
 }
 
+build() {  # name
+  ninja -C "$work/$1" >"$work/$1.log" || { tail -n 40 "$work/$1.log"; return 1; }
+  tail -n 1 "$work/$1.log"
+}
+
 export $(tiny)
 if [[ $what == asan || $what == all ]]; then
   configure asan address,undefined -DKIMI_PYTHON=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
-  ninja -C "$work/asan" | tail -n 1
+  build asan
   ctest --test-dir "$work/asan" --output-on-failure
   # The package from the source tree with the instrumented extension.
   mkdir -p "$work/package"
@@ -43,6 +48,6 @@ if [[ $what == asan || $what == all ]]; then
 fi
 if [[ $what == tsan || $what == all ]]; then
   configure tsan thread -DKIMI_PYTHON=OFF
-  ninja -C "$work/tsan" | tail -n 1
+  build tsan
   TSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$work/tsan" --output-on-failure
 fi

@@ -1,7 +1,7 @@
 // The int8 kernels of every instruction set this processor has: first checked bit by bit against a scalar twin, with the data
 // lying flush against an unreadable page, then timed beside the machine's own peaks measured in the same run.
 //
-//   bench_int8 [check] [quant] [gemm] [pack] [gemv] [isa=NAME] [type=NAME] [seconds=0.2] [threads=1]
+//   bench_int8 [check] [quant] [gemm] [gemv] [isa=NAME] [type=NAME] [seconds=0.2] [threads=1]
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -22,6 +22,7 @@
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/peak.h"
 #include "quant/blocks.h"
+#include "settings.h"
 #if defined(__x86_64__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC bug 105593, in its own header
 #include <immintrin.h>
@@ -484,21 +485,9 @@ void time_gemv(const KernelTable& table, const FormatOps& format, const uint8_t*
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    const size_t equals = word.find('=');
-    const std::string key = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
-    if (key == "isa")
-      options.isa = value;
-    else if (key == "type")
-      options.type = value;
-    else if (key == "seconds")
-      options.seconds = std::stod(value);
-    else if (key == "threads")
-      options.threads = std::stoi(value);
-    else
-      options.what.insert(word);
-  }
+  const bench::Settings settings = {
+      {"isa", &options.isa}, {"type", &options.type}, {"seconds", &options.seconds}, {"threads", &options.threads}};
+  if (!bench::read_settings(argc, argv, settings, {"check", "quant", "gemm", "gemv"}, &options.what)) return 2;
   setvbuf(stdout, nullptr, _IOLBF, 0);
   int n_isas;
   const cpu::Isa* isas = cpu::all_isas(&n_isas);

@@ -19,6 +19,7 @@
 #include "base/aligned_buffer.h"
 #include "backend/kv_row.h"
 #include "quant/format.h"
+#include "settings.h"
 
 using namespace kimi;
 
@@ -130,25 +131,10 @@ std::vector<double> timed(Backend& backend, const Layer& layer, const std::vecto
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    const size_t equals = word.find('=');
-    const std::string key = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
-    if (key == "depth")
-      options.depth = std::stoll(value);
-    else if (key == "tokens")
-      options.tokens = std::stoll(value);
-    else if (key == "isa")
-      options.isa = value;
-    else if (key == "threads")
-      options.threads = std::stoi(value);
-    else if (key == "calls")
-      options.calls = std::max(1, std::stoi(value));
-    else {
-      std::fprintf(stderr, "what is %s?\n", word.c_str());
-      return 2;
-    }
-  }
+  const bench::Settings settings = {
+      {"depth", &options.depth}, {"tokens", &options.tokens}, {"isa", &options.isa}, {"threads", &options.threads}, {"calls", &options.calls}};
+  if (!bench::read_settings(argc, argv, settings)) return 2;
+  options.calls = std::max(1, options.calls);
   const std::unique_ptr<Backend> backend = backend_with(false), exact = backend_with(true);
   const Layer layer;
   const std::vector<float> x = random_floats(options.tokens * kHidden, 1.0f, 8);

@@ -19,6 +19,7 @@
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/peak.h"
 #include "quant/format.h"
+#include "settings.h"
 
 using namespace kimi;
 
@@ -128,29 +129,11 @@ void run(Backend& backend, const quant::Format& wide, const quant::Format& narro
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    const size_t equals = word.find('=');
-    const std::string key = word.substr(0, equals), value = equals == std::string::npos ? "" : word.substr(equals + 1);
-    if (key == "type")
-      options.type = value;
-    else if (key == "down")
-      options.down = value;
-    else if (key == "isa")
-      options.isa = value;
-    else if (key == "tokens")
-      options.tokens = std::stoll(value);
-    else if (key == "threads")
-      options.threads = std::stoi(value);
-    else if (key == "calls")
-      options.calls = std::stoi(value);
-    else if (key == "shared")
-      options.shared = value != "0";
-    else {
-      std::fprintf(stderr, "what is %s?\n", word.c_str());
-      return 2;
-    }
-  }
+  const bench::Settings settings = {
+      {"type", &options.type},       {"down", &options.down},   {"isa", &options.isa},      {"tokens", &options.tokens},
+      {"threads", &options.threads}, {"calls", &options.calls}, {"shared", &options.shared},
+  };
+  if (!bench::read_settings(argc, argv, settings)) return 2;
   setvbuf(stdout, nullptr, _IOLBF, 0);
   CpuOptions cpu;
   cpu.n_threads = options.threads;

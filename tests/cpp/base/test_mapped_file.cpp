@@ -79,14 +79,6 @@ TEST_CASE("a mapping can be moved, and self-move and swap lose nothing") {
   for (int i = 0; i < 100; ++i) CHECK(text_of(many[static_cast<size_t>(i)]) == std::to_string(i));
 }
 
-TEST_CASE("will_need takes any range") {
-  const TempFolder folder;
-  const MappedFile file = MappedFile::open(folder.write("a", std::string(10000, 'x')));
-  for (const uint64_t offset : {uint64_t{0}, uint64_t{1}, uint64_t{5000}, uint64_t{9999}, uint64_t{10000}, UINT64_MAX})
-    for (const uint64_t size : {uint64_t{0}, uint64_t{1}, uint64_t{10000}, UINT64_MAX}) file.will_need(offset, size);
-  CHECK(text_of(file) == std::string(10000, 'x'));
-}
-
 TEST_CASE("what is not a regular file is refused without waiting") {
   const TempFolder folder;
   const auto refuses = [](const std::string& path, const char* code) {

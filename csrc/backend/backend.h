@@ -143,6 +143,7 @@ class Backend {
 
   virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;
+  // out may be x.
   virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim, float* out) = 0;
   virtual void linear(const LinearArgs& args) = 0;
   virtual void ffn(const FfnArgs& args) = 0;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/pages.h"
 
 namespace kimi {
 
@@ -23,24 +24,35 @@ class AlignedBuffer {
   }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  ~AlignedBuffer() { std::free(data_); }
+  ~AlignedBuffer() { release(); }
 
   // Room for `count` elements; the old contents are lost when it has to grow. Grown memory is zeroed.
   void resize(size_t count) {
+    if (!try_resize(count))
+      fail(ErrorKind::out_of_memory, "memory.allocation",
+           "could not allocate %.0f MiB: use a smaller context (-c), a smaller picture or a smaller quantization",
+           static_cast<double>(count) * sizeof(T) / (1 << 20));
+  }
+  // Whether the memory was there; if not, the buffer is empty.
+  bool try_resize(size_t count) noexcept {
     if (count > capacity_) {
-      std::free(data_);
-      data_ = nullptr;
-      size_ = capacity_ = 0;
-      if (count > (SIZE_MAX - 64) / sizeof(T)) out_of_memory(SIZE_MAX);
-      const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-      data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-      if (!data_) out_of_memory(bytes);
-      std::memset(static_cast<void*>(data_), 0, bytes);
+      release();
+      if (count > (SIZE_MAX - 64) / sizeof(T)) return false;
+      const size_t bytes = bytes_for(count);
+      data_ = static_cast<T*>(bytes < kLargePage ? std::aligned_alloc(64, bytes) : take_pages(bytes));
+      if (!data_) return false;
+      if (bytes < kLargePage) std::memset(static_cast<void*>(data_), 0, bytes);
       capacity_ = count;
     }
     size_ = count;
+    return true;
   }
-  void release() { *this = AlignedBuffer(); }
+  void release() noexcept {
+    const size_t bytes = bytes_for(capacity_);
+    bytes < kLargePage ? std::free(data_) : give_pages(data_, bytes);
+    data_ = nullptr;
+    size_ = capacity_ = 0;
+  }
 
   T* data() noexcept { return data_; }
   const T* data() const noexcept { return data_; }
@@ -49,10 +61,7 @@ class AlignedBuffer {
   const T& operator[](size_t i) const noexcept { return data_[i]; }
 
  private:
-  [[noreturn]] static void out_of_memory(size_t bytes) {
-    fail(ErrorKind::out_of_memory, "memory.allocation",
-         "could not allocate %zu MiB: use a smaller context (-c), a smaller picture or a smaller quantization", bytes >> 20);
-  }
+  static size_t bytes_for(size_t count) noexcept { return (count * sizeof(T) + 63) / 64 * 64; }
   T* data_ = nullptr;
   size_t size_ = 0;
   size_t capacity_ = 0;

@@ -1,7 +1,5 @@
 #include "model/kv_cache.h"
 
-#include <cstdlib>
-
 #include "backend/kv_row.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -16,14 +14,12 @@ KvCache::KvCache(int64_t n_layers, int64_t n_ctx, int64_t kv_lora_rank, int64_t 
              ErrorKind::out_of_memory, "memory.kv_cache", "a context of %lld tokens does not fit any memory", static_cast<long long>(n_ctx));
   layer_bytes_ = static_cast<int64_t>(layer);
   const uint64_t available = memory_info().available, per_token = row * static_cast<uint64_t>(n_layers);
-  if (bytes_ < (uint64_t{64} << 20) || !available || bytes_ <= available) data_ = std::calloc(bytes_, 1);
-  if (!data_)
+  const bool fits = bytes_ < (uint64_t{64} << 20) || !available || bytes_ <= available;
+  if (!fits || !data_.try_resize(bytes_))
     fail(ErrorKind::out_of_memory, "memory.kv_cache",
          "a context of %lld tokens needs %llu MiB for its cache and %llu MiB are available: use a context of at most %llu tokens (-c), or close other programs",
          static_cast<long long>(n_ctx), static_cast<unsigned long long>(bytes_ >> 20), static_cast<unsigned long long>(available >> 20),
          static_cast<unsigned long long>(available / per_token * 9 / 10));
 }
-
-KvCache::~KvCache() { std::free(data_); }
 
 }  // namespace kimi

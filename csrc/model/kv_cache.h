@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
+#include "base/aligned_buffer.h"
 
 namespace kimi {
 
@@ -12,17 +13,14 @@ class KvCache {
  public:
   // Throws Error(out_of_memory, "memory.kv_cache") with what would fit.
   KvCache(int64_t n_layers, int64_t n_ctx, int64_t kv_lora_rank, int64_t qk_rope_head_dim, KvType type);
-  ~KvCache();
-  KvCache(const KvCache&) = delete;
-  KvCache& operator=(const KvCache&) = delete;
 
-  KvLayer layer(int64_t i) const { return {static_cast<char*>(data_) + i * layer_bytes_, type_}; }
+  KvLayer layer(int64_t i) { return {data_.data() + i * layer_bytes_, type_}; }
   int64_t n_ctx() const { return n_ctx_; }
   uint64_t bytes() const { return bytes_; }
   KvType type() const { return type_; }
 
  private:
-  void* data_ = nullptr;
+  AlignedBuffer<char> data_;
   int64_t n_ctx_, layer_bytes_;
   uint64_t bytes_;
   KvType type_;

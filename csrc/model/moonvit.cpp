@@ -9,7 +9,7 @@
 namespace kimi {
 namespace {
 
-constexpr int64_t kMlpRows = 4096;  // rows whose inner activations are held at a time
+constexpr int64_t kMlpRows = 1024;  // rows whose inner activations are held at a time; 4096 would be 1 % faster and take 86 MB more
 
 struct Taps {
   int64_t index[4];
@@ -184,14 +184,15 @@ void MoonVit::tower(Backend& backend, const Pixels& pixels, const LayerProgress&
 
 void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) {
   const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge), merged = merge * merge * hidden;
-  AlignedBuffer<float> normed(static_cast<size_t>(n * hidden)), gathered(static_cast<size_t>(n * hidden)), inner(static_cast<size_t>(blocks * merged));
-  backend.layer_norm(features, weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(), config_.projector_norm_eps, n, hidden, normed.data());
+  AlignedBuffer<float> gathered(static_cast<size_t>(n * hidden)), inner(static_cast<size_t>(blocks * merged));
   // Four neighbours side by side, in reading order.
   for (int64_t row = 0; row < grid_h; ++row)
     for (int64_t column = 0; column < grid_w; ++column) {
       const int64_t block = row / merge * (grid_w / merge) + column / merge, part = row % merge * merge + column % merge;
-      std::memcpy(gathered.data() + block * merged + part * hidden, normed.data() + (row * grid_w + column) * hidden, static_cast<size_t>(hidden) * sizeof(float));
+      std::memcpy(gathered.data() + block * merged + part * hidden, features + (row * grid_w + column) * hidden, static_cast<size_t>(hidden) * sizeof(float));
     }
+  backend.layer_norm(gathered.data(), weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(), config_.projector_norm_eps, n, hidden,
+                     gathered.data());
   LinearArgs first{};
   first.x = gathered.data();
   first.n = blocks;

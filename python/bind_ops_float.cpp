@@ -163,7 +163,6 @@ py::object latent_block_q8(const std::string& isa, const py::object& q_object, c
   block.q_scale = q_scale_t.data();
   block.q_sum = q_sum.data();
   block.rows = rows.data();
-  block.rows_end = rows.data() + rows.size();
   block.row_bytes = row_bytes;
   block.n_blocks = n_blocks;
   block.dv = dv;

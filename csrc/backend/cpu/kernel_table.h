@@ -103,7 +103,7 @@ struct LatentBlockQ8 {
   const float* q_scale;      // [n_blocks, kLatentLanes]
   const int32_t* q_sum;      // [n_blocks, kLatentLanes] sum of a block's 32 q
   const uint8_t* rows;       // keys, row_bytes apart
-  const uint8_t* rows_end;   // of those that the caller will ask for next: they are fetched meanwhile
+  Ahead ahead;               // rows that this thread will probably be asked for next: they are fetched meanwhile
   int64_t row_bytes, n_blocks, dv;
   int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
   const int32_t* last_key;

@@ -103,13 +103,15 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
       block.q = q8_queries_.q.data() + tile * row.n_blocks * 32 * lanes;
       block.q_scale = q8_queries_.scale.data() + tile * row.n_blocks * lanes;
       block.q_sum = q8_queries_.sum.data() + tile * row.n_blocks * lanes;
-      block.rows_end = rows + end * row.bytes;
       block.row_bytes = row.bytes;
       block.n_blocks = row.n_blocks;
       block.dv = rank;
       block.scratch = scratch.data();
       for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
         block.rows = rows + key * row.bytes;
+        const bool more = key + block.n_keys < end;
+        const int64_t next = more ? key + block.n_keys : std::min((split + pool_.n_threads()) * split_keys, total);
+        block.ahead = {rows + next * row.bytes, std::min(kMaxAttentionKeys, (more ? end : total) - next) * row.bytes};
         kernels_.latent_block_q8(block);
       });
     } else if (bf16) {

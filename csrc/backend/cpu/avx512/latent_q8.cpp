@@ -185,7 +185,9 @@ void latent_block_q8(const LatentBlockQ8& block) {
     for (int64_t key = block.n_keys; key < n_quads * 4; ++key) _mm512_storeu_ps(s.scales + key * s.scale_stride + b, _mm512_setzero_ps());
   }
 
-  const uint8_t* ahead = block.rows + block.n_keys * block.row_bytes;  // the next block's rows
+  const uint8_t *ahead = block.ahead.first, *ahead_end = ahead + block.ahead.bytes;
+  const int64_t share = (block.ahead.bytes + 64) / ((block.dv + 63) / 64 * 4 * n_quads) + 1;  // bytes a step
+  int64_t fetched = 0;  // bytes that are due, less those asked for
   const __m512 step = _mm512_mul_ps(largest, _mm512_set1_ps(1.0f / 255.0f));
   for (int64_t g = 0; 64 * g < block.dv; ++g) {
     interleave(block, g, n_quads, s.quads);
@@ -204,10 +206,9 @@ void latent_block_q8(const LatentBlockQ8& block) {
         const uint8_t* values = s.quads + quad * 256 + 64 * j;
 #pragma GCC unroll 16
         for (int x = 0; x < 16; ++x) add_dot_four(acc[x], x < 8 ? first : second, values + 4 * x);
-        if (ahead < block.rows_end) {
-          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
-          ahead += 64;
-        }
+        // Evenly, what comes next into the second-level cache, and what the next 64 numbers need into the first.
+        for (fetched += share; ahead < ahead_end && fetched > 0; fetched -= 64, ahead += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(block.rows + (quad * 4 + j) * block.row_bytes + 64 * (g + 1) + 63), _MM_HINT_T0);
       }
 #pragma GCC unroll 16
       for (int x = 0; x < 16; ++x) {

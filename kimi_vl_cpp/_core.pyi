@@ -115,8 +115,11 @@ class Engine:
     ) -> NDArray[np.float32]:
         """pixels: [H, W, 3], H and W multiples of 28 -> [(H/28)*(W/28), hidden_size]."""
     def step(
-        self, slices: Sequence[tuple[Session, NDArray[Any], Literal["none", "last", "all"]]]
-    ) -> list[NDArray[np.float32] | None]: ...
+        self,
+        slices: Sequence[tuple[Session, NDArray[Any], Literal["none", "last", "all"]]],
+        expanded: Sequence[NDArray[np.bool_] | None] | None = None,
+    ) -> list[NDArray[np.float32] | None]:
+        """Advances several sessions in one pass over the weights. expanded: for each slice as in `Session.prefill`."""
     def close(self) -> None:
         """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
 
@@ -155,8 +158,13 @@ class Session:
         logits: Literal["none", "last", "all"] = "last",
         progress: Callable[[int, int], None] | None = None,
         chunk: int = 0,
+        expanded: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32] | None:
-        """parts: int32 [n] ids or float32 [n, hidden_size] embeddings, appended. Raises ContextFull before any work."""
+        """parts: int32 [n] ids or float32 [n, hidden_size] embeddings, appended. Raises ContextFull before any work.
+
+        expanded: bool [n], the form of each row (docs/architecture.md, "The same bits"); None: expanded where the rows
+        fill a page of PAGE_POSITIONS whole. Bits follow from rows and forms, not from chunk or the cut into calls.
+        """
     def truncate(self, n_past: int) -> None: ...
     def decode(self, token: int) -> None: ...
     def sample(self, sampler: Sampler) -> int: ...
@@ -194,6 +202,9 @@ class _Bench:
         """GFLOPS; 0.0 when the instruction set has no bfloat16."""
 
 bench: _Bench
+
+PAGE_POSITIONS: int
+"""Positions of a page of the KV cache: the unit in which the form of rows is decided."""
 
 def isas() -> list[dict[str, Any]]: ...
 def cpu_info() -> dict[str, Any]: ...

@@ -36,11 +36,13 @@ _T = TypeVar("_T")
 class Job:
     """A request that has passed every check and fits into the context.
 
-    keys: the prompt as tokens and pictures. pixels: digest -> uint8 [H, W, 3] of each picture. max_new_tokens: already
-    limited by the context. prepare_s: what it took to get here.
+    keys: the prompt as tokens and pictures. expanded: bool [n_prompt], the form of each position. pixels: digest ->
+    uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what it took to get
+    here.
     """
 
     keys: list[Key]
+    expanded: NDArray[np.bool_]
     pixels: dict[str, NDArray[np.uint8]]
     params: SamplingParams
     max_new_tokens: int
@@ -164,13 +166,11 @@ class Generation:
 
     def _first_token(self, timeline: Timeline) -> tuple[Sampler, int]:
         sampler = make_sampler(self.job.params)
-        kept = self.host.gate.call(timeline.rewind, self.job.keys)
-        self._n_cached = n_positions(self.job.keys[:kept])
-        new = self.job.keys[kept:]
-        embeddings = self._encode([key for key in new if isinstance(key, Picture)])
+        self._n_cached = self.host.gate.call(timeline.begin, self.job.keys, self.job.expanded)
+        embeddings = self._encode(timeline.pending_pictures())
 
         def prefill() -> int:
-            timeline.extend(new, lambda picture: embeddings[picture.digest], self._tick("prefill"))
+            timeline.prefill(lambda picture: embeddings[picture.digest], self._tick("prefill"))
             return timeline.session.sample(sampler)
 
         token, self._prefill_s = self._timed(prefill)

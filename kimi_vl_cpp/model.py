@@ -9,9 +9,9 @@ holds; one that comes while another is under way, from any thread, gets a timeli
 and is freed at its end. The core works on one request at a time, token by token in turn, so requests run side by side
 and none waits for the end of another.
 
-Reproducibility: the same request with the same seed gives the same answer with any number of threads. A prompt whose
-beginning was cached is cut into other pieces than a fresh one, which rounds differently (about 1e-6 relative in a
-logit); a different token comes out only where two candidates are closer than that.
+Reproducibility: the same request with the same seed gives the same answer, to the last bit of its logits, with any
+number of threads, whatever else the model is doing, and whatever of the prompt was held already (docs/architecture.md,
+"The same bits").
 """
 
 from __future__ import annotations

@@ -13,9 +13,12 @@ from .generate import Job
 from .processor import ProcessedImage
 from .prompt import ImagePart, build_prompt
 from .sampling import shown
-from .timeline import Picture, PromptPart, flatten, n_positions
+from .timeline import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .model import KimiVL
     from .processor import ImageInput
     from .prompt import Message, Part
@@ -81,6 +84,7 @@ def build_job(
         raise context_full(n_prompt - sum(sizes), sizes, n_ctx, model)
     return Job(
         keys=keys,
+        expanded=expanded_positions(answer_positions(tokenizer, keys)),
         pixels=pixels,
         params=params,
         max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
@@ -92,6 +96,27 @@ def build_job(
 
 def _placed(part: Part, pictures: Sequence[Picture]) -> PromptPart:
     return pictures[part.index] if isinstance(part, ImagePart) else part
+
+
+def answer_positions(tokenizer: Tokenizer, keys: Sequence[Key]) -> NDArray[np.bool_]:
+    """bool [n_positions(keys)]: True for the contents of assistant turns.
+
+    Found by the template's own tokens, which no text can write: `<|im_assistant|>` ... `<|im_middle|>` content
+    `<|im_end|>`.
+    """
+    import numpy as np
+
+    opens, middle, ends = tokenizer.im_assistant_id, tokenizer.im_middle_id, tokenizer.im_end_id
+    flags = bytearray()
+    role = content = False
+    for key in keys:
+        if content and key == ends:
+            content = False
+        flags += bytes([content]) * (key.n_tokens if isinstance(key, Picture) else 1)
+        if not content:
+            content = role and key == middle
+            role = (role or key == opens) and not content
+    return np.frombuffer(flags, dtype=np.bool_)
 
 
 def splice_answers(tokenizer: Tokenizer, parts: Sequence[Part], answers: Mapping[int, Sequence[int]]) -> list[Part]:

@@ -1,7 +1,9 @@
 """A session together with what it holds, so that a prompt with a known beginning is prefilled from where it is new.
 
-Owns the bookkeeping of token ids and picture digests against the session's positions. A picture counts as a whole: it
-is kept or forgotten, never cut. Does not know how pictures are encoded or who takes turns.
+Owns the record of token ids and picture digests against the session's positions, and the rule of which form each
+position is computed in (docs/architecture.md, "The same bits"): a position is reused only in the form that a new
+session would compute it in, so an answer is the same whatever was held. Does not know how pictures are encoded or who
+takes turns.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ._core import PAGE_POSITIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,12 +57,31 @@ def common_prefix(a: Sequence[Key], b: Sequence[Key]) -> int:
     return min(len(a), len(b))
 
 
+def expanded_positions(is_answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The page rule: bool [n], True where a position's page is whole and holds no position of an answer.
+
+    is_answer: bool [n], True for the contents of assistant turns. Appending to a prompt an answer that begins right
+    after it never changes the form of a position before.
+    """
+    import numpy as np
+
+    n_pages = len(is_answer) // PAGE_POSITIONS
+    whole = is_answer[: n_pages * PAGE_POSITIONS].reshape(n_pages, PAGE_POSITIONS)
+    expanded = np.zeros(len(is_answer), dtype=np.bool_)
+    expanded[: n_pages * PAGE_POSITIONS] = np.repeat(~whole.any(axis=1), PAGE_POSITIONS)
+    return expanded
+
+
 class Timeline:
-    """One session and the keys that its positions hold."""
+    """One session and the record of its positions.
+
+    The record may be ahead of the session, by what an interrupted call did not compute; never behind it.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.keys: list[Key] = []  # never behind the session, except inside rewind()
+        self.keys: list[Key] = []
+        self._expanded = bytearray()  # of each position of the keys, whether it is (to be) computed expanded
 
     @property
     def n_ctx(self) -> int:
@@ -70,60 +93,70 @@ class Timeline:
         """Positions held."""
         return self.session.n_past
 
-    def sync(self) -> None:
-        """Brings record and session together after a call that may have been interrupted: forgets what is recorded
-        but not computed, and the computed part of a picture that is not whole."""
-        n_past = self.session.n_past
-        n_recorded = n_positions(self.keys)
-        while n_recorded > n_past:
-            key = self.keys.pop()
-            n_recorded -= key.n_tokens if isinstance(key, Picture) else 1
-        if n_recorded < n_past:
-            self.session.truncate(n_recorded)
+    def begin(self, keys: Sequence[Key], expanded: NDArray[np.bool_]) -> int:
+        """Takes a prompt in place of what it holds. Returns how many positions of it are held already.
 
-    def shared(self, keys: Sequence[Key]) -> int:
-        """How many of `keys` it holds already, at most all but the last: the last one gives the logits."""
-        return min(common_prefix(self.keys, keys), max(len(keys) - 1, 0))
-
-    def rewind(self, keys: Sequence[Key]) -> int:
-        """Forgets everything but the common beginning with `keys`; returns the number of keys kept."""
-        self.sync()
-        kept = self.shared(keys)
-        n_kept = n_positions(self.keys[:kept])
-        if n_kept < self.session.n_past:
-            self.session.truncate(n_kept)
-        del self.keys[kept:]
-        return kept
-
-    def extend(
-        self,
-        keys: Sequence[Key],
-        embeddings: Callable[[Picture], NDArray[np.float32]],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Prefills `keys` after what it holds; the session then has the logits of the last position.
-
-        embeddings(picture): float32 [picture.n_tokens, hidden_size]. On an error or KeyboardInterrupt the timeline
-        holds what was computed; `sync()` (or `rewind()`) makes it whole again.
+        expanded: bool [n_positions(keys)], see expanded_positions. Keeps the common beginning as far as its forms are
+        the same too, at most all but the last position: that one gives the logits.
         """
         import numpy as np
 
+        keys = list(keys)
+        common = n_positions(self.keys[: common_prefix(self.keys, keys)])
+        kept = min(common, self.session.n_past, max(len(expanded) - 1, 0))
+        held = np.frombuffer(self._expanded, dtype=np.bool_, count=kept)
+        differing = np.flatnonzero(held != expanded[:kept])
+        if len(differing):
+            kept = int(differing[0])
+        del held  # a bytearray that is looked at cannot be replaced
+        if kept < self.session.n_past:
+            self.session.truncate(kept)
+        self.keys, self._expanded = keys, bytearray(expanded.tobytes())
+        return kept
+
+    def pending_pictures(self) -> list[Picture]:
+        """The pictures of the record that are not computed, or not to their end."""
+        pending, end = [], 0
+        for key in self.keys:
+            end += key.n_tokens if isinstance(key, Picture) else 1
+            if isinstance(key, Picture) and end > self.session.n_past:
+                pending.append(key)
+        return pending
+
+    def prefill(
+        self,
+        embeddings: Callable[[Picture], NDArray[np.float32]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Computes what the record is ahead of the session, which then has the logits of the last position.
+
+        embeddings(picture): float32 [picture.n_tokens, hidden_size]. After an error or KeyboardInterrupt the session
+        holds what was computed, and `begin` makes use of it.
+        """
+        import numpy as np
+
+        past = self.session.n_past
         arrays: list[NDArray[Any]] = []
         ids: list[int] = []
-        for key in keys:
+        end = 0
+        for key in self.keys:
+            start, end = end, end + (key.n_tokens if isinstance(key, Picture) else 1)
+            if end <= past:
+                continue
             if isinstance(key, Picture):
                 if ids:
                     arrays.append(np.asarray(ids, dtype=np.int32))
                     ids = []
-                arrays.append(embeddings(key))
+                arrays.append(embeddings(key)[max(past - start, 0) :])
             else:
                 ids.append(key)
         if ids:
             arrays.append(np.asarray(ids, dtype=np.int32))
-        self.keys.extend(keys)  # recorded first: an interrupted call leaves more in the record than in the session
-        self.session.prefill(arrays, logits="last", progress=progress)
+        expanded = np.frombuffer(bytes(self._expanded[past:]), dtype=np.bool_)
+        self.session.prefill(arrays, logits="last", progress=progress, expanded=expanded)
 
     def decode(self, token: int) -> None:
-        """Appends one token."""
+        """Appends one token of an answer."""
         self.keys.append(token)
+        self._expanded.append(False)
         self.session.decode(token)

@@ -174,10 +174,15 @@ Part part_of(const py::array& array, int64_t hidden) {
   return part;
 }
 
-int64_t total_size(const std::vector<Part>& parts) {
-  int64_t n = 0;
-  for (const Part& part : parts) n += part.n;
-  return n;
+// Whether each row is expanded, [n] of bool; None: as the pages say.
+std::vector<RowForm> forms_of(const py::object& expanded) {
+  if (expanded.is_none()) return {};
+  KIMI_CHECK(py::isinstance<py::array_t<bool>>(expanded), ErrorKind::bad_request, "request.forms", "expanded must be an array of bool, one for each row");
+  const auto rows = py::cast<py::array_t<bool, py::array::c_style>>(expanded);
+  KIMI_CHECK(rows.ndim() == 1, ErrorKind::bad_request, "request.forms", "expanded must have one dimension, a value for each row");
+  std::vector<RowForm> forms;
+  for (py::ssize_t i = 0; i < rows.size(); ++i) forms.push_back(rows.data()[i] ? RowForm::expanded : RowForm::absorbed);
+  return forms;
 }
 
 // What the context check of the engine would say, before memory for logits is taken.
@@ -192,7 +197,7 @@ std::vector<py::object> run_step(Engine& engine, std::vector<Slice>& slices, int
   const int64_t vocab = engine.text().vocab_size;
   std::vector<py::object> results;
   for (Slice& slice : slices) {
-    const int64_t n = total_size(slice.parts);
+    const int64_t n = slice.n();
     check_room(*slice.session, n);
     if (slice.want == Logits::none) {
       results.push_back(py::none());
@@ -208,28 +213,32 @@ std::vector<py::object> run_step(Engine& engine, std::vector<Slice>& slices, int
   return results;
 }
 
-py::object prefill(PySession& self, const std::vector<py::array>& arrays, const std::string& logits, py::object progress, int64_t chunk) {
+py::object prefill(PySession& self, const std::vector<py::array>& arrays, const std::string& logits, py::object progress, int64_t chunk,
+                   const py::object& expanded) {
   Session& session = self.get();
   const std::shared_ptr<Engine> engine = session.engine_ptr();
-  Slice slice{&session, {}, parse_logits(logits), nullptr};
+  Slice slice{&session, {}, parse_logits(logits), nullptr, forms_of(expanded)};
   for (const py::array& array : arrays) slice.parts.push_back(part_of(array, engine->text().hidden_size));
   std::vector<Slice> slices = {slice};
   return run_step(*engine, slices, chunk, std::move(progress))[0];
 }
 
-std::vector<py::object> step(PyEngine& self, const std::vector<std::tuple<PySession*, py::array, std::string>>& items) {
+std::vector<py::object> step(PyEngine& self, const std::vector<std::tuple<PySession*, py::array, std::string>>& items,
+                             const std::optional<std::vector<py::object>>& expanded) {
   const std::shared_ptr<Engine> engine = self.engine;
   self.get();
+  KIMI_CHECK(!expanded || expanded->size() == items.size(), ErrorKind::bad_request, "request.forms", "expanded must have an array or None for each slice");
   std::vector<Slice> slices;
   for (const auto& [session, array, logits] : items)
-    slices.push_back({&session->get(), {part_of(array, engine->text().hidden_size)}, parse_logits(logits), nullptr});
+    slices.push_back({&session->get(), {part_of(array, engine->text().hidden_size)}, parse_logits(logits), nullptr,
+                      expanded ? forms_of((*expanded)[slices.size()]) : std::vector<RowForm>{}});
   return run_step(*engine, slices, 0, py::none());
 }
 
 void decode(PySession& self, int32_t token) {
   Session& session = self.get();
   const std::shared_ptr<Engine> engine = session.engine_ptr();
-  std::vector<Slice> slices = {{&session, {{&token, nullptr, 1}}, Logits::last, nullptr}};
+  std::vector<Slice> slices = {{&session, {{&token, nullptr, 1}}, Logits::last, nullptr, {RowForm::absorbed}}};
   Guarded guarded{py::object(py::none())};
   guarded.run([&] { engine->step(slices, 0, {}, &guarded); });
 }
@@ -297,7 +306,7 @@ void bind_engine(py::module_& m) {
            py::arg("progress") = py::none())
       .def("encode_image", [](PyEngine& self, const py::array& pixels, py::object progress) { return encode(self, pixels, std::move(progress), false); }, py::arg("pixels"),
            py::arg("progress") = py::none())
-      .def("step", step, py::arg("slices"))
+      .def("step", step, py::arg("slices"), py::arg("expanded") = py::none())
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
   py::class_<Sampler>(m, "Sampler", "The choice of the next token.")
@@ -331,7 +340,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("n_past", [](const PySession& self) { return self.get().n_past(); })
       .def_property_readonly("n_ctx", [](const PySession& self) { return self.get().n_ctx(); })
       .def_property_readonly("kv_bytes", [](const PySession& self) { return self.get().cache().bytes(); })
-      .def("prefill", prefill, py::arg("parts"), py::arg("logits") = "last", py::arg("progress") = py::none(), py::arg("chunk") = 0)
+      .def("prefill", prefill, py::arg("parts"), py::arg("logits") = "last", py::arg("progress") = py::none(), py::arg("chunk") = 0,
+           py::arg("expanded") = py::none())
       .def("truncate", [](PySession& self, int64_t n_past) { self.get().truncate(n_past); }, py::arg("n_past"))
       .def("decode", decode, py::arg("token"))
       .def("sample",
@@ -346,6 +356,7 @@ void bind_engine(py::module_& m) {
         return FloatArray(static_cast<py::ssize_t>(logits.size()), logits.data());
       });
 
+  m.attr("PAGE_POSITIONS") = kPagePositions;
   m.def("isas", isas, "Instruction sets: name, requires, supported; best first.");
   m.def("cpu_info", cpu_info, "Processors and memory that this process may use.");
   m.def("cpu_count", [] { return count_cpus().threads; }, "The default number of threads.");

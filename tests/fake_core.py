@@ -188,12 +188,22 @@ class Session:
             logits[said[self.n_decoded] if self.n_decoded < len(said) else 256 + SPECIAL.index("<|im_end|>")] = 100.0
         return logits
 
-    def prefill(self, parts: list[np.ndarray], logits: str = "last", progress: Any = None, chunk: int = 0) -> Any:
+    def prefill(
+        self,
+        parts: list[np.ndarray],
+        logits: str = "last",
+        progress: Any = None,
+        chunk: int = 0,
+        expanded: np.ndarray | None = None,
+    ) -> Any:
         new: list[bytes] = []
         for part in parts:
             assert part.dtype in (np.int32, np.float32) and part.flags.c_contiguous
             assert part.ndim == (1 if part.dtype == np.int32 else 2)
             new.extend(row.tobytes() for row in part)
+        if expanded is not None:  # a position held in the other form is another position
+            assert len(expanded) == len(new)
+            new = [row + b"expanded" * int(form) for row, form in zip(new, expanded, strict=True)]
         if len(self.held) + len(new) > self.n_ctx:
             raise ContextFull(f"{len(new)} more after {len(self.held)} of {self.n_ctx}")
         start = len(self.held)

@@ -346,7 +346,7 @@ def test_a_follow_up_on_the_same_picture_computes_only_the_new_text(tiny, model)
     assert follow_up.timings.encode_s == 0
 
 
-def test_greedy_answers_do_not_depend_on_what_was_cached(tiny, model):
+def test_answers_do_not_depend_on_what_was_cached(tiny, model):
     picture = tiny.random_picture(112, 112, seed=11)
     options = {"temperature": 0, "max_new_tokens": 16}
     with KimiVL(tiny.text, n_ctx=2048, n_threads=2) as fresh_model:

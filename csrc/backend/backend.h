@@ -32,9 +32,14 @@ struct Matrix {
   }
 };
 
-// How many rows share a weight: `few` streams the weights once per call (decode), `many` unpacks them for a GEMM
-// (prefill). The caller decides by the size of the request alone, so results never depend on what else is in a batch.
-enum class Rows { few, many };
+// The form in which a row is computed: two ways to the same function, which round differently. The caller names the form of each
+// row, from the content of its sequence alone (docs/architecture.md, "The same bits"); a backend must give a row the same bits
+// whatever the batch holds besides. In a batch the expanded rows come first.
+//   expanded  attention over keys and values made of the latents; float weights are unpacked for a GEMM
+//   absorbed  attention in the latent space, keys split by the row's own position; float weights are streamed
+// Quantized weights times int8 activations give the same bits streamed or unpacked: there the backend takes what is faster.
+enum class RowForm : uint8_t { absorbed, expanded };
+constexpr int64_t kAllRows = INT64_MAX;
 
 // How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to bf16
 // and sums in float, or floats where the machine has no bf16.
@@ -52,7 +57,7 @@ struct LinearArgs {
   Numbers numbers = Numbers::by_weights;
   float* out;                   // [n, out_stride]
   int64_t out_stride = 0;       // 0: w.rows
-  Rows rows = Rows::many;
+  int64_t n_expanded = kAllRows;  // the first rows; the others are absorbed
 };
 
 // SwiGLU: down(silu(gate x) * up x)
@@ -65,7 +70,7 @@ struct FfnArgs {
   int64_t n;
   Swiglu w;
   float* out;      // [n, hidden], added to
-  Rows rows;
+  int64_t n_expanded;
 };
 
 struct MoeArgs {
@@ -80,7 +85,7 @@ struct MoeArgs {
   Swiglu routed;                 // stacks of n_experts
   Swiglu shared;                 // empty: none
   float* out;                    // [n, hidden], added to
-  Rows rows;
+  int64_t n_expanded;
 };
 
 enum class KvType { f16, f32, q8_0 };
@@ -91,21 +96,22 @@ struct KvLayer {
   KvType type = KvType::f16;
 };
 
-// The rows of one session in a batch.
+// The rows of one session and one form in a batch. Every position before the last one is in the cache or elsewhere in the batch.
 struct AttentionSlice {
-  int64_t row0;      // first row in the batch
-  int64_t n;         // new tokens
-  int64_t past;      // tokens in the cache before them
+  int64_t row0;              // first row in the batch
+  int64_t n;                 // new tokens
+  const int32_t* positions;  // [n] ascending
+  RowForm form;
   KvLayer cache;
-  int64_t n_out;     // results are wanted of the last so many of them
-  int64_t out0;      // first row among the results
+  int64_t n_out;             // results are wanted of the last n_out of them
+  int64_t out0;              // first row among the results
 };
 
 struct MlaArgs {
   const float* x;  // [n, hidden] normed input
   int64_t n;
   int64_t n_out;   // of all slices
-  const std::vector<AttentionSlice>* slices;
+  const std::vector<AttentionSlice>* slices;  // the expanded ones first
   int64_t num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
   Matrix q;                       // [num_heads * (nope + rope), hidden]
   Matrix kv_a;                    // [kv_lora_rank + rope, hidden]
@@ -118,7 +124,6 @@ struct MlaArgs {
   const float* rope_inv_freq;     // [rope / 2]
   float rope_mscale;              // of the rotated part (1 without YaRN)
   float* out;                     // [n_out, hidden], added to
-  Rows rows;
 };
 
 struct VitAttentionArgs {

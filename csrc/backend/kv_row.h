@@ -9,6 +9,10 @@
 
 namespace kimi {
 
+// Positions of a page: the unit in which the form of rows is decided (docs/architecture.md, "The same bits"). Blocks of keys never
+// straddle a page.
+constexpr int64_t kPagePositions = 128;
+
 struct KvRow {
   int64_t latent = 0, rope = 0;  // numbers of each as they are stored
   int64_t n_blocks = 0;          // of 32, q8_0 only

@@ -136,6 +136,8 @@ void Engine::check_slices(const std::vector<Slice>& slices) const {
     }
     const Session& session = *slice.session;
     KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
+    KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
+               "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()), static_cast<long long>(n));
     KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
                "%lld new tokens after %lld do not fit the context of %lld: use a larger context (-c), a shorter text or smaller pictures",
                static_cast<long long>(n), static_cast<long long>(session.n_past_), static_cast<long long>(session.n_ctx()));
@@ -159,82 +161,86 @@ void Engine::fill_rows(const Slice& slice, int64_t first, int64_t n, float* out)
   }
 }
 
-namespace {
-
-int64_t slice_size(const Slice& slice) {
-  int64_t n = 0;
-  for (const Part& part : slice.parts) n += part.n;
-  return n;
+int64_t Slice::n() const {
+  int64_t total = 0;
+  for (const Part& part : parts) total += part.n;
+  return total;
 }
 
-}  // namespace
+std::vector<RowForm> forms_of_pages(int64_t n_past, int64_t n) {
+  std::vector<RowForm> forms(static_cast<size_t>(n), RowForm::absorbed);
+  const int64_t first = (n_past + kPagePositions - 1) / kPagePositions * kPagePositions, end = (n_past + n) / kPagePositions * kPagePositions;
+  if (first < end) std::fill(forms.begin() + (first - n_past), forms.begin() + (end - n_past), RowForm::expanded);
+  return forms;
+}
 
-void Engine::prefill(Slice& slice, int64_t chunk, const Progress& progress) {
-  Session& session = *slice.session;
-  const int64_t total = slice_size(slice), vocab = text_config_.vocab_size;
-  for (int64_t first = 0; first < total; first += chunk) {
-    const int64_t n = std::min(chunk, total - first);
-    if (progress) progress(first, total);
-    fill_rows(slice, first, n, decoder_->input(n));
-    DecoderSlice rows{&session.cache_, session.n_past_, n, 0, nullptr};
-    std::vector<float> last;
-    if (slice.want == Logits::all) {
-      rows.n_logits = n;
-      rows.logits = slice.logits + first * vocab;
-    } else if (slice.want == Logits::last && first + n == total) {
-      last.resize(static_cast<size_t>(vocab));
-      rows.n_logits = 1;
-      rows.logits = last.data();
+// One pass over the weights for all pieces, their expanded rows first.
+void Engine::forward(const std::vector<Piece>& pieces) {
+  const int64_t vocab = text_config_.vocab_size, hidden = text_config_.hidden_size;
+  int64_t n_rows = 0;
+  for (const Piece& piece : pieces) n_rows += piece.n;
+  float* input = decoder_->input(n_rows);
+  std::vector<DecoderSlice> slices;
+  std::vector<std::vector<float>> last(pieces.size());
+  for (const RowForm form : {RowForm::expanded, RowForm::absorbed}) {
+    for (size_t p = 0; p < pieces.size(); ++p) {
+      const Piece& piece = pieces[p];
+      const Slice& slice = *piece.slice;
+      const std::vector<RowForm>& forms = slice.forms;
+      const bool wants_last = slice.want == Logits::last && piece.first + piece.n == slice.n();
+      if (wants_last) last[p].resize(static_cast<size_t>(vocab));
+      DecoderSlice rows{&slice.session->cache_, {}, form, {}};
+      for (int64_t i = piece.first, end = piece.first + piece.n; i < end;) {
+        int64_t run = 1;
+        while (i + run < end && forms[static_cast<size_t>(i + run)] == forms[static_cast<size_t>(i)]) ++run;
+        if (forms[static_cast<size_t>(i)] == form) {
+          fill_rows(slice, i, run, input);
+          input += run * hidden;
+          for (int64_t r = i; r < i + run; ++r) {
+            rows.positions.push_back(static_cast<int32_t>(slice.session->n_past_ + r - piece.first));
+            if (slice.want == Logits::all) rows.logits.push_back(slice.logits + r * vocab);
+            if (wants_last && r + 1 == end) rows.logits.push_back(last[p].data());
+          }
+        }
+        i += run;
+      }
+      if (!rows.positions.empty()) slices.push_back(std::move(rows));
     }
-    decoder_->forward(*backend_, {rows}, n <= kFewRows ? Rows::few : Rows::many);
-    session.n_past_ += n;
-    if (slice.want == Logits::all) last.assign(slice.logits + (first + n - 1) * vocab, slice.logits + (first + n) * vocab);
-    if (!last.empty()) {
-      session.logits_ = std::move(last);
-      if (slice.want == Logits::last && slice.logits) std::memcpy(slice.logits, session.logits_.data(), static_cast<size_t>(vocab) * sizeof(float));
-    }
   }
-  if (progress) progress(total, total);
-}
-
-void Engine::decode(std::vector<Slice*>& slices) {
-  const int64_t vocab = text_config_.vocab_size;
-  int64_t n = 0;
-  for (const Slice* slice : slices) n += slice_size(*slice);
-  float* input = decoder_->input(n);
-  std::vector<DecoderSlice> rows;
-  std::vector<std::vector<float>> logits(slices.size());
-  for (size_t s = 0; s < slices.size(); ++s) {
-    const int64_t size = slice_size(*slices[s]), n_logits = slices[s]->want == Logits::none ? 0 : slices[s]->want == Logits::last ? 1 : size;
-    fill_rows(*slices[s], 0, size, input);
-    input += size * text_config_.hidden_size;
-    logits[s].resize(static_cast<size_t>(n_logits * vocab));
-    rows.push_back({&slices[s]->session->cache_, slices[s]->session->n_past_, size, n_logits, logits[s].data()});
-  }
-  decoder_->forward(*backend_, rows, Rows::few);
-  for (size_t s = 0; s < slices.size(); ++s) {
-    Session& session = *slices[s]->session;
-    session.n_past_ += rows[s].n;
-    if (logits[s].empty()) continue;
-    if (slices[s]->logits) std::memcpy(slices[s]->logits, logits[s].data(), logits[s].size() * sizeof(float));
-    session.logits_.assign(logits[s].end() - vocab, logits[s].end());
+  decoder_->forward(*backend_, slices);
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    const Piece& piece = pieces[p];
+    const Slice& slice = *piece.slice;
+    slice.session->n_past_ += piece.n;
+    if (slice.want == Logits::all) last[p].assign(slice.logits + (piece.first + piece.n - 1) * vocab, slice.logits + (piece.first + piece.n) * vocab);
+    if (last[p].empty()) continue;
+    slice.session->logits_ = std::move(last[p]);
+    if (slice.want == Logits::last && slice.logits) std::memcpy(slice.logits, slice.session->logits_.data(), static_cast<size_t>(vocab) * sizeof(float));
   }
 }
 
+// Short slices share passes over the weights; a long one, whose chunks are worth a pass of their own, goes alone.
 void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt) {
+  constexpr int64_t kShort = 4;
   KIMI_CHECK(chunk >= 0, ErrorKind::bad_request, "request.chunk", "chunk is %lld, expected a positive number of tokens, or 0 for the default", static_cast<long long>(chunk));
   if (chunk == 0) chunk = kDefaultChunk;
   const Call call(*this, interrupt);
   check_slices(slices);
-  std::vector<Slice*> few;
+  std::vector<Piece> shared;
   for (Slice& slice : slices) {
-    const int64_t n = slice_size(slice);
-    if (n <= std::min(chunk, kFewRows))
-      few.push_back(&slice);
-    else
-      prefill(slice, chunk, progress);
+    const int64_t n = slice.n();
+    if (slice.forms.empty()) slice.forms = forms_of_pages(slice.session->n_past_, n);
+    if (n <= std::min(chunk, kShort)) {
+      shared.push_back({&slice, 0, n});
+      continue;
+    }
+    for (int64_t first = 0; first < n; first += chunk) {
+      if (progress) progress(first, n);
+      forward({{&slice, first, std::min(chunk, n - first)}});
+    }
+    if (progress) progress(n, n);
   }
-  if (!few.empty()) decode(few);
+  if (!shared.empty()) forward(shared);
 }
 
 int64_t Session::checked_context(const Engine& engine, int64_t n_ctx) {

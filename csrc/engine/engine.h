@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/kv_row.h"
 #include "engine/read_ahead.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
@@ -41,8 +42,13 @@ struct Slice {
   Session* session;
   std::vector<Part> parts;
   Logits want = Logits::last;
-  float* logits = nullptr;  // [n or 1, vocab_size]; may be nullptr for `last`: they stay in the session
+  float* logits = nullptr;     // [n or 1, vocab_size]; may be nullptr for `last`: they stay in the session
+  std::vector<RowForm> forms{};  // [n] of the rows; empty: forms_of_pages
+  int64_t n() const;
 };
+
+// The forms of n rows after n_past of a sequence in which no answer was given: pages that they fill whole are expanded.
+std::vector<RowForm> forms_of_pages(int64_t n_past, int64_t n);
 
 using Progress = std::function<void(int64_t done, int64_t total)>;
 
@@ -64,8 +70,8 @@ class Engine {
   void encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
 
   // One step of several sessions. Everything is checked before anything is computed. A slice larger than `chunk` advances its
-  // session chunk by chunk, so that an interrupt leaves whole chunks behind. The same slice gives the same bits whatever
-  // else is in the batch.
+  // session chunk by chunk, so that an interrupt leaves whole chunks behind. The bits of a row follow from the rows before it in its
+  // sequence and their forms: not from chunks, from what else is in the batch, or from the calls in which the sequence grew.
   void step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt);
 
   // Runs `body` while no call is under way.
@@ -80,8 +86,11 @@ class Engine {
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slices(const std::vector<Slice>& slices) const;
   void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
-  void prefill(Slice& slice, int64_t chunk, const Progress& progress);
-  void decode(std::vector<Slice*>& slices);
+  struct Piece {  // rows [first, first + n) of a slice
+    Slice* slice;
+    int64_t first, n;
+  };
+  void forward(const std::vector<Piece>& pieces);
 
   gguf::File file_;
   std::optional<gguf::File> vision_file_;

@@ -5,14 +5,15 @@
 
 namespace kimi {
 
-// Of the last layer, rows without logits need their entries in the cache and nothing else; an observer sees them all the same.
-void Decoder::forward(Backend& backend, const std::vector<DecoderSlice>& slices, Rows rows) {
+// Of the last layer, rows without logits need their entries in the cache and nothing else; an observer still sees all rows.
+void Decoder::forward(Backend& backend, const std::vector<DecoderSlice>& slices) {
   const TextConfig& c = config_;
-  int64_t n = 0;
-  std::vector<AttentionSlice> attended(slices.size());
-  for (size_t s = 0; s < slices.size(); ++s) {
-    attended[s] = {n, slices[s].n, slices[s].past, {}, slices[s].n, n};
-    n += slices[s].n;
+  int64_t n = 0, n_expanded = 0;
+  std::vector<AttentionSlice> attended;
+  for (const DecoderSlice& slice : slices) {
+    attended.push_back({n, slice.n(), slice.positions.data(), slice.form, {}, slice.n(), n});
+    n += slice.n();
+    if (slice.form == RowForm::expanded) n_expanded = n;
   }
   normed_.resize(static_cast<size_t>(n * c.hidden_size));
   int64_t n_out = n;
@@ -20,37 +21,38 @@ void Decoder::forward(Backend& backend, const std::vector<DecoderSlice>& slices,
     const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
     backend.rms_norm(x_.data(), w.attn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
     if (i + 1 == c.num_hidden_layers && !backend.observed()) {
-      n_out = keep_wanted(slices);
+      n_out = keep_wanted(slices, &n_expanded);
       int64_t out0 = 0;
       for (size_t s = 0; s < slices.size(); ++s) {
-        attended[s].n_out = slices[s].n_logits;
+        attended[s].n_out = slices[s].n_logits();
         attended[s].out0 = out0;
-        out0 += slices[s].n_logits;
+        out0 += slices[s].n_logits();
       }
     }
     for (size_t s = 0; s < slices.size(); ++s) attended[s].cache = slices[s].cache->layer(i);
-    attention(backend, w, attended, n, n_out, rows);
-    if (n_out > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n_out, rows);
+    attention(backend, w, attended, n, n_out);
+    if (n_out > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n_out, n_expanded);
     backend.check_interrupt();
   }
-  if (backend.observed()) keep_wanted(slices);
+  if (backend.observed()) keep_wanted(slices, &n_expanded);
   logits(backend, slices);
 }
 
-int64_t Decoder::keep_wanted(const std::vector<DecoderSlice>& slices) {
+int64_t Decoder::keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n_expanded) {
   const int64_t hidden = config_.hidden_size;
   int64_t row = 0, kept = 0;
+  *n_expanded = 0;
   for (const DecoderSlice& slice : slices) {
-    row += slice.n;
-    std::memmove(x_.data() + kept * hidden, x_.data() + (row - slice.n_logits) * hidden, static_cast<size_t>(slice.n_logits * hidden) * sizeof(float));
-    kept += slice.n_logits;
+    row += slice.n();
+    std::memmove(x_.data() + kept * hidden, x_.data() + (row - slice.n_logits()) * hidden, static_cast<size_t>(slice.n_logits() * hidden) * sizeof(float));
+    kept += slice.n_logits();
+    if (slice.form == RowForm::expanded) *n_expanded = kept;
   }
   return kept;
 }
 
 // x_ [n_out] += attention of normed_ [n].
-void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out,
-                        Rows rows) {
+void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out) {
   const TextConfig& c = config_;
   MlaArgs mla{};
   mla.x = normed_.data();
@@ -73,17 +75,16 @@ void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const st
   mla.rope_inv_freq = c.rope_inv_freq.data();
   mla.rope_mscale = c.rope_mscale;
   mla.out = x_.data();
-  mla.rows = rows;
   backend.mla_attention(mla);
 }
 
-// x_ [n] += feed-forward of its norm.
-void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, Rows rows) {
+// x_ [n] += feed-forward of its norm; the first n_expanded rows are expanded.
+void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded) {
   const TextConfig& c = config_;
   float* x = x_.data();
   backend.rms_norm(x, w.ffn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
   if (dense) {
-    backend.ffn({normed_.data(), n, w.dense, x, rows});
+    backend.ffn({normed_.data(), n, w.dense, x, n_expanded});
     return;
   }
   MoeArgs moe{};
@@ -98,48 +99,62 @@ void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool 
   moe.routed = w.routed;
   moe.shared = w.shared;
   moe.out = x;
-  moe.rows = rows;
+  moe.n_expanded = n_expanded;
   backend.moe_ffn(moe);
 }
 
-// x_ holds the wanted rows alone. Slices that want a few logits share one pass over the output matrix; one that wants many has a pass of its own.
+// x_ holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them there; the
+// rows of all other slices share one pass over the output matrix.
 void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) {
+  constexpr int64_t kShared = 4;  // rows of a slice
   const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
-  const auto project = [&](int64_t n, float* out, Rows rows) {
+  const auto project = [&](int64_t n, float* out, int64_t n_expanded) {
     LinearArgs head{};
     head.x = normed_.data();
     head.n = n;
     head.w = weights_.output;
     head.out = out;
-    head.rows = rows;
+    head.n_expanded = n_expanded;
     backend.linear(head);
   };
   const auto norm = [&](int64_t row, int64_t n, int64_t at) {
     backend.rms_norm(x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden, normed_.data() + at * hidden);
   };
-  int64_t row = 0, n_few = 0;
+  struct Span {  // of rows whose logits lie one after the other
+    int64_t row, n;
+    RowForm form;
+    float* logits;
+  };
+  std::vector<Span> spans;
+  int64_t row = 0;
   for (const DecoderSlice& slice : slices) {
-    row += slice.n_logits;
-    if (slice.n_logits > kFewRows) {
-      norm(row - slice.n_logits, slice.n_logits, 0);
-      project(slice.n_logits, slice.logits, Rows::many);
+    for (size_t i = 0; i < slice.logits.size(); ++i, ++row) {
+      if (i > 0 && slice.logits[i] == slice.logits[i - 1] + vocab)
+        ++spans.back().n;
+      else
+        spans.push_back({row, 1, slice.form, slice.logits[i]});
     }
   }
-  row = 0;
-  for (const DecoderSlice& slice : slices) {
-    row += slice.n_logits;
-    if (slice.n_logits == 0 || slice.n_logits > kFewRows) continue;
-    norm(row - slice.n_logits, slice.n_logits, n_few);
-    n_few += slice.n_logits;
+  int64_t n_shared = 0, n_expanded = 0;
+  for (const Span& span : spans) {
+    if (span.n <= kShared) continue;
+    norm(span.row, span.n, 0);
+    project(span.n, span.logits, span.form == RowForm::expanded ? span.n : 0);
   }
-  if (n_few == 0) return;
-  logits_.resize(static_cast<size_t>(n_few * vocab));
-  project(n_few, logits_.data(), Rows::few);
-  n_few = 0;
-  for (const DecoderSlice& slice : slices) {
-    if (slice.n_logits == 0 || slice.n_logits > kFewRows) continue;
-    std::memcpy(slice.logits, logits_.data() + n_few * vocab, static_cast<size_t>(slice.n_logits * vocab) * sizeof(float));
-    n_few += slice.n_logits;
+  for (const Span& span : spans) {
+    if (span.n > kShared) continue;
+    norm(span.row, span.n, n_shared);
+    n_shared += span.n;
+    if (span.form == RowForm::expanded) n_expanded = n_shared;
+  }
+  if (n_shared == 0) return;
+  logits_.resize(static_cast<size_t>(n_shared * vocab));
+  project(n_shared, logits_.data(), n_expanded);
+  n_shared = 0;
+  for (const Span& span : spans) {
+    if (span.n > kShared) continue;
+    std::memcpy(span.logits, logits_.data() + n_shared * vocab, static_cast<size_t>(span.n * vocab) * sizeof(float));
+    n_shared += span.n;
   }
 }
 

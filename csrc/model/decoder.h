@@ -10,13 +10,14 @@
 
 namespace kimi {
 
-// New positions of one session: token ids or embeddings, in order.
+// New positions of one session, all in one form: token ids or embeddings, in order.
 struct DecoderSlice {
   KvCache* cache;
-  int64_t past;                 // positions in the cache before
-  int64_t n;                    // new positions
-  int64_t n_logits;             // of the last so many positions
-  float* logits = nullptr;      // [n_logits, vocab_size]
+  std::vector<int32_t> positions;  // ascending
+  RowForm form;
+  std::vector<float*> logits;      // [vocab_size] each, of the last positions
+  int64_t n() const { return static_cast<int64_t>(positions.size()); }
+  int64_t n_logits() const { return static_cast<int64_t>(logits.size()); }
 };
 
 class Decoder {
@@ -29,22 +30,19 @@ class Decoder {
     return x_.data();
   }
   void embed(Backend& backend, const int32_t* ids, int64_t n, float* out) const { backend.embed(weights_.token_embd, ids, n, out); }
-  // Runs all layers over input(), writes the caches and the logits.
-  void forward(Backend& backend, const std::vector<DecoderSlice>& slices, Rows rows);
+  // Runs all layers over input(), the rows of one slice after the other, writes the caches and the logits. Expanded slices come first.
+  void forward(Backend& backend, const std::vector<DecoderSlice>& slices);
 
  private:
-  void attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out, Rows rows);
-  void feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, Rows rows);
-  // Moves the rows that logits are wanted of together. -> how many
-  int64_t keep_wanted(const std::vector<DecoderSlice>& slices);
+  void attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out);
+  void feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded);
+  // Moves the rows that logits are wanted of together. -> how many, and how many of them are expanded
+  int64_t keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n_expanded);
   void logits(Backend& backend, const std::vector<DecoderSlice>& slices);
 
   const TextConfig& config_;
   const TextWeights& weights_;
   AlignedBuffer<float> x_, normed_, logits_;
 };
-
-// Slices of up to this many new tokens stream the weights; larger ones unpack them (see Rows).
-constexpr int64_t kFewRows = 4;
 
 }  // namespace kimi

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -65,7 +66,10 @@ struct Layer {
     for (int64_t i = 0; i < kRope / 2; ++i) frequencies.push_back(static_cast<float>(std::pow(800000.0, -2.0 * static_cast<double>(i) / kRope)));
   }
   void run(Backend& backend, const std::vector<float>& x, int64_t n, int64_t past, KvLayer cache, std::vector<float>* out) const {
-    const std::vector<AttentionSlice> slices{{0, n, past, cache, n, 0}};
+    std::vector<int32_t> positions(static_cast<size_t>(n));
+    std::iota(positions.begin(), positions.end(), static_cast<int32_t>(past));
+    const RowForm form = n >= kPagePositions ? RowForm::expanded : RowForm::absorbed;
+    const std::vector<AttentionSlice> slices{{0, n, positions.data(), form, cache, n, 0}};
     MlaArgs args{};
     args.x = x.data();
     args.n = args.n_out = n;
@@ -87,7 +91,6 @@ struct Layer {
     args.rope_mscale = 1.0f;
     out->assign(static_cast<size_t>(n * kHidden), 0.0f);
     args.out = out->data();
-    args.rows = n <= 8 ? Rows::few : Rows::many;
     backend.mla_attention(args);
   }
 };

@@ -98,7 +98,7 @@ void run(Backend& backend, const quant::Format& wide, const quant::Format& narro
   args.routed = {gate.matrix, up.matrix, down.matrix};
   if (options.shared) args.shared = {shared_gate.matrix, shared_up.matrix, shared_down.matrix};
   args.out = out.data();
-  args.rows = Rows::many;
+  args.n_expanded = kAllRows;
   const double ops = 2.0 * static_cast<double>(options.tokens * 3 * kHidden * (kChosen * kInner + (options.shared ? kShared : 0)));
   std::vector<double> wall, used;
   uint64_t checksum = 0;

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,24 @@ struct Product {
   Activations x;
   float* out;          // [x.n, out_stride]
   int64_t out_stride;
+  RowForm form;        // of the rows of x
 };
 
 constexpr int64_t kDotRows = 4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
+
+// Queries side by side in the lanes of a tile of absorbed attention: n_heads of every token, token by token. The tokens of a tile split
+// their keys alike.
+struct LatentTile {
+  int64_t token0, n_tokens, head0, n_heads;
+  int64_t end;         // keys that the last token sees
+  int64_t split_keys;  // keys of one task
+  int64_t n_splits;
+  int64_t task0;       // first of its tasks within its group of tiles
+
+  int64_t n_lanes() const { return n_tokens * n_heads; }
+  int64_t token(int64_t lane) const { return token0 + lane / n_heads; }
+  int64_t head(int64_t lane) const { return head0 + lane % n_heads; }
+};
 
 // What one thread needs while it works on a panel of weight rows.
 struct ThreadScratch {
@@ -74,8 +90,10 @@ class CpuBackend final : public Backend {
   void quantize_for(const Matrix& w, Activations* x, AlignedBuffer<Q8Block>* buffer) {
     if (uses_int8(w)) quantize(x, buffer);
   }
+  // The product of rows of which the first n_expanded are expanded: one, or two where their bits differ.
+  void add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded, float* out, int64_t out_stride) const;
   // Activations quantized as the weights need. after: the weights that are multiplied next, where that is known.
-  void multiply(const std::vector<Product>& products, Rows rows, const uint8_t* after = nullptr);
+  void multiply(const std::vector<Product>& products, const uint8_t* after = nullptr);
   void multiply_few(const std::vector<Product>& products, const uint8_t* after);
   void multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows, const Product& product, ThreadScratch* scratch);
   void multiply_many(const std::vector<Product>& products);
@@ -113,7 +131,8 @@ class CpuBackend final : public Backend {
     bool quantizes_tiles = false;  // inner is written in int8 only, tile by tile
   };
   void route(const MoeArgs& args, std::vector<ExpertWork>* experts);
-  void run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows);
+  void run_experts(const float* x, int64_t n, int64_t n_expanded, std::vector<ExpertWork>& experts, float* out);
+  void run_experts_as(RowForm form, const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out);
   int64_t lay_out_inner(std::vector<ExpertWork>& experts);
   void quantize_inner(const std::vector<ExpertWork>& experts);
   void activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up);
@@ -130,7 +149,16 @@ class CpuBackend final : public Backend {
   bool attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const;
 
   // mla_absorbed.cpp
+  struct LatentTiles {
+    bool bytes, bf16;          // what queries and keys are multiplied as; neither: floats
+    int64_t lanes;
+    const int32_t* positions;  // of the tokens
+  };
   void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+  void attend_latents(const MlaArgs& args, const AttentionSlice& slice, const float* q);
+  void attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile, int64_t index, int64_t split,
+                    int thread);
+  void merge_splits(const LatentTiles& tiles, std::span<const LatentTile> group, int64_t n, int64_t rank);
   void quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles);
 
   // mla_expanded.cpp
@@ -148,14 +176,14 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;
-  AlignedBuffer<Q8Block> q8_x_, q8_inner_, q8_heads_;
+  AlignedBuffer<Q8Block> q8_x_, q8_inner_, q8_heads_, q8_gathered_;
   struct {
     AlignedBuffer<int8_t> q;
     AlignedBuffer<float> scale;
     AlignedBuffer<int32_t> sum;
   } q8_queries_;  // as LatentBlockQ8 wants them
   AlignedBuffer<uint16_t> bf16_queries_, converted_;
-  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_;
+  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_, gathered_;
 };
 
 }  // namespace kimi::cpu

@@ -22,7 +22,7 @@ void CpuBackend::ffn(const FfnArgs& args) {
   experts[0].tokens.resize(static_cast<size_t>(args.n));
   std::iota(experts[0].tokens.begin(), experts[0].tokens.end(), 0);
   experts[0].weights.assign(static_cast<size_t>(args.n), 1.0f);
-  run_experts(args.x, args.n, experts, args.out, args.rows);
+  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), experts, args.out);
 }
 
 // Router logits in float whatever the pass; the bias takes part in the choice only.
@@ -86,10 +86,38 @@ void CpuBackend::moe_ffn(const MoeArgs& args) {
     expert.w = {args.routed.gate.at(e), args.routed.up.at(e), args.routed.down.at(e)};
     experts.push_back(std::move(expert));
   }
-  run_experts(args.x, args.n, experts, args.out, args.rows);
+  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), experts, args.out);
 }
 
-void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out, Rows rows) {
+// Where all weights are multiplied as bytes, rows of both forms share a pass over them.
+void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, std::vector<ExpertWork>& experts, float* out) {
+  const bool bytes = std::all_of(experts.begin(), experts.end(), [this](const ExpertWork& e) {
+    return uses_int8(e.w.gate) && uses_int8(e.w.up) && uses_int8(e.w.down);
+  });
+  if (bytes || n_expanded == 0 || n_expanded == n) {
+    const bool few = bytes ? n <= kDotRows : n_expanded == 0;
+    run_experts_as(few ? RowForm::absorbed : RowForm::expanded, x, n, experts, out);
+    return;
+  }
+  const int64_t hidden = experts[0].w.gate.cols;
+  std::vector<ExpertWork> absorbed;
+  for (ExpertWork& expert : experts) {
+    const auto cut = std::lower_bound(expert.tokens.begin(), expert.tokens.end(), n_expanded);
+    const auto n_first = cut - expert.tokens.begin();
+    if (cut == expert.tokens.end()) continue;
+    ExpertWork& later = absorbed.emplace_back();
+    later.w = expert.w;
+    for (auto token = cut; token != expert.tokens.end(); ++token) later.tokens.push_back(*token - static_cast<int32_t>(n_expanded));
+    later.weights.assign(expert.weights.begin() + n_first, expert.weights.end());
+    expert.tokens.erase(cut, expert.tokens.end());
+    expert.weights.resize(static_cast<size_t>(n_first));
+  }
+  experts.erase(std::remove_if(experts.begin(), experts.end(), [](const ExpertWork& e) { return e.tokens.empty(); }), experts.end());
+  run_experts_as(RowForm::expanded, x, n_expanded, experts, out);
+  run_experts_as(RowForm::absorbed, x + n_expanded * hidden, n - n_expanded, absorbed, out + n_expanded * hidden);
+}
+
+void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out) {
   const int64_t hidden = experts[0].w.gate.cols;
   Activations input{x, n, hidden, hidden, {}};
   if (observer_) {
@@ -101,7 +129,7 @@ void CpuBackend::run_experts(const float* x, int64_t n, std::vector<ExpertWork>&
   const bool any_q8 = std::any_of(experts.begin(), experts.end(),
                                   [this](const ExpertWork& e) { return uses_int8(e.w.gate) || uses_int8(e.w.up); });
   if (any_q8) quantize(&input, &q8_x_);
-  if (rows == Rows::few)
+  if (form == RowForm::absorbed)
     run_experts_few(input, experts, out);
   else
     run_experts_many(input, experts, out);
@@ -148,21 +176,34 @@ void CpuBackend::quantize_inner(const std::vector<ExpertWork>& experts) {
   });
 }
 
+// Every expert passes over its weights once: the rows of its tokens are brought together first, unless it has all of them.
 void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out) {
-  // An expert that all tokens visit passes over its weights once.
   const int64_t hidden = x.k, inner_floats = lay_out_inner(experts);
-  std::vector<Product> products;
   gate_.resize(static_cast<size_t>(inner_floats));
-  int64_t n_slots = 0;
+  int64_t n_slots = 0, n_gathered = 0;
   for (const ExpertWork& expert : experts) {
-    const int64_t inner = expert.inner.k;
-    const bool all = expert.inner.n == x.n;
-    for (int64_t j = 0; j < (all ? 1 : expert.inner.n); ++j) {
-      const Activations input = all ? x : x.rows(expert.tokens[static_cast<size_t>(j)], 1);
-      products.push_back({expert.w.gate, input, gate_.data() + expert.offset + j * inner, inner});
-      products.push_back({expert.w.up, input, inner_.data() + expert.offset + j * inner, inner});
-    }
     n_slots += expert.inner.n;
+    n_gathered += expert.inner.n == x.n ? 0 : expert.inner.n;
+  }
+  gathered_.resize(static_cast<size_t>(n_gathered * hidden));
+  q8_gathered_.resize(static_cast<size_t>(x.q8.blocks ? n_gathered * hidden / 32 : 0));
+  const Activations gathered{gathered_.data(), n_gathered, hidden, hidden, {x.q8.blocks ? q8_gathered_.data() : nullptr, hidden}};
+  std::vector<Product> products;
+  int64_t first = 0;  // of the gathered rows
+  for (const ExpertWork& expert : experts) {
+    const int64_t inner = expert.inner.k, n = expert.inner.n;
+    Activations input = x;
+    if (n != x.n) {
+      input = gathered.rows(first, n);
+      for (int64_t j = 0; j < n; ++j) {
+        const Activations row = x.rows(expert.tokens[static_cast<size_t>(j)], 1);
+        std::copy_n(row.x, hidden, gathered_.data() + (first + j) * hidden);
+        if (row.q8.blocks) std::copy_n(row.q8.blocks, hidden / 32, input.q8.blocks + j * (hidden / 32));
+      }
+      first += n;
+    }
+    products.push_back({expert.w.gate, input, gate_.data() + expert.offset, inner, RowForm::absorbed});
+    products.push_back({expert.w.up, input, inner_.data() + expert.offset, inner, RowForm::absorbed});
   }
   multiply_few(products, experts[0].w.down.data);
   for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
@@ -176,7 +217,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
   products.clear();
   int64_t row = 0;
   for (const ExpertWork& expert : experts) {
-    products.push_back({expert.w.down, expert.inner, products_.data() + row * hidden, hidden});
+    products.push_back({expert.w.down, expert.inner, products_.data() + row * hidden, hidden, RowForm::absorbed});
     row += expert.inner.n;
   }
   multiply_few(products, nullptr);

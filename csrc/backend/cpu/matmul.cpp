@@ -279,30 +279,53 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
   });
 }
 
-void CpuBackend::multiply(const std::vector<Product>& products, Rows rows, const uint8_t* after) {
-  if (rows == Rows::few)
-    multiply_few(products, after);
-  else
-    multiply_many(products);
+void CpuBackend::add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded, float* out,
+                             int64_t out_stride) const {
+  if (uses_int8(w) || n_expanded <= 0 || n_expanded >= x.n) {
+    products->push_back({w, x, out, out_stride, n_expanded > 0 ? RowForm::expanded : RowForm::absorbed});
+    return;
+  }
+  products->push_back({w, x.rows(0, n_expanded), out, out_stride, RowForm::expanded});
+  products->push_back({w, x.rows(n_expanded, x.n - n_expanded), out + n_expanded * out_stride, out_stride, RowForm::absorbed});
+}
+
+// Int8 products stream the weights of few rows and unpack those of many, which gives the same bits; float products do as the form says.
+void CpuBackend::multiply(const std::vector<Product>& products, const uint8_t* after) {
+  int64_t most_rows = 0;
+  for (const Product& product : products)
+    if (uses_int8(product.w)) most_rows = std::max(most_rows, product.x.n);
+  std::vector<Product> streamed, unpacked;
+  for (const Product& product : products) {
+    const bool streams = uses_int8(product.w) ? most_rows <= kDotRows : product.form == RowForm::absorbed;
+    (streams ? streamed : unpacked).push_back(product);
+  }
+  if (!unpacked.empty()) multiply_many(unpacked);
+  if (!streamed.empty()) multiply_few(streamed, after);
 }
 
 void CpuBackend::linear(const LinearArgs& original) {
   LinearArgs args = original;
   if (args.out_stride == 0) args.out_stride = args.w.rows;
   if (observer_) show({{&args.w, args.x, args.n, args.w.cols, nullptr}});
-  Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
-  if ((args.numbers != Numbers::by_weights || !uses_int8(args.w)) && args.rows == Rows::many) {
-    multiply_float({args.w, x, args.out, args.out_stride}, plain ? nullptr : &args, args.numbers == Numbers::bf16);
-    return;
+  const bool bytes = args.numbers == Numbers::by_weights && uses_int8(args.w);
+  const int64_t n_expanded = std::min(args.n_expanded, args.n);
+  if (!bytes && n_expanded > 0) {
+    const Activations x{args.x, n_expanded, args.w.cols, args.w.cols, {}};
+    multiply_float({args.w, x, args.out, args.out_stride, RowForm::expanded}, plain ? nullptr : &args, args.numbers == Numbers::bf16);
+    args.x += n_expanded * args.w.cols;
+    args.out += n_expanded * args.out_stride;
+    args.n -= n_expanded;
   }
+  if (args.n == 0) return;
+  Activations x{args.x, args.n, args.w.cols, args.w.cols, {}};
   quantize_for(args.w, &x, &q8_x_);
   if (plain) {
-    multiply({{args.w, x, args.out, args.out_stride}}, args.rows);
+    multiply({{args.w, x, args.out, args.out_stride, RowForm::absorbed}});
     return;
   }
   products_.resize(static_cast<size_t>(args.n * args.w.rows));
-  multiply({{args.w, x, products_.data(), args.w.rows}}, args.rows);
+  multiply({{args.w, x, products_.data(), args.w.rows, RowForm::absorbed}});
   for_rows(args.n, args.w.rows, [&](int64_t j) {
     constexpr int64_t kColumns = 128;
     for (int64_t c = 0; c < args.w.rows; c += kColumns)

@@ -1,8 +1,9 @@
 // Multi-head latent attention. Two forms of the same function:
-//   absorbed  queries are taken into the latent space; one latent row is key and value of all heads (few new tokens)
-//   expanded  keys and values of every head are made from the latents, block by block (long prompts)
+//   absorbed  queries are taken into the latent space; one latent row is key and value of all heads
+//   expanded  keys and values of every head are made from the latents, block by block
 // Per pair of query and key the expanded form costs 3.4 times less, but expanding a cached row costs as much as about
-// 170 absorbed queries: the number of new tokens of the slice alone decides.
+// 170 absorbed queries: whole pages of a prompt are expanded, answers and what is left of a prompt are absorbed. The caller says
+// which row is which.
 #include <cmath>
 #include <cstring>
 
@@ -12,7 +13,6 @@
 namespace kimi::cpu {
 namespace {
 
-constexpr int64_t kExpandedFrom = 128;  // new tokens of a slice
 constexpr int64_t kMaxRopeDim = 1024;
 
 }  // namespace
@@ -28,24 +28,29 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   ckv_.resize(static_cast<size_t>(args.n * width));
   attended_.resize(static_cast<size_t>(args.n_out * v_dim));
   std::vector<Product> products;
-  int64_t end = -1;  // of the rows that the last product with q takes
+  int64_t end = -1, n_expanded = 0, n_out_expanded = 0;  // end: of the rows that the last product with q takes
   for (const AttentionSlice& slice : *args.slices) {
+    if (slice.form == RowForm::expanded) {
+      KIMI_DCHECK(slice.row0 == n_expanded);
+      n_expanded += slice.n;
+      n_out_expanded += slice.n_out;
+    }
     const int64_t row0 = slice.row0 + slice.n - slice.n_out;
     if (slice.n_out == 0) continue;
-    if (row0 == end)
+    if (row0 == end && (products.back().form == slice.form || uses_int8(args.q)))
       products.back().x.n += slice.n_out;  // one pass over the weights for neighbours
     else
-      products.push_back({args.q, x.rows(row0, slice.n_out), q_.data() + slice.out0 * q_dim, q_dim});
+      products.push_back({args.q, x.rows(row0, slice.n_out), q_.data() + slice.out0 * q_dim, q_dim, slice.form});
     end = row0 + slice.n_out;
   }
-  products.push_back({args.kv_a, x, ckv_.data(), width});
-  multiply(products, args.rows, args.k_b.data);
+  add_product(&products, args.kv_a, x, n_expanded, ckv_.data(), width);
+  multiply(products, args.k_b.data);
   append_to_cache(args, q_.data(), ckv_.data());
   if (args.n_out == 0) return;
   for (const AttentionSlice& slice : *args.slices) {
     if (slice.n_out == 0) continue;
-    // Of all new tokens, so that a result does not depend on how many others are wanted.
-    if (slice.n >= kExpandedFrom && !observer_)  // the expanded form multiplies k_b and v_b with every latent, attended to or not
+    // The expanded form multiplies k_b and v_b with every latent, attended to or not: an observer must not count that.
+    if (slice.form == RowForm::expanded && !observer_)
       attend_expanded(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
     else
       attend_absorbed(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
@@ -56,7 +61,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   o.w = args.o;
   o.add = true;
   o.out = args.out;
-  o.rows = args.rows;
+  o.n_expanded = n_out_expanded;
   linear(o);
 }
 
@@ -66,7 +71,7 @@ void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, head = args.qk_nope_head_dim + rope, width = rank + rope;
   for (const AttentionSlice& slice : *args.slices) {
     for_rows(slice.n, args.num_heads * head, [&](int64_t i) {
-      const int64_t row = slice.row0 + i, position = slice.past + i, out = i - (slice.n - slice.n_out);
+      const int64_t row = slice.row0 + i, position = slice.positions[i], out = i - (slice.n - slice.n_out);
       float cos_sin[kMaxRopeDim];
       for (int64_t j = 0; j < rope / 2; ++j) {
         const double angle = static_cast<double>(position) * args.rope_inv_freq[j];

@@ -28,7 +28,8 @@ void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const
   using Number = typename Form::Number;
   const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
   const int64_t width = rank + rope, q_head = nope + rope, v_head = args.v_head_dim, lanes = kernels_.tile_lanes;
-  const int64_t total = slice.past + slice.n, first_query = total - n;
+  const int32_t* positions = slice.positions + (slice.n - n);  // of the queries
+  const int64_t total = positions[n - 1] + 1;
   const int64_t nope_pad = round_up(nope, lanes), v_pad = round_up(v_head, lanes), n_tiles = ceil_div(n, lanes);
   const auto scratch_of = [&](int thread, int64_t n_floats) {
     AlignedBuffer<float>& scratch = scratch_[static_cast<size_t>(thread)].attention;
@@ -96,7 +97,7 @@ void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const
     pool_.parallel_for(heads * n_tiles, [&](int64_t task, int thread) {
       const int64_t h = task / n_tiles, t0 = task % n_tiles * lanes;
       int32_t last_key[64];
-      for (int64_t lane = 0; lane < lanes; ++lane) last_key[lane] = static_cast<int32_t>(first_query + std::min(t0 + lane, n - 1));
+      for (int64_t lane = 0; lane < lanes; ++lane) last_key[lane] = positions[std::min(t0 + lane, n - 1)];
       const AttentionState state(states_.data() + task * state_size, lanes);
       typename Form::Block block{};
       block.lanes = lanes;

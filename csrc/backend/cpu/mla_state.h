@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "backend/cpu/kernel_table.h"
+#include "backend/kv_row.h"
 
 namespace kimi::cpu {
 
@@ -19,16 +20,17 @@ struct AttentionState {
   }
 };
 
-// Keys [first, end) in blocks of at most kMaxAttentionKeys: tells `block`, of any kind, what it covers, and calls attend(key) for each.
-// last_key: [lanes], ascending.
+// Keys [first, end) in blocks that end at the borders of pages: tells `block`, of any kind, what it covers, and calls attend(key) for
+// each. last_key: [lanes], ascending.
 template <typename Block, typename Attend>
 void for_key_blocks(Block* block, const AttentionState& state, int64_t first, int64_t end, const int32_t* last_key, const Attend& attend) {
   block->m = state.m;
   block->l = state.l;
   block->o_t = state.o;
-  for (int64_t key = first; key < end; key += kMaxAttentionKeys) {
+  static_assert(kPagePositions <= kMaxAttentionKeys);
+  for (int64_t key = first; key < end; key += block->n_keys) {
     block->key0 = key;
-    block->n_keys = std::min(kMaxAttentionKeys, end - key);
+    block->n_keys = std::min(kPagePositions - key % kPagePositions, end - key);
     block->last_key = key + block->n_keys - 1 > last_key[0] ? last_key : nullptr;
     attend(key);
   }

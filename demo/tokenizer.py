@@ -14,8 +14,8 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from kimi_vl_cpp.bpe import PATTERN
-from kimi_vl_cpp.vocabulary import BYTE_SPELLING
+from kimi_vl_cpp.text.bpe import PATTERN
+from kimi_vl_cpp.text.vocabulary import BYTE_SPELLING
 
 N_SPECIAL = 256
 # Places of the named special tokens among the 256, as in Kimi-VL's vocabulary.

@@ -17,8 +17,8 @@ from .errors import BadRequest, Cancelled
 from .gate import Gate
 from .image_cache import ImageCache
 from .sampling import SamplingParams, make_sampler
-from .stopping import StopMatcher
-from .thinking import ThinkingSplitter
+from .text.stop_strings import StopMatcher
+from .text.thinking import ThinkingSplitter
 from .timeline import Key, Picture, Timeline, n_positions
 from .types import FinishReason, Piece, Progress, Response, Timings, Usage
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._core import Engine, Sampler
-    from .tokenizer import Tokenizer
+    from .text.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 

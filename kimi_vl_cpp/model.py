@@ -37,8 +37,8 @@ from .memory import check_memory, shrink_to_fit
 from .parts import Part, prepare_parts
 from .processor import ImageProcessor, ProcessedImage
 from .requests import build_job, check_images, check_text
+from .text.tokenizer import Tokenizer
 from .timeline import Timeline
-from .tokenizer import Tokenizer
 from .types import Progress, Response
 from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .chat_completion import ChatCompletion, ChatCompletionStream
     from .conversation import Conversation
     from .processor import ImageInput
-    from .prompt import Message
+    from .text.chat_template import Message
 
 DEFAULT_N_CTX = 8192
 DEFAULT_IMAGE_CACHE_BYTES = 256 << 20

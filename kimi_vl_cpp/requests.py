@@ -11,8 +11,8 @@ from . import sampling
 from .errors import BadRequest, ContextFull
 from .generate import Job
 from .processor import ProcessedImage
-from .prompt import ImagePart, build_prompt
 from .sampling import shown
+from .text.chat_template import ImagePart, build_prompt
 from .timeline import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from .model import KimiVL
     from .processor import ImageInput
-    from .prompt import Message, Part
-    from .tokenizer import Tokenizer
+    from .text.chat_template import Message, Part
+    from .text.tokenizer import Tokenizer
 
 _LISTED = 8  # pictures named one by one in a message
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, shown
-from kimi_vl_cpp.prompt import ImagePart, build_prompt
+from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
 from kimi_vl_cpp.timeline import Picture
 
 if TYPE_CHECKING:
     from kimi_vl_cpp.model import KimiVL
-    from kimi_vl_cpp.tokenizer import Tokenizer
+    from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 QUESTION = "Describe the picture in detail and read all text in it."
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".text", ".markdown"})

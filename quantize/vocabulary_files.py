@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kimi_vl_cpp.errors import shown
-from kimi_vl_cpp.vocabulary import BYTE_SPELLING, CONTROL, NORMAL, UNUSED
+from kimi_vl_cpp.text.vocabulary import BYTE_SPELLING, CONTROL, NORMAL, UNUSED
 
 from .checkpoint import Checkpoint
 from .files import DOWNLOAD_AGAIN, bad_file, read_small

@@ -16,8 +16,8 @@ from PIL import Image
 import kimi_vl_cpp
 from kimi_vl_cpp import Conversation, KimiVL, KimiVLError, Piece, Response, _core
 from kimi_vl_cpp.errors import BadImage, BadModelFile, BadRequest, ContextFull
-from kimi_vl_cpp.prompt import ImagePart, build_prompt
 from kimi_vl_cpp.testing import make_tiny_model
+from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
 
 # Two ways through the same f32 arithmetic (other splits of a prompt, decode against prefill) differ by rounding only:
 # sums of at most a few hundred products of size 1, at 2^-24 each.

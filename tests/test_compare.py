@@ -18,7 +18,6 @@ from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
-from kimi_vl_cpp.prompt import ImagePart, build_prompt
 from kimi_vl_cpp.quantize import compare_rows
 from kimi_vl_cpp.quantize.compare import compare
 from kimi_vl_cpp.quantize.compare_data import QUESTIONS, TEXTS, write_builtin
@@ -27,6 +26,7 @@ from kimi_vl_cpp.quantize.compare_rows import RowFile, judge, log_softmax, wilso
 from kimi_vl_cpp.quantize.imatrix import Imatrix, write_imatrix
 from kimi_vl_cpp.quantize.report_html import page
 from kimi_vl_cpp.testing import dequantize
+from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
 
 QUESTION = "What is <b>this</b>?"
 

@@ -22,7 +22,7 @@ from demo.optim import orthogonal  # noqa: E402
 from demo.tokenizer import Vocabulary, train  # noqa: E402
 from kimi_vl_cpp import _core  # noqa: E402
 from kimi_vl_cpp.quantize import quantize  # noqa: E402
-from kimi_vl_cpp.tokenizer import Tokenizer  # noqa: E402
+from kimi_vl_cpp.text.tokenizer import Tokenizer  # noqa: E402
 
 TEXTS = ["X You are a helpful assistant", "What is the total?", "How much is the bagel?"]
 

@@ -521,7 +521,7 @@ def test_a_run_is_what_the_reference_sees(tiny_model, network_of, tmp_path):
     (tmp_path / "data" / "p.txt").write_text(" What? ")
     run(model, tmp_path / "data", tmp_path / "a.imatrix", answer=0)
     from kimi_vl_cpp import KimiVL
-    from kimi_vl_cpp.prompt import build_prompt
+    from kimi_vl_cpp.text.chat_template import build_prompt
 
     with KimiVL(model.text) as opened:
         content = [{"type": "image", "image": 0}, {"type": "text", "text": "What?"}]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimi_vl_cpp.thinking import CLOSING, OPENING, ThinkingSplitter, split_thinking
+from kimi_vl_cpp.text.thinking import CLOSING, OPENING, ThinkingSplitter, split_thinking
 
 CASES = {
     "a block and an answer": ("◁think▷I see.◁/think▷A cat.", "I see.", "A cat."),

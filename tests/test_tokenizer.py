@@ -22,8 +22,8 @@ from vocabularies import (
     with_merges,
 )
 
-from kimi_vl_cpp.bpe import MAX_CHUNK_CHARS, MAX_RUN_CHARS, PATTERN, cut_long_text
 from kimi_vl_cpp.errors import BadRequest
+from kimi_vl_cpp.text.bpe import MAX_CHUNK_CHARS, MAX_RUN_CHARS, PATTERN, cut_long_text
 
 BASE = len(small_tokens())
 BPE = load(small_bpe(), vision=True)

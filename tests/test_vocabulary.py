@@ -34,7 +34,7 @@ from vocabularies import (
 )
 
 from kimi_vl_cpp.errors import BadModelFile, KimiVLError, Unsupported
-from kimi_vl_cpp.tokenizer import Tokenizer
+from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 BASE = len(small_tokens())
 BPE = load(small_bpe(), vision=True)

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from kimi_vl_cpp.tokenizer import Tokenizer
+from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
 

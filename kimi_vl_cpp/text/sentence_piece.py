@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from .errors import BadModelFile
+from ..errors import BadModelFile
 from .vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED, Vocabulary
 
 _BPE, _UNIGRAM = 2, 1  # TrainerSpec.ModelType

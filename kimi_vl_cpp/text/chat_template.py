@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import BadRequest, shown
+from ..errors import BadRequest, shown
 from .tokenizer import Tokenizer
 
 DEFAULT_SYSTEM_MESSAGE = "You are a helpful assistant"

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from itertools import groupby
 
+from ..errors import BadModelFile, BadRequest, Unsupported, shown
 from .bpe import BytePairEncoder
-from .errors import BadModelFile, BadRequest, Unsupported, shown
 from .sentence_piece import SentencePieceEncoder
 from .vocabulary import (
     CONTROL,

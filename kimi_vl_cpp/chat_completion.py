@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from .errors import BadRequest, Unsupported
-from .processor import load_data_url
+from .media.processor import load_data_url
 from .sampling import shown
 from .types import FinishReason, Piece, Response
 

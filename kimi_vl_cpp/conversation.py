@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .errors import BadRequest
 from .generate import Generation, Job, PieceStream
-from .processor import ProcessedImage
+from .media.processor import ProcessedImage
 from .requests import build_job, check_images, check_text
 from .timeline import Timeline
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
 from .types import Response
 
 if TYPE_CHECKING:
+    from .media.processor import ImageInput
     from .model import KimiVL
-    from .processor import ImageInput
 
 
 class Conversation:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import BadImage, BadRequest, shown
-from .image_io import open_image
+from .media.open import open_image
 
 if TYPE_CHECKING:
     from .model import KimiVL

@@ -33,9 +33,9 @@ from .errors import BadRequest, OutOfMemory
 from .gate import Gate
 from .generate import Generation, Job, PieceStream, encode_cached
 from .image_cache import ImageCache
+from .media.processor import ImageProcessor, ProcessedImage
 from .memory import check_memory, shrink_to_fit
 from .parts import Part, prepare_parts
-from .processor import ImageProcessor, ProcessedImage
 from .requests import build_job, check_images, check_text
 from .text.tokenizer import Tokenizer
 from .timeline import Timeline
@@ -45,7 +45,7 @@ from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_d
 if TYPE_CHECKING:
     from .chat_completion import ChatCompletion, ChatCompletionStream
     from .conversation import Conversation
-    from .processor import ImageInput
+    from .media.processor import ImageInput
     from .text.chat_template import Message
 
 DEFAULT_N_CTX = 8192

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import sampling
 from .errors import BadRequest, ContextFull
 from .generate import Job
-from .processor import ProcessedImage
+from .media.processor import ProcessedImage
 from .sampling import shown
 from .text.chat_template import ImagePart, build_prompt
 from .timeline import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .media.processor import ImageInput
     from .model import KimiVL
-    from .processor import ImageInput
     from .text.chat_template import Message, Part
     from .text.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadRequest, KimiVLError
-from .processor import ImageProcessor, ProcessedImage
+from .media.processor import ImageProcessor, ProcessedImage
 from .sampling import check_int, shown
 
 if TYPE_CHECKING:

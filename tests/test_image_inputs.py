@@ -30,9 +30,9 @@ from picture_files import encoded, png, scene
 from PIL import Image, ImageFile
 
 from kimi_vl_cpp.errors import BadImage, OutOfMemory
-from kimi_vl_cpp.image_decode import FORMATS, pillow_at_work
-from kimi_vl_cpp.image_io import load_data_url, open_image
-from kimi_vl_cpp.processor import ImageProcessor
+from kimi_vl_cpp.media.decode import FORMATS, pillow_at_work
+from kimi_vl_cpp.media.open import load_data_url, open_image
+from kimi_vl_cpp.media.processor import ImageProcessor
 
 PROCESS = ImageProcessor()
 SCENE = scene()
@@ -426,7 +426,7 @@ def test_bombs_take_no_memory() -> None:
     code = """
 import picture_files as files
 from kimi_vl_cpp.errors import BadImage
-from kimi_vl_cpp.processor import ImageProcessor
+from kimi_vl_cpp.media.processor import ImageProcessor
 bombs = [files.png_bomb(20000, 15000), files.png(65535, 65535, 8, 2, b""), files.jpeg_claiming(65500, 65500),
          files.jpeg_claiming(12000, 12000), files.webp_header(16383, 16383), files.bmp_header(30000, 30000),
          files.jpeg_of_scans(10000), files.grey_tiff(40000, 40000), b"P6 99999 99999 255\\n",

@@ -23,8 +23,8 @@ from picture_files import encoded, scene
 from PIL import Image
 
 from kimi_vl_cpp.errors import BadImage, BadRequest
-from kimi_vl_cpp.image_decode import pillow_at_work
-from kimi_vl_cpp.processor import ImageProcessor, ProcessedImage
+from kimi_vl_cpp.media.decode import pillow_at_work
+from kimi_vl_cpp.media.processor import ImageProcessor, ProcessedImage
 from kimi_vl_cpp.variants import default_in_token_limit
 
 LIMITS = (4096, 16384)
@@ -263,7 +263,7 @@ def test_a_wrong_pixel_limit_is_refused() -> None:
 
 
 def test_the_processor_does_not_need_the_core() -> None:
-    code = "import sys, kimi_vl_cpp.processor; sys.exit('kimi_vl_cpp._core' in sys.modules)"
+    code = "import sys, kimi_vl_cpp.media.processor; sys.exit('kimi_vl_cpp._core' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -19,8 +19,8 @@ from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human
 if TYPE_CHECKING:
     from ..conversation import Conversation
     from ..generate import PieceStream
+    from ..media.processor import ProcessedImage
     from ..model import KimiVL
-    from ..processor import ProcessedImage
     from ..types import Response
 
 TWICE_SECONDS = 1.0  # two Ctrl-C within this time leave

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from .errors import BadImage, KimiVLError, OutOfMemory, shown
-from .image_structure import check_jpeg_size, check_structure
+from ..errors import BadImage, KimiVLError, OutOfMemory, shown
+from .structure import check_jpeg_size, check_structure
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """What is decoded. Everything else is refused, whatever this Pillow may know of it."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from .errors import BadImage
+from ..errors import BadImage
 
 MAX_JPEG_SCANS = 100
 """Scans of a progressive JPEG. Real files have about ten; each costs a pass over the whole picture."""

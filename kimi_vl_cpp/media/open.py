@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import BadImage, shown
-from .image_decode import check_pixels, decode, load_pixels
-from .image_rgb import to_rgb, upright
+from ..errors import BadImage, shown
+from .decode import check_pixels, decode, load_pixels
+from .rgb import to_rgb, upright
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
 

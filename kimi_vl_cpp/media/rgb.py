@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import BadImage, OutOfMemory
-from .image_decode import pillow_at_work
+from ..errors import BadImage, OutOfMemory
+from .decode import pillow_at_work
 
 _ORIENTATION_TAG = 0x0112
 _TO_UPRIGHT = {

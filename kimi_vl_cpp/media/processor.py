@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import BadImage, BadRequest, OutOfMemory, shown
-from .image_io import MAX_PIXELS, ImageInput, load_data_url, open_image
+from ..errors import BadImage, BadRequest, OutOfMemory, shown
+from .open import MAX_PIXELS, ImageInput, load_data_url, open_image
 
 __all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "load_data_url"]
 

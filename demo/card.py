@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderField
 
-from kimi_vl_cpp.variants import KEY_CARD, KEY_DEMO, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
+from kimi_vl_cpp.files.variants import KEY_CARD, KEY_DEMO, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
 
 NAME = "Kimi-VL demonstration model"
 LONGEST_ANSWER = 48

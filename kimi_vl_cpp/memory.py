@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .errors import OutOfMemory
-from .model_files import ModelFiles
+from .files.model_files import ModelFiles
 
 # Scratch of prefill and of the vision tower, and the interpreter: about 0.7 GB beside the full-size file.
 WORK_BYTES_PER_WEIGHT_BYTE = 0.06

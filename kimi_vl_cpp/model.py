@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, builtin, model_files, sampling
+from . import _core, builtin, sampling
 from .errors import BadRequest, OutOfMemory
+from .files import model_files
+from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
 from .gate import Gate
 from .generate import Generation, Job, PieceStream, encode_cached
 from .image_cache import ImageCache
@@ -40,7 +42,6 @@ from .requests import build_job, check_images, check_text
 from .text.tokenizer import Tokenizer
 from .timeline import Timeline
 from .types import Progress, Response
-from .variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
 
 if TYPE_CHECKING:
     from .chat_completion import ChatCompletion, ChatCompletionStream

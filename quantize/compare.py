@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kimi_vl_cpp import model_files
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files import model_files
 from kimi_vl_cpp.types import Progress
 
 from .compare_data import write_builtin

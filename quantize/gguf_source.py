@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
-from kimi_vl_cpp import model_files
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
+from kimi_vl_cpp.files import model_files
 
 from .encode import blocks
 from .files import InputFile

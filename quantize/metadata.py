@@ -12,7 +12,7 @@ from gguf import GGUFValueType
 
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import shown
-from kimi_vl_cpp.variants import KEY_IN_TOKEN_LIMIT, MAX_IN_TOKEN_LIMIT
+from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, MAX_IN_TOKEN_LIMIT
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig, TextConfig, VisionConfig, fits_float32

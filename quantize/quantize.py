@@ -14,8 +14,8 @@ from pathlib import Path
 
 from kimi_vl_cpp import __version__
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 from kimi_vl_cpp.types import Progress
-from kimi_vl_cpp.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 
 from . import budget
 from .checkpoint import Checkpoint

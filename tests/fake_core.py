@@ -254,7 +254,8 @@ def install(monkeypatch: Any) -> Script:
     import sys
 
     import kimi_vl_cpp
-    from kimi_vl_cpp import model, model_files
+    from kimi_vl_cpp import model
+    from kimi_vl_cpp.files import model_files
 
     global SCRIPT
     SCRIPT = Script()

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors
-from kimi_vl_cpp.cli import chat_store, exits, inspect_rules, paths, system, terminal
+from kimi_vl_cpp.cli import chat_store, exits, paths, system, terminal
+from kimi_vl_cpp.files import rules
 from kimi_vl_cpp.testing import make_tiny_model
 
 COMMAND = [sys.executable, "-m", "kimi_vl_cpp"]
@@ -814,7 +815,7 @@ def parts(tiny):
 
 
 def verdict(values, tensors, tokens):
-    return inspect_rules.judge(FakeGguf(values), list(tensors.values()), tokens)
+    return rules.judge(FakeGguf(values), list(tensors.values()), tokens)
 
 
 def test_a_good_model_has_no_faults(parts):

@@ -14,7 +14,7 @@ import pytest
 
 from kimi_vl_cpp import memory
 from kimi_vl_cpp.errors import OutOfMemory
-from kimi_vl_cpp.model_files import ModelFiles
+from kimi_vl_cpp.files.model_files import ModelFiles
 
 FULL = ModelFiles(
     text=Path("kimi-q4_k_m.gguf"),

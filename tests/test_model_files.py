@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from kimi_vl_cpp import model_files
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
-from kimi_vl_cpp.variants import default_in_token_limit, detect_variant
+from kimi_vl_cpp.files import model_files
+from kimi_vl_cpp.files.variants import default_in_token_limit, detect_variant
 
 
 class FakeGGUF:

@@ -23,9 +23,9 @@ from picture_files import encoded, scene
 from PIL import Image
 
 from kimi_vl_cpp.errors import BadImage, BadRequest
+from kimi_vl_cpp.files.variants import default_in_token_limit
 from kimi_vl_cpp.media.decode import pillow_at_work
 from kimi_vl_cpp.media.processor import ImageProcessor, ProcessedImage
-from kimi_vl_cpp.variants import default_in_token_limit
 
 LIMITS = (4096, 16384)
 

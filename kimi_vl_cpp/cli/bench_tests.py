@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import _core, model_files
+from .. import _core
 from ..errors import BadRequest
+from ..files import model_files
 from ..memory import check_memory
 from .bench_work import Machine, TextCost, VisionCost, Work
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import errors, variants
-from . import exits, inspect_rules, opening
-from .inspect_rules import Finding
+from .. import errors
+from ..files import rules, variants
+from ..files.rules import Finding
+from . import exits, opening
 from .terminal import DIM, Progress, Terminal
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
     get = gguf.get
     tokens = get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else None
-    findings = inspect_rules.judge(gguf, tensors, tokens)
+    findings = rules.judge(gguf, tensors, tokens)
     findings += [Finding("warning", warning) for warning in gguf.warnings]
-    text, vision = inspect_rules.is_text_model(gguf), inspect_rules.has_vision(gguf, tensors)
+    text, vision = rules.is_text_model(gguf), rules.has_vision(gguf, tensors)
     report: dict[str, Any] = {
         "file": gguf.path,
         "name": _text(get("general.name")) or _text(get("general.basename")),
@@ -150,7 +151,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
     kv = 2 * layers * (rank + rope) if layers and rank and rope else None
     n_ctx = min(SAMPLE_CONTEXT, number("context_length") or SAMPLE_CONTEXT)
     present = set(tokens or ())
-    special = {names[0]: any(name in present for name in names) for names in inspect_rules.SPECIAL_TOKENS}
+    special = {names[0]: any(name in present for name in names) for names in rules.SPECIAL_TOKENS}
     return {
         "layers": layers,
         "hidden_size": number("embedding_length"),
@@ -197,7 +198,7 @@ def _vision_part(gguf: GGUFFile) -> dict[str, Any]:
 
 def _mmproj_of(path: str) -> tuple[str, str]:
     """The vision file that would be used with the text model `path`, or "" and why there is none."""
-    from ..model_files import find_mmproj
+    from ..files.model_files import find_mmproj
 
     try:
         found, why = find_mmproj(Path(path))

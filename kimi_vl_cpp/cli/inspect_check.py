@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .inspect_rules import Finding
+from ..files.rules import Finding
 from .terminal import Progress, plural
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .types import SamplingDefaults
+from ..types import SamplingDefaults
 
 Variant = Literal["instruct", "thinking", "thinking-2506", "demo", "unknown"]
 

@@ -20,9 +20,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._core import GGUFFile
-from .errors import BadModelFile, BadRequest, KimiVLError
-from .sampling import shown
+from .._core import GGUFFile
+from ..errors import BadModelFile, BadRequest, KimiVLError
+from ..sampling import shown
 from .variants import variant_of_text
 
 TEXT_ARCHITECTURE = "deepseek2"

@@ -1,0 +1,2 @@
+"""The files of a model: which exist, which belong together, what they must contain and what they say about themselves.
+Opens no engine and reads no weights."""

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "KimiVL": "model",
     "Conversation": "conversation",
-    "PieceStream": "generate",
+    "PieceStream": "generation.generation",
     "Response": "types",
     "Piece": "types",
     "Usage": "types",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         Unsupported,
     )
-    from .generate import PieceStream
+    from .generation.generation import PieceStream
     from .model import KimiVL
     from .types import Piece, Response, Timings, Usage
 

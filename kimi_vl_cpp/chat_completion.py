@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from .errors import BadRequest, Unsupported
+from .generation.sampling import shown
 from .media.processor import load_data_url
-from .sampling import shown
 from .types import FinishReason, Piece, Response
 
 if TYPE_CHECKING:
-    from .generate import PieceStream
+    from .generation.generation import PieceStream
     from .model import KimiVL
 
 ROLES = ("system", "user", "assistant")

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .errors import BadRequest
-from .generate import Generation, Job, PieceStream
+from .generation.generation import Generation, Job, PieceStream
+from .generation.request import build_job, check_images, check_text
+from .generation.sequence import Timeline
 from .media.processor import ProcessedImage
-from .requests import build_job, check_images, check_text
-from .timeline import Timeline
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
 from .types import Response
 

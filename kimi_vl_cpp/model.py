@@ -28,19 +28,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, builtin, sampling
+from . import _core, builtin
 from .errors import BadRequest, OutOfMemory
 from .files import model_files
 from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
-from .gate import Gate
-from .generate import Generation, Job, PieceStream, encode_cached
+from .generation import sampling
+from .generation.gate import Gate
+from .generation.generation import Generation, Job, PieceStream, encode_cached
+from .generation.parts import Part, prepare_parts
+from .generation.request import build_job, check_images, check_text
+from .generation.sequence import Timeline
 from .image_cache import ImageCache
+from .machine.memory import check_memory, shrink_to_fit
 from .media.processor import ImageProcessor, ProcessedImage
-from .memory import check_memory, shrink_to_fit
-from .parts import Part, prepare_parts
-from .requests import build_job, check_images, check_text
 from .text.tokenizer import Tokenizer
-from .timeline import Timeline
 from .types import Progress, Response
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadRequest, KimiVLError
+from .generation.sampling import check_int, shown
 from .media.processor import ImageProcessor, ProcessedImage
-from .sampling import check_int, shown
 
 if TYPE_CHECKING:
     from .model import KimiVL

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from kimi_vl_cpp.errors import BadRequest
-from kimi_vl_cpp.timeline import Picture
+from kimi_vl_cpp.generation.sequence import Picture
 
 from .imatrix_data import Prompt, load_data
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
+from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.media.processor import ProcessedImage
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.timeline import Picture
 from kimi_vl_cpp.types import Progress
 
 from .compare_data import Before, Item, Items, load_items

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, shown
+from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
-from kimi_vl_cpp.timeline import Picture
 
 if TYPE_CHECKING:
     from kimi_vl_cpp.model import KimiVL

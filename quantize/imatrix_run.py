@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, shown
+from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.timeline import Picture
 from kimi_vl_cpp.types import Progress
 
 from .files import InputFile

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors
-from kimi_vl_cpp.cli import chat_store, exits, paths, system, terminal
+from kimi_vl_cpp.cli import chat_store, exits, paths, terminal
 from kimi_vl_cpp.files import rules
+from kimi_vl_cpp.machine import system
 from kimi_vl_cpp.testing import make_tiny_model
 
 COMMAND = [sys.executable, "-m", "kimi_vl_cpp"]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kimi_vl_cpp import memory
 from kimi_vl_cpp.errors import OutOfMemory
 from kimi_vl_cpp.files.model_files import ModelFiles
+from kimi_vl_cpp.machine import memory
 
 FULL = ModelFiles(
     text=Path("kimi-q4_k_m.gguf"),

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadRequest, Cancelled, ContextFull
+from kimi_vl_cpp.generation.sequence import Picture, common_prefix, flatten
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.text.stop_strings import StopMatcher
-from kimi_vl_cpp.timeline import Picture, common_prefix, flatten
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__, errors
-from . import bench_output, bench_peer, bench_plot, exits, opening, system
+from ..machine import system
+from . import bench_output, bench_peer, bench_plot, exits, opening
 from .bench_tests import PROBE_SECONDS, Bench, Row, Test, median_machine
 from .bench_work import Machine
 from .terminal import DIM, Progress, Terminal

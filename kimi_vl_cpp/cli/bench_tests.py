@@ -17,7 +17,7 @@ import numpy as np
 from .. import _core
 from ..errors import BadRequest
 from ..files import model_files
-from ..memory import check_memory
+from ..machine.memory import check_memory
 from .bench_work import Machine, TextCost, VisionCost, Work
 
 PROBE_SECONDS = 0.2

@@ -18,7 +18,7 @@ from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
-    from ..generate import PieceStream
+    from ..generation.generation import PieceStream
     from ..media.processor import ProcessedImage
     from ..model import KimiVL
     from ..types import Response

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import errors
-from . import chat_store, exits, opening, paths, system
+from ..machine import system
+from . import chat_store, exits, opening, paths
 from .terminal import DIM, human_bytes, human_count, plural
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, errors
-from . import system
+from ..machine import system
 from .inspect import SAMPLE_CONTEXT, needed_bytes
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count, printable
 
@@ -101,7 +101,7 @@ def make_report(progress: Progress) -> dict[str, Any]:
 
 def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
     """What each quantization of the full model needs, and whether it fits now or at all."""
-    from ..memory import memory_limit_bytes
+    from ..machine.memory import memory_limit_bytes
 
     usable, limit = memory.usable, memory_limit_bytes()
     rows = []

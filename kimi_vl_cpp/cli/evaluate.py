@@ -88,7 +88,7 @@ def run(
     Raises KimiVLError, KeyboardInterrupt."""
     from .. import builtin
     from ..evaluate import check_pictures, read_questions
-    from ..sampling import MAX_NEW_TOKENS, check_int
+    from ..generation.sampling import MAX_NEW_TOKENS, check_int
 
     if number is not None and number < 1:
         raise exits.UsageError(f"-n is {number}, expected 1 or more")

@@ -173,7 +173,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
 
 def needed_bytes(weights: int, kv_bytes_per_token: int, n_ctx: int = SAMPLE_CONTEXT) -> int:
     """Memory for a model of `weights` bytes with n_ctx tokens of context, by the loader's own estimate."""
-    from ..memory import WORK_BYTES_PER_WEIGHT_BYTE
+    from ..machine.memory import WORK_BYTES_PER_WEIGHT_BYTE
 
     return weights + int(weights * WORK_BYTES_PER_WEIGHT_BYTE) + n_ctx * kv_bytes_per_token
 

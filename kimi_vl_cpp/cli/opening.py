@@ -47,7 +47,7 @@ def sampling(
     stop: list[str] | None,
 ) -> Sampling:
     """The options that were given, as keyword arguments for the model. Raises BadRequest for a value out of range."""
-    from ..sampling import resolve
+    from ..generation.sampling import resolve
     from ..types import SamplingDefaults
 
     options: dict[str, Any] = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .._core import GGUFFile
 from ..errors import BadModelFile, BadRequest, KimiVLError
-from ..sampling import shown
+from ..generation.sampling import shown
 from .variants import variant_of_text
 
 TEXT_ARCHITECTURE = "deepseek2"

@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .errors import BadRequest, Cancelled
+from ..errors import BadRequest, Cancelled
+from ..image_cache import ImageCache
+from ..text.stop_strings import StopMatcher
+from ..text.thinking import ThinkingSplitter
+from ..types import FinishReason, Piece, Progress, Response, Timings, Usage
 from .gate import Gate
-from .image_cache import ImageCache
 from .sampling import SamplingParams, make_sampler
-from .text.stop_strings import StopMatcher
-from .text.thinking import ThinkingSplitter
-from .timeline import Key, Picture, Timeline, n_positions
-from .types import FinishReason, Piece, Progress, Response, Timings, Usage
+from .sequence import Key, Picture, Timeline, n_positions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._core import Engine, Sampler
-    from .text.tokenizer import Tokenizer
+    from .._core import Engine, Sampler
+    from ..text.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from .errors import BadRequest, Cancelled
+from ..errors import BadRequest, Cancelled
 
 _YIELD_S = 0.0005  # long enough for a waiting thread to wake and take its turn
 _EXIT_WAIT_S = 10.0  # how long the interpreter's exit waits for a running core call to notice

@@ -7,22 +7,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BadRequest, ContextFull
+from ..media.processor import ProcessedImage
+from ..text.chat_template import ImagePart, build_prompt
 from . import sampling
-from .errors import BadRequest, ContextFull
-from .generate import Job
-from .media.processor import ProcessedImage
+from .generation import Job
 from .sampling import shown
-from .text.chat_template import ImagePart, build_prompt
-from .timeline import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
+from .sequence import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .media.processor import ImageInput
-    from .model import KimiVL
-    from .text.chat_template import Message, Part
-    from .text.tokenizer import Tokenizer
+    from ..media.processor import ImageInput
+    from ..model import KimiVL
+    from ..text.chat_template import Message, Part
+    from ..text.tokenizer import Tokenizer
 
 _LISTED = 8  # pictures named one by one in a message
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .errors import OutOfMemory
-from .files.model_files import ModelFiles
+from ..errors import OutOfMemory
+from ..files.model_files import ModelFiles
 
 # Scratch of prefill and of the vision tower, and the interpreter: about 0.7 GB beside the full-size file.
 WORK_BYTES_PER_WEIGHT_BYTE = 0.06

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BadRequest, ContextFull
+from ..errors import BadRequest, ContextFull
 from .sampling import shown
 
 Part = Sequence[int] | NDArray[Any]

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._core import PAGE_POSITIONS
+from .._core import PAGE_POSITIONS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ._core import Session
+    from .._core import Session
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadRequest
-from .types import SamplingDefaults
+from ..errors import BadRequest
+from ..types import SamplingDefaults
 
 if TYPE_CHECKING:
-    from ._core import Sampler
+    from .._core import Sampler
 
 OPTIONS = (
     "max_new_tokens",
@@ -153,7 +153,7 @@ def known(options: dict[str, Any]) -> dict[str, Any]:
 
 def make_sampler(params: SamplingParams) -> Sampler:
     """The core's sampler for these parameters."""
-    from ._core import Sampler
+    from .._core import Sampler
 
     return Sampler(
         seed=params.seed,

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "KimiVL": "model",
-    "Conversation": "conversation",
+    "Conversation": "chat.conversation",
     "PieceStream": "generation.generation",
     "Response": "types",
     "Piece": "types",
@@ -33,7 +33,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from .conversation import Conversation
+    from .chat.conversation import Conversation
     from .errors import (
         BadImage,
         BadModelFile,

@@ -45,8 +45,8 @@ from .text.tokenizer import Tokenizer
 from .types import Progress, Response
 
 if TYPE_CHECKING:
+    from .chat.conversation import Conversation
     from .chat_completion import ChatCompletion, ChatCompletionStream
-    from .conversation import Conversation
     from .media.processor import ImageInput
     from .text.chat_template import Message
 
@@ -339,7 +339,7 @@ class KimiVL:
     def conversation(self, system: str | None = None) -> Conversation:
         """A conversation of several turns, which computes only what is new at each turn. system: the system message,
         None for the model's own default."""
-        from .conversation import Conversation
+        from .chat.conversation import Conversation
 
         return Conversation(self, system)
 

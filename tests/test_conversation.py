@@ -8,7 +8,7 @@ import fake_core
 import numpy as np
 import pytest
 
-from kimi_vl_cpp.conversation import Conversation
+from kimi_vl_cpp.chat.conversation import Conversation
 from kimi_vl_cpp.errors import BadRequest, ContextFull
 from kimi_vl_cpp.model import KimiVL
 

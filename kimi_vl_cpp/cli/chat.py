@@ -17,7 +17,7 @@ from .chat_input import Reader, make_reader, unechoed
 from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
 
 if TYPE_CHECKING:
-    from ..conversation import Conversation
+    from ..chat.conversation import Conversation
     from ..generation.generation import PieceStream
     from ..media.processor import ProcessedImage
     from ..model import KimiVL

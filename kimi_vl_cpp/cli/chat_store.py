@@ -18,7 +18,7 @@ from . import exits
 from .terminal import human_bytes
 
 if TYPE_CHECKING:
-    from ..conversation import Conversation
+    from ..chat.conversation import Conversation
     from ..model import KimiVL
 
 FORMAT = "kimi_vl_cpp.conversation"
@@ -39,7 +39,7 @@ def save(conversation: Conversation, model: KimiVL, path: str) -> None:
 
 def load(model: KimiVL, path: str) -> tuple[Conversation, str]:
     """The conversation in `path` and the name of the model that held it. Raises UsageError or BadRequest."""
-    from ..conversation import Conversation
+    from ..chat.conversation import Conversation
 
     exits.check_readable(path, "conversation", (".json",), exits.UsageError, "")
     try:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadRequest, KimiVLError
-from .generation.sampling import check_int, shown
-from .media.processor import ImageProcessor, ProcessedImage
+from ..errors import BadRequest, KimiVLError
+from ..generation.sampling import check_int, shown
+from ..media.processor import ImageProcessor, ProcessedImage
 
 if TYPE_CHECKING:
-    from .model import KimiVL
+    from ..model import KimiVL
 
 FORMAT = "kimi_vl_cpp.conversation"
 FORMAT_VERSION = 1

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .errors import BadRequest
-from .generation.generation import Generation, Job, PieceStream
-from .generation.request import build_job, check_images, check_text
-from .generation.sequence import Timeline
-from .media.processor import ProcessedImage
+from ..errors import BadRequest
+from ..generation.generation import Generation, Job, PieceStream
+from ..generation.request import build_job, check_images, check_text
+from ..generation.sequence import Timeline
+from ..media.processor import ProcessedImage
+from ..types import Response
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
-from .types import Response
 
 if TYPE_CHECKING:
-    from .media.processor import ImageInput
-    from .model import KimiVL
+    from ..media.processor import ImageInput
+    from ..model import KimiVL
 
 
 class Conversation:

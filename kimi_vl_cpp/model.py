@@ -46,8 +46,8 @@ from .types import Progress, Response
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
-    from .chat_completion import ChatCompletion, ChatCompletionStream
     from .media.processor import ImageInput
+    from .openai.completions import ChatCompletion, ChatCompletionStream
     from .text.chat_template import Message
 
 DEFAULT_N_CTX = 8192
@@ -332,7 +332,7 @@ class KimiVL:
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
     ) -> ChatCompletion | ChatCompletionStream:
         """A chat completion with the dicts of OpenAI's API; see chat_completion.create for options and errors."""
-        from .chat_completion import create
+        from .openai.completions import create
 
         return create(self, messages, stream=stream, **options)
 

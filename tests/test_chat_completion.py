@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimi_vl_cpp.chat_completion import translate_messages, translate_options
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, Unsupported
 from kimi_vl_cpp.model import KimiVL
+from kimi_vl_cpp.openai.completions import translate_messages, translate_options
 
 HI = [{"role": "user", "content": "Hi"}]
 

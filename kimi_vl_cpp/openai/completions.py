@@ -15,14 +15,14 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
-from .errors import BadRequest, Unsupported
-from .generation.sampling import shown
-from .media.processor import load_data_url
-from .types import FinishReason, Piece, Response
+from ..errors import BadRequest, Unsupported
+from ..generation.sampling import shown
+from ..media.processor import load_data_url
+from ..types import FinishReason, Piece, Response
 
 if TYPE_CHECKING:
-    from .generation.generation import PieceStream
-    from .model import KimiVL
+    from ..generation.generation import PieceStream
+    from ..model import KimiVL
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 10_000

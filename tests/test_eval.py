@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli, errors
-from kimi_vl_cpp.evaluate import (
+from kimi_vl_cpp.evaluation.run import (
     Judge,
     Question,
     Share,

@@ -19,7 +19,7 @@ from .evaluate_output import Measured
 from .terminal import Progress, Terminal, duration, plural, printable
 
 if TYPE_CHECKING:
-    from ..evaluate import Question
+    from ..evaluation.run import Question
     from ..model import KimiVL
 
 
@@ -87,7 +87,7 @@ def run(
     """Asks, and prints the table or one JSON object. Ctrl-C, and an error underway, print what was measured so far.
     Raises KimiVLError, KeyboardInterrupt."""
     from .. import builtin
-    from ..evaluate import check_pictures, read_questions
+    from ..evaluation.run import check_pictures, read_questions
     from ..generation.sampling import MAX_NEW_TOKENS, check_int
 
     if number is not None and number < 1:
@@ -160,7 +160,7 @@ def _ask(
     measured: Measured,
     progress: Progress,
 ) -> None:
-    from ..evaluate import Judge, evaluate
+    from ..evaluation.run import Judge, evaluate
 
     began = time.monotonic()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .terminal import BOLD, DIM, Terminal, duration, human_bytes, plural, printable
 
 if TYPE_CHECKING:
-    from ..evaluate import Judged, Share
+    from ..evaluation.run import Judged, Share
 
 
 @dataclass
@@ -58,7 +58,7 @@ def as_json(measured: Measured, data: str | None) -> dict[str, Any]:
 
 
 def _figures(judged: Sequence[Judged]) -> dict[str, Any]:
-    from ..evaluate import shares
+    from ..evaluation.run import shares
 
     exact, lenient = shares(judged)
     return {
@@ -105,7 +105,7 @@ def _short_time(seconds: float) -> str:
 
 
 def _row(judged: Sequence[Judged]) -> str:
-    from ..evaluate import shares
+    from ..evaluation.run import shares
 
     exact, lenient = shares(judged)
     low, high = exact.interval

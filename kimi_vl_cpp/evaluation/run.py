@@ -29,11 +29,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import BadImage, BadRequest, shown
-from .media.open import open_image
+from ..errors import BadImage, BadRequest, shown
+from ..media.open import open_image
 
 if TYPE_CHECKING:
-    from .model import KimiVL
+    from ..model import KimiVL
 
 QUESTIONS_NAME = "questions.jsonl"
 MAX_QUESTIONS_BYTES = 64 << 20

@@ -13,8 +13,12 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import _core, cli, errors
-from kimi_vl_cpp.cli import bench, bench_output, bench_peer, bench_plot, bench_work
-from kimi_vl_cpp.cli.bench_tests import Bench, Row, Test, median_machine
+from kimi_vl_cpp.bench import peer as bench_peer
+from kimi_vl_cpp.bench import plot as bench_plot
+from kimi_vl_cpp.bench import report as bench_output
+from kimi_vl_cpp.bench import work as bench_work
+from kimi_vl_cpp.bench.measurements import Bench, Row, Test, median_machine
+from kimi_vl_cpp.cli import bench
 from kimi_vl_cpp.testing import ROWS_OF_256, make_tiny_model
 
 MACHINE = bench_work.Machine(read_gb_s=10.0, int8_gops=1000.0, f32_gops=100.0, bf16_gops=200.0)

@@ -133,7 +133,7 @@ def test_memory_refused_at_any_size_is_a_typed_error_and_the_model_goes_on(tmp_p
         "MALLOC_TRIM_THRESHOLD_": "0",
         "MALLOC_TOP_PAD_": "0",
     }
-    environment = {**os.environ, **allocator, "PYTHONPATH": str(Path(memory.__file__).parent.parent)}
+    environment = {**os.environ, **allocator, "PYTHONPATH": str(Path(memory.__file__).parents[2])}
     command = [sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

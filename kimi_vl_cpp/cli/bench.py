@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__, errors
+from ..bench import peer
+from ..bench import plot as bench_plot
+from ..bench import report as bench_output
+from ..bench.measurements import PROBE_SECONDS, Bench, Row, Test, median_machine
+from ..bench.work import Machine
 from ..machine import system
-from . import bench_output, bench_peer, bench_plot, exits, opening
-from .bench_tests import PROBE_SECONDS, Bench, Row, Test, median_machine
-from .bench_work import Machine
+from . import exits, opening
 from .terminal import DIM, Progress, Terminal
 
 MAX_TOKENS = 1 << 20
@@ -49,7 +52,7 @@ def run(options: Options, terminal: Terminal) -> int:
     _check(options)
     model = opening.check_model(options.files)
     old = None if options.compare is None else bench_output.read_report(options.compare)
-    regex = None if options.against_regex is None else bench_peer.compile_regex(options.against_regex)
+    regex = None if options.against_regex is None else peer.compile_regex(options.against_regex)
     progress = Progress(terminal)
     progress.show("loading the model")
     bench = Bench(
@@ -63,17 +66,17 @@ def run(options: Options, terminal: Terminal) -> int:
         probe_seconds=options.probe_seconds,
     )
     rows = [bench.row(test) for test in tests]
-    duels: dict[str, bench_peer.Duel] = {}
+    duels: dict[str, peer.Duel] = {}
     cut, failure = False, None
     try:
         if options.against is None:
             _measure(bench, rows, options.repetitions, progress)
         else:
-            duels = {row.test.name: bench_peer.Duel(row.test) for row in rows}
+            duels = {row.test.name: peer.Duel(row.test) for row in rows}
             command = options.against
             _measure_against(
                 bench, rows, duels, options.repetitions, progress,
-                lambda: bench_peer.parse(bench_peer.run_command(command), tests, regex),
+                lambda: peer.parse(peer.run_command(command), tests, regex),
             )  # fmt: skip
     except KeyboardInterrupt:
         cut = True
@@ -118,7 +121,7 @@ def plan(options: Options) -> list[Test]:
 
 
 def make_report(
-    options: Options, bench: Bench, rows: list[Row], duels: dict[str, bench_peer.Duel], complete: bool
+    options: Options, bench: Bench, rows: list[Row], duels: dict[str, peer.Duel], complete: bool
 ) -> dict[str, Any]:
     """Everything that was measured, as plain values fit for JSON. Tests without a figure are left out."""
     measured = [row for row in rows if row.samples and row.probes]
@@ -172,7 +175,7 @@ def _measure(bench: Bench, rows: list[Row], repetitions: int, progress: Progress
 def _measure_against(
     bench: Bench,
     rows: list[Row],
-    duels: dict[str, bench_peer.Duel],
+    duels: dict[str, peer.Duel],
     repetitions: int,
     progress: Progress,
     ask_peer: Callable[[], dict[str, float]],

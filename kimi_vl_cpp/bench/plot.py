@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..cli.terminal import printable
 from ..errors import BadRequest
-from .bench_output import short
-from .terminal import printable
+from .report import short
 
 _LABEL, _BAR, _TAIL, _LINE, _MARGIN = 260, 420, 390, 34, 24
 _INK, _PALE, _BLUE, _ORANGE = (30, 30, 34), (222, 224, 230), (52, 110, 190), (214, 128, 40)

@@ -18,7 +18,7 @@ from .. import _core
 from ..errors import BadRequest
 from ..files import model_files
 from ..machine.memory import check_memory
-from .bench_work import Machine, TextCost, VisionCost, Work
+from .work import Machine, TextCost, VisionCost, Work
 
 PROBE_SECONDS = 0.2
 _WARM_PROMPT = 256  # tokens: enough to touch every expert

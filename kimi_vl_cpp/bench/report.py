@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..cli.terminal import human_bytes, printable
 from ..errors import BadRequest
-from .bench_tests import Row
-from .terminal import human_bytes, printable
+from .measurements import Row
 
 FORMATS = ("md", "csv", "json", "jsonl")
 SCHEMA = "kimi-vl bench 1"

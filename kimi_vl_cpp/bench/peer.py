@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadRequest, KimiVLError
-from .bench_tests import Test
-from .bench_work import Machine
+from .measurements import Test
+from .work import Machine
 
 STEADY = 0.05  # a pair counts when the machine was the same within this share on both sides
 _TAIL = 600  # characters of a failed command's output that the error shows

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, builtin
+from .cache.images import ImageCache
 from .errors import BadRequest, OutOfMemory
 from .files import model_files
 from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
@@ -38,7 +39,6 @@ from .generation.generation import Generation, Job, PieceStream, encode_cached
 from .generation.parts import Part, prepare_parts
 from .generation.request import build_job, check_images, check_text
 from .generation.sequence import Timeline
-from .image_cache import ImageCache
 from .machine.memory import check_memory, shrink_to_fit
 from .media.processor import ImageProcessor, ProcessedImage
 from .text.tokenizer import Tokenizer

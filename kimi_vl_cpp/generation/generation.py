@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..cache.images import ImageCache
 from ..errors import BadRequest, Cancelled
-from ..image_cache import ImageCache
 from ..text.stop_strings import StopMatcher
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, Progress, Response, Timings, Usage

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors
-from kimi_vl_cpp.cli import chat_store, exits, paths, terminal
+from kimi_vl_cpp.cli import exits, paths, terminal
+from kimi_vl_cpp.cli.chat import store
 from kimi_vl_cpp.files import rules
 from kimi_vl_cpp.machine import system
 from kimi_vl_cpp.testing import make_tiny_model
@@ -602,10 +603,10 @@ def test_unknown_commands_are_explained_and_the_chat_goes_on(talk):
 
 
 def test_help_names_every_command(talk):
-    from kimi_vl_cpp.cli import chat_commands
+    from kimi_vl_cpp.cli.chat import commands
 
     text = talk("/help").err
-    assert all(name in text for name in chat_commands.NAMES if name != "/quit")
+    assert all(name in text for name in commands.NAMES if name != "/quit")
 
 
 def test_exit_leaves_at_once(talk):
@@ -678,7 +679,7 @@ def test_loading_what_is_no_conversation_leaves_the_present_one(talk, tmp_path, 
 
 def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     file = tmp_path / "talk.json"
-    chat_store.write_atomically(str(file), b"old")
+    store.write_atomically(str(file), b"old")
     file.chmod(0o640)
 
     def fail(handle):
@@ -686,10 +687,10 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        chat_store.write_atomically(str(file), b"new")
+        store.write_atomically(str(file), b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["talk.json"]
     monkeypatch.undo()
-    chat_store.write_atomically(str(file), b"new")
+    store.write_atomically(str(file), b"new")
     assert file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o640
 
 
@@ -697,7 +698,7 @@ def test_a_save_through_a_link_keeps_the_link(tmp_path):
     real, link = tmp_path / "real.json", tmp_path / "link.json"
     real.write_bytes(b"old")
     link.symlink_to(real)
-    chat_store.write_atomically(str(link), b"new")
+    store.write_atomically(str(link), b"new")
     assert link.is_symlink() and real.read_bytes() == b"new"
 
 

@@ -230,10 +230,11 @@ def _chat(
     """Talk about pictures and text. /help inside tells the commands."""
 
     def job(terminal: Terminal) -> int:
-        from . import chat, opening
+        from . import opening
+        from .chat import loop
 
-        return chat.run(
-            chat.Options(
+        return loop.run(
+            loop.Options(
                 files=opening.Opening(model, mmproj, ctx, threads, in_token_limit, isa, kv_type),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 images=tuple(image or ()),
@@ -265,7 +266,7 @@ def _inspect(
     """Show what a GGUF file is, and what would not work with it and why."""
 
     def job(terminal: Terminal) -> int:
-        from . import inspect
+        from .inspect import report as inspect
 
         return inspect.run(inspect.Options(file, json, tensors, check), terminal)
 

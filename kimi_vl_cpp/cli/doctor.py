@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import __version__, errors
 from ..machine import system
-from .inspect import SAMPLE_CONTEXT, needed_bytes
+from .inspect.report import SAMPLE_CONTEXT, needed_bytes
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count, printable
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.

@@ -141,7 +141,7 @@ def _chosen(questions: Sequence[Question], tasks: Sequence[str], number: int | N
 
 
 def _facts(model: KimiVL) -> dict[str, Any]:
-    from .inspect import file_type
+    from .inspect.report import file_type
 
     return {
         "name": model.name,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
-from ..files.rules import Finding
-from .terminal import Progress, plural
+from ... import _core
+from ...files.rules import Finding
+from ..terminal import Progress, plural
 
 if TYPE_CHECKING:
-    from .._core import GGUFFile
+    from ..._core import GGUFFile
 
 ELEMENTS_AT_ONCE = 1 << 20  # decoded together: 4 MB of floats, which stay in the cache
 

@@ -11,17 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from . import app, chat_commands, opening, paths
-from .chat_input import Reader, make_reader, unechoed
-from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
+from ... import errors
+from .. import app, opening, paths
+from ..terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
+from . import commands
+from .input import Reader, make_reader, unechoed
 
 if TYPE_CHECKING:
-    from ..chat.conversation import Conversation
-    from ..generation.generation import PieceStream
-    from ..media.processor import ProcessedImage
-    from ..model import KimiVL
-    from ..types import Response
+    from ...chat.conversation import Conversation
+    from ...generation.generation import PieceStream
+    from ...media.processor import ProcessedImage
+    from ...model import KimiVL
+    from ...types import Response
 
 TWICE_SECONDS = 1.0  # two Ctrl-C within this time leave
 
@@ -119,8 +120,8 @@ class Chat:
         """One message: a command, pictures, a question, or pictures with a question."""
         if not message.strip():
             return
-        if chat_commands.is_command(message):
-            chat_commands.execute(self, message.strip())
+        if commands.is_command(message):
+            commands.execute(self, message.strip())
             return
         pictures, text = paths.split_pictures(message)
         if not pictures and paths.looks_like_path(message) and "\n" not in message.strip():
@@ -199,14 +200,14 @@ def run(options: Options, terminal: Terminal) -> int:
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
         chat = Chat(model, model.conversation(options.system), options, terminal, progress)
-        reader = make_reader(terminal, chat_commands.NAMES)
+        reader = make_reader(terminal, commands.NAMES)
         if reader.interactive:
             greet(model, terminal)
         opening.introduce(model, options.files, terminal)
         if options.files.builtin and reader.interactive:
             terminal.say("`kimi-vl inspect` tells what it can do and what it cannot.", DIM)
         if options.load is not None:
-            chat_commands.load(chat, options.load)
+            commands.load(chat, options.load)
         for path in options.images:
             chat.attach(path)
         return chat.loop(reader)

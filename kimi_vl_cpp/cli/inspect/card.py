@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, human_bytes, human_count, plural, printable
+from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, human_bytes, human_count, plural, printable
 
 if TYPE_CHECKING:
-    from .._core import TensorInfo
+    from ..._core import TensorInfo
 
 _COLOURS = {"error": RED, "warning": YELLOW, "note": DIM}
 

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from ..files import rules, variants
-from ..files.rules import Finding
-from . import exits, opening
-from .terminal import DIM, Progress, Terminal
+from ... import errors
+from ...files import rules, variants
+from ...files.rules import Finding
+from .. import exits, opening
+from ..terminal import DIM, Progress, Terminal
 
 if TYPE_CHECKING:
-    from .._core import GGUFFile, TensorInfo
+    from ..._core import GGUFFile, TensorInfo
 
 # general.file_type -> the name people know it by.
 FILE_TYPES = {
@@ -44,8 +44,9 @@ class Options:
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the card; errors.EXIT_BAD_MODEL_FILE when Kimi-VL cannot run from the file, EXIT_OK otherwise. Raises
     KimiVLError."""
-    from .. import _core
-    from . import inspect_card, inspect_check
+    from ... import _core
+    from . import card as inspect_card
+    from . import values
 
     if options.file is None:
         path = str(opening.choose_model(opening.Opening(None)).model)
@@ -55,7 +56,7 @@ def run(options: Options, terminal: Terminal) -> int:
     gguf = _core.GGUFFile(path)
     report = make_report(gguf)
     if options.check:
-        bad = inspect_check.check_values(gguf, Progress(terminal))
+        bad = values.check_values(gguf, Progress(terminal))
         report["checked"] = True
         report["findings"] = [asdict(f) for f in bad] + report["findings"]
     report["works"] = not any(f["severity"] == "error" for f in report["findings"])
@@ -173,7 +174,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
 
 def needed_bytes(weights: int, kv_bytes_per_token: int, n_ctx: int = SAMPLE_CONTEXT) -> int:
     """Memory for a model of `weights` bytes with n_ctx tokens of context, by the loader's own estimate."""
-    from ..machine.memory import WORK_BYTES_PER_WEIGHT_BYTE
+    from ...machine.memory import WORK_BYTES_PER_WEIGHT_BYTE
 
     return weights + int(weights * WORK_BYTES_PER_WEIGHT_BYTE) + n_ctx * kv_bytes_per_token
 
@@ -198,7 +199,7 @@ def _vision_part(gguf: GGUFFile) -> dict[str, Any]:
 
 def _mmproj_of(path: str) -> tuple[str, str]:
     """The vision file that would be used with the text model `path`, or "" and why there is none."""
-    from ..files.model_files import find_mmproj
+    from ...files.model_files import find_mmproj
 
     try:
         found, why = find_mmproj(Path(path))

@@ -13,13 +13,13 @@ import stat
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from . import exits
-from .terminal import human_bytes
+from ... import errors
+from .. import exits
+from ..terminal import human_bytes
 
 if TYPE_CHECKING:
-    from ..chat.conversation import Conversation
-    from ..model import KimiVL
+    from ...chat.conversation import Conversation
+    from ...model import KimiVL
 
 FORMAT = "kimi_vl_cpp.conversation"
 MAX_BYTES = 2 << 30
@@ -39,7 +39,7 @@ def save(conversation: Conversation, model: KimiVL, path: str) -> None:
 
 def load(model: KimiVL, path: str) -> tuple[Conversation, str]:
     """The conversation in `path` and the name of the model that held it. Raises UsageError or BadRequest."""
-    from ..chat.conversation import Conversation
+    from ...chat.conversation import Conversation
 
     exits.check_readable(path, "conversation", (".json",), exits.UsageError, "")
     try:

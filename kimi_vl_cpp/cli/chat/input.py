@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .terminal import Terminal, is_terminal
+from ..terminal import Terminal, is_terminal
 
 try:
     import termios

@@ -9,13 +9,14 @@ import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .. import errors
-from ..machine import system
-from . import chat_store, exits, opening, paths
-from .terminal import DIM, human_bytes, human_count, plural
+from ... import errors
+from ...machine import system
+from .. import exits, opening, paths
+from ..terminal import DIM, human_bytes, human_count, plural
+from . import store
 
 if TYPE_CHECKING:
-    from .chat import Chat
+    from .loop import Chat
 
 HELP = """\
 /image PATH   add a picture to the next message (or just paste or drop its path)
@@ -105,7 +106,7 @@ def save(chat: Chat, rest: str) -> None:
     target = paths.spellings(rest)[-1] if rest else chat.file
     if target is None:
         raise exits.UsageError("/save needs the name of a file, for example /save talk.json")
-    chat_store.save(chat.conversation, chat.model, target)
+    store.save(chat.conversation, chat.model, target)
     chat.file = target
     chat.terminal.say(f"Saved to {target}.", DIM)
 
@@ -115,7 +116,7 @@ def load(chat: Chat, rest: str) -> None:
     if not rest:
         raise exits.UsageError("/load needs the name of a file that /save wrote")
     source = paths.existing_file(rest) or paths.spellings(rest)[-1]
-    conversation, saved_with = chat_store.load(chat.model, source)
+    conversation, saved_with = store.load(chat.model, source)
     chat.conversation.close()
     chat.conversation = conversation
     chat.attached.clear()
@@ -157,7 +158,7 @@ def show_help(chat: Chat, rest: str) -> None:
 
 def leave(chat: Chat, rest: str) -> None:
     """/exit"""
-    from .chat import Leave
+    from .loop import Leave
 
     raise Leave(errors.EXIT_OK)
 

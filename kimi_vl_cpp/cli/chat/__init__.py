@@ -1,0 +1,1 @@
+"""`kimi-vl chat`: the loop, its commands, reading lines, and saved conversations."""

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-from .compare import compare
-from .compare_report import CompareReport
-from .imatrix_run import ImatrixReport, make_imatrix
-from .quantize import quantize
+from .comparison.compare import compare
+from .comparison.report import CompareReport
+from .convert import quantize
+from .importance.run import ImatrixReport, make_imatrix
 from .recipe import MIXES, RECIPES, Mix, Recipe
 from .report import FileReport, Report, TensorReport
 

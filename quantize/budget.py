@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadRequest, shown
 
-from .encode import Importance, decode, encode, n_bytes
-from .layout import ALIGNMENT, Layout
+from .blocks import Importance, decode, encode, n_bytes
+from .output.layout import ALIGNMENT, Layout
+from .output.stream import float_rows
 from .recipe import fallback, is_fixed
-from .source import FLOAT_TYPES, Source
-from .stream import float_rows
-from .tensor_map import Part, Target
+from .source.source import FLOAT_TYPES, Source
+from .source.tensor_map import Part, Target
 
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 SAMPLE_ROWS = 48

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from kimi_vl_cpp.errors import BadRequest, shown
 
-from .encode import blocks, fits
-from .files import read_small
+from .blocks import blocks, fits
+from .source.files import read_small
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import cli, errors
-from kimi_vl_cpp.quantize.imatrix import Imatrix, read_imatrix, write_imatrix
+from kimi_vl_cpp.quantize.importance.file import Imatrix, read_imatrix, write_imatrix
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError, Unsupported
 from kimi_vl_cpp.quantize import quantize
-from kimi_vl_cpp.quantize.checkpoint import MAX_HEADER_BYTES, read_header
-from kimi_vl_cpp.quantize.config import read_config
-from kimi_vl_cpp.quantize.files import InputFile
+from kimi_vl_cpp.quantize.source.checkpoint import MAX_HEADER_BYTES, read_header
+from kimi_vl_cpp.quantize.source.config import read_config
+from kimi_vl_cpp.quantize.source.files import InputFile
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWO = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}
@@ -366,7 +366,7 @@ def test_numbers_that_are_not_finite_are_found(tmp_path: Path, value: float, typ
 def test_the_place_of_a_bad_number_is_counted_in_the_checkpoints_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: int, column: int
 ) -> None:
-    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.stream"], "PIECE_ELEMS", 1024)
+    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.output.stream"], "PIECE_ELEMS", 1024)
     made = one_shard(tmp_path / "in", lambda weights: weights[name].__setitem__((row, column), np.nan))
     with pytest.raises(BadModelFile, match=f"tensor {name}: row {row}, column {column} is nan"):
         quantize(made.folder, tmp_path / "out.gguf", "F16")

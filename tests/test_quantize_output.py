@@ -70,7 +70,7 @@ def test_the_bytes_do_not_depend_on_threads(tiny: TinyCheckpoint, tmp_path: Path
 def test_the_bytes_do_not_depend_on_the_pieces_that_are_in_memory(
     tiny: TinyCheckpoint, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.stream"], "PIECE_ELEMS", 500)
+    monkeypatch.setattr(sys.modules["kimi_vl_cpp.quantize.output.stream"], "PIECE_ELEMS", 500)
     assert quantize(tiny.folder, tmp_path / "out.gguf", "Q4_0").path.read_bytes() == whole
 
 

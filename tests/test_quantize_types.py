@@ -21,11 +21,11 @@ from kimi_vl_cpp import KimiVL
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
 from kimi_vl_cpp.quantize import MIXES, RECIPES, Recipe, quantize
-from kimi_vl_cpp.quantize.config import TextConfig, VisionConfig
-from kimi_vl_cpp.quantize.encode import encode, n_bytes
-from kimi_vl_cpp.quantize.files import InputFile
+from kimi_vl_cpp.quantize.blocks import encode, n_bytes
 from kimi_vl_cpp.quantize.recipe import Chooser, named_recipe, read_recipe
-from kimi_vl_cpp.quantize.tensor_map import text_targets, vision_targets
+from kimi_vl_cpp.quantize.source.config import TextConfig, VisionConfig
+from kimi_vl_cpp.quantize.source.files import InputFile
+from kimi_vl_cpp.quantize.source.tensor_map import text_targets, vision_targets
 from kimi_vl_cpp.testing import ROWS_OF_256
 from kimi_vl_cpp.testing.layout import text_tensors
 
@@ -360,7 +360,7 @@ def imatrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Import
         path.write_bytes(b"x")
         file = InputFile(path)
         file.close()
-        module = sys.modules["kimi_vl_cpp.quantize.quantize"]
+        module = sys.modules["kimi_vl_cpp.quantize.convert"]
         monkeypatch.setattr(module, "_open_importance", lambda path: module._Weights(importance, file))
         return path
 

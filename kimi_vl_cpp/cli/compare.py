@@ -107,7 +107,7 @@ def run(
     ):
         if value is not None and (not value or "\0" in value):
             raise exits.UsageError(f"{option}: expected a path")
-    tool, pages = _tool("compare"), _tool("report_html")
+    tool, pages = _tool("comparison.compare"), _tool("comparison.html")
     wanted = pages.check_outputs(html, png, files, options["data"], force)
     bar = Bar(terminal)
     try:

@@ -93,7 +93,7 @@ def run(
         raise exits.UsageError("no data: name a folder with texts and pictures with --data")
     if out is None or not out or "\0" in out:
         raise exits.UsageError("no output: name the file to write, for example kimi.imatrix.gguf")
-    make = _tool("imatrix_run").make_imatrix
+    make = _tool("importance.run").make_imatrix
     bar = Bar(terminal)
     try:
         report = make(path, data, out, progress=bar, **options)
@@ -130,8 +130,8 @@ def run_show(path: str, few: int, as_json: bool, terminal: Terminal) -> int:
     exits.check_readable(path, "importance matrix", (), errors.BadModelFile, "imatrix.missing")
     if few < 1:
         raise exits.UsageError(f"--few: got {few}, expected at least 1")
-    imatrix = _tool("imatrix").read_imatrix(path)
-    coverage = _tool("imatrix_coverage").Coverage.of(imatrix, few)
+    imatrix = _tool("importance.file").read_imatrix(path)
+    coverage = _tool("importance.coverage").Coverage.of(imatrix, few)
     tokens = None if imatrix.tokens is None else dict(zip(("text", "picture", "answer"), imatrix.tokens, strict=True))
     if as_json:
         values = {

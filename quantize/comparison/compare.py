@@ -21,11 +21,11 @@ from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.files import model_files
 from kimi_vl_cpp.types import Progress
 
-from .compare_data import write_builtin
-from .compare_report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, labels
-from .compare_run import Found, Remembered, Run
-from .compare_weights import WeightErrors, check_same_vocabulary
-from .imatrix import expert_stacks, read_imatrix
+from ..importance.file import expert_stacks, read_imatrix
+from .data import write_builtin
+from .report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, labels
+from .run import Found, Remembered, Run
+from .weights import WeightErrors, check_same_vocabulary
 
 PathLike = str | os.PathLike[str]
 DEFAULT_CTX, DEFAULT_ANSWER = 256, 32

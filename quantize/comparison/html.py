@@ -21,13 +21,13 @@ from kimi_vl_cpp.cli.terminal import human_bytes, plural, printable
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
 from kimi_vl_cpp.files import model_files
 
-from .compare_report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, percent
-from .files import InputFile
-from .gguf_source import shard_paths
-from .report_charts import charts
-from .report_drawing import PALETTE, Drawing, series
-from .report_style import STYLE
-from .write import check_output
+from ..output.write import check_output
+from ..source.files import InputFile
+from ..source.gguf import shard_paths
+from .charts import charts
+from .drawing import PALETTE, Drawing, series
+from .report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, percent
+from .style import STYLE
 
 _WORST_TENSORS = 15
 _MOST_PICTURES = 60

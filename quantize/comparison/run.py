@@ -23,12 +23,12 @@ from kimi_vl_cpp.media.processor import ProcessedImage
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.types import Progress
 
-from .compare_data import Before, Item, Items, load_items
-from .compare_report import ModelFacts, Speed
-from .compare_rows import RowFile, judge, log_softmax
-from .compare_weights import WeightErrors, file_facts, weight_errors
-from .gguf_source import GGUFSource
-from .imatrix_data import picture_pixels
+from ..importance.data import picture_pixels
+from ..source.gguf import GGUFSource
+from .data import Before, Item, Items, load_items
+from .report import ModelFacts, Speed
+from .rows import RowFile, judge, log_softmax
+from .weights import WeightErrors, file_facts, weight_errors
 
 STAGE_DATA, STAGE, STAGE_WEIGHTS = "compare_data", "compare", "compare_weights"
 _THUMBNAIL = 320

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadRequest, shown
 
-from .encode import blocks, decode
-from .gguf_source import GGUFSource
-from .source import FLOAT_TYPES, SourceTensor, read_rows
-from .tensor_map import Part, Target
+from ..blocks import blocks, decode
+from ..source.gguf import GGUFSource
+from ..source.source import FLOAT_TYPES, SourceTensor, read_rows
+from ..source.tensor_map import Part, Target
 
 PIECE_ELEMS = 1 << 20
 _LAYER = re.compile(r"^(v\.blk|blk)\.(\d+)\.")

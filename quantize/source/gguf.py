@@ -11,7 +11,7 @@ from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
 from kimi_vl_cpp.files import model_files
 
-from .encode import blocks
+from ..blocks import blocks
 from .files import InputFile
 from .source import SourceTensor
 from .tensor_map import Part, Target

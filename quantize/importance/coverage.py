@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .imatrix import PRIOR_TOKENS, Imatrix, expert_stacks
+from .file import PRIOR_TOKENS, Imatrix, expert_stacks
 
 FEW_TOKENS = 64
 """Below it, more than a fifth of an expert's weights are not its own (PRIOR_TOKENS / (n + PRIOR_TOKENS))."""

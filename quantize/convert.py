@@ -18,13 +18,9 @@ from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 from kimi_vl_cpp.types import Progress
 
 from . import budget
-from .checkpoint import Checkpoint
-from .config import read_config
-from .encode import Importance, blocks
-from .files import InputFile
-from .gguf_source import GGUFSource, quantized_types
-from .layout import Layout, plan_layout
-from .metadata import (
+from .blocks import Importance, blocks
+from .output.layout import Layout, plan_layout
+from .output.metadata import (
     KEY_FILE_TYPE,
     KEY_IMATRIX,
     KEY_NAME,
@@ -38,13 +34,17 @@ from .metadata import (
     text,
     u32,
 )
+from .output.stream import stream
+from .output.write import OutputFile, check_output, check_space
 from .recipe import MIXES, Chooser, Recipe, check_type, named_recipe, read_recipe, with_rules
 from .report import FileReport, Report, TensorReport
-from .source import FLOAT_TYPES, Source
-from .stream import stream
-from .tensor_map import Target, map_checkpoint
-from .vocabulary_files import read_tokenizer
-from .write import OutputFile, check_output, check_space
+from .source.checkpoint import Checkpoint
+from .source.config import read_config
+from .source.files import InputFile
+from .source.gguf import GGUFSource, quantized_types
+from .source.source import FLOAT_TYPES, Source
+from .source.tensor_map import Target, map_checkpoint
+from .source.tokenizer import read_tokenizer
 
 STAGE, MEASURING_STAGE = "quantize", "measure"
 PathLike = str | os.PathLike[str]
@@ -172,7 +172,7 @@ class _Plan:
 
 
 def _open_importance(path: Path) -> _Weights:
-    from .imatrix import read_importance
+    from .importance.file import read_importance
 
     file = InputFile(path, "importance matrix", "make one with kimi-vl imatrix")
     file.close()

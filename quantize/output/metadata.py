@@ -14,10 +14,10 @@ from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import shown
 from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, MAX_IN_TOKEN_LIMIT
 
-from .checkpoint import Checkpoint
-from .config import ModelConfig, TextConfig, VisionConfig, fits_float32
-from .files import bad_file
-from .vocabulary_files import TokenizerKeys
+from ..source.checkpoint import Checkpoint
+from ..source.config import ModelConfig, TextConfig, VisionConfig, fits_float32
+from ..source.files import bad_file
+from ..source.tokenizer import TokenizerKeys
 
 KEY_CHECKSUMS = "kimi_vl.tensor_crc32"
 KEY_RECIPE = "kimi_vl.quantize.recipe"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
 
-from .source import Rows
+from .source.source import Rows
 
 
 @cache

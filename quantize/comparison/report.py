@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp.cli.terminal import plural
 
-from .compare_rows import wilson
-from .compare_weights import FileFacts, WeightErrors
+from .rows import wilson
+from .weights import FileFacts, WeightErrors
 
 VERDICTS = ((0.99, "answers practically like"), (0.95, "stays close to"), (0.85, "drifts noticeably from"))
 LAST_VERDICT = "answers differently from"

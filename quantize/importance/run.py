@@ -22,12 +22,12 @@ from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.types import Progress
 
-from .files import InputFile
-from .gguf_source import shard_paths
-from .imatrix import Imatrix, expert_stacks, write_imatrix
-from .imatrix_coverage import FEW_TOKENS, Coverage
-from .imatrix_data import Data, Prompt, load_data, picture_pixels
-from .write import check_output
+from ..output.write import check_output
+from ..source.files import InputFile
+from ..source.gguf import shard_paths
+from .coverage import FEW_TOKENS, Coverage
+from .data import Data, Prompt, load_data, picture_pixels
+from .file import Imatrix, expert_stacks, write_imatrix
 
 PathLike = str | os.PathLike[str]
 STAGE_DATA, STAGE = "imatrix_data", "imatrix"

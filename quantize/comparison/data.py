@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.generation.sequence import Picture
 
-from .imatrix_data import Prompt, load_data
+from ..importance.data import Prompt, load_data
 
 if TYPE_CHECKING:
     from kimi_vl_cpp.model import KimiVL

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .compare_report import Candidate, CompareReport, Divergence, percent
-from .report_drawing import Drawing, clipped, series, text_width
+from .drawing import Drawing, clipped, series, text_width
+from .report import Candidate, CompareReport, Divergence, percent
 
 _ROW = 20.0
 _LEAST_KL = 1e-7  # what is nearer is drawn here

@@ -15,9 +15,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from .encode import n_bytes
+from ..blocks import n_bytes
+from ..source.tensor_map import Target
 from .metadata import KEY_CHECKSUMS, Metadata, array
-from .tensor_map import Target
 
 ALIGNMENT = 32
 

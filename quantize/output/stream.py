@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
 
-from .encode import Importance, blocks, decode, encode, n_bytes
+from ..blocks import Importance, blocks, decode, encode, n_bytes
+from ..source.source import FLOAT_TYPES, Rows, Source, SourceTensor, read_rows
+from ..source.tensor_map import Part
 from .layout import PlannedTensor
-from .source import FLOAT_TYPES, Rows, Source, SourceTensor, read_rows
-from .tensor_map import Part
 from .write import OutputFile
 
 PIECE_ELEMS = 4 << 20

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
 
-from .files import InputFile
+from ..source.files import InputFile
 from .layout import Layout
 
 SUFFIX = ".kimi-vl-partial"

@@ -1,5 +1,5 @@
 // What each searched format is to the encoders: grid, levels, and how far the search goes: the candidates beyond which the
-// error was seen to change little. tests/test_encoders.py holds the errors that result.
+// error was seen to change little. tests/core/test_encoders.py holds the errors that result.
 #pragma once
 #include "quant/encode/plain.h"
 #include "quant/encode/small.h"

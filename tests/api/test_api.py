@@ -73,7 +73,7 @@ def test_every_public_method_is_documented(owner):
 
 
 def test_version_is_that_of_the_project():
-    pyproject = Path(__file__).parent.parent / "pyproject.toml"
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
     assert f'version = "{kimi_vl_cpp.__version__}"' in pyproject.read_text()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # demo/ is not installed; the package is found before it
+sys.path.append(str(Path(__file__).parents[2]))  # demo/ is not installed; the package is found before it
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 pytest.importorskip("regex")

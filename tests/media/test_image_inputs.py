@@ -451,7 +451,7 @@ after = peak_kib()
 assert refused == len(bombs) - 1, refused  # the GIF is no bomb: its first frame is small
 assert after - before < 64 << 10, (before, after)
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -970,7 +970,7 @@ def test_a_lower_limit_of_the_program_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_formats_are_those_that_the_documentation_names() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "pictures.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()
     assert [name for name in FORMATS if name not in text] == []
 
 

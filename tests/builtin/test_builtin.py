@@ -22,7 +22,7 @@ from kimi_vl_cpp.evaluation.run import Judge, Question, evaluate, read_questions
 from kimi_vl_cpp.files.variants import KEY_CARD, KEY_DEMO, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 MEASURED = ROOT / "tests" / "builtin_accuracy.json"
 """What `kimi-vl eval --json` printed of the built-in model and the bundled questions."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # demo/ is not installed; the package is found before it
+sys.path.append(str(Path(__file__).parents[2]))  # demo/ is not installed; the package is found before it
 from demo import words
 from demo.example import AMBIGUOUS, COLOURS, GLYPHS, Example
 from demo.fonts import HELD_OUT, TRAIN, faces

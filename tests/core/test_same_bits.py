@@ -19,11 +19,11 @@ from vectors import assert_same_bits
 
 from kimi_vl_cpp import BadRequest, KimiVL
 from kimi_vl_cpp._core import PAGE_POSITIONS, GGUFFile, Session
-from kimi_vl_cpp.prompt import build_prompt
-from kimi_vl_cpp.requests import answer_positions
+from kimi_vl_cpp.generation.request import answer_positions
+from kimi_vl_cpp.generation.sequence import Picture, expanded_positions, flatten
 from kimi_vl_cpp.testing import ROWS_OF_256
-from kimi_vl_cpp.timeline import Picture, expanded_positions, flatten
-from kimi_vl_cpp.tokenizer import Tokenizer
+from kimi_vl_cpp.text.chat_template import build_prompt
+from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 HISTORIES = int(os.environ.get("KIMI_HISTORIES", "2"))
 CASES = [

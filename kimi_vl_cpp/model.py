@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from . import _core, builtin
 from .cache.images import ImageCache
+from .checks import check_int, check_text
 from .errors import BadRequest, OutOfMemory
 from .files import model_files
 from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
@@ -37,7 +38,7 @@ from .generation import sampling
 from .generation.gate import Gate
 from .generation.generation import Generation, Job, PieceStream, encode_cached
 from .generation.parts import Part, prepare_parts
-from .generation.request import build_job, check_images, check_text
+from .generation.request import build_job, check_images
 from .generation.sequence import Timeline
 from .machine.memory import check_memory, shrink_to_fit
 from .media.processor import ImageProcessor, ProcessedImage
@@ -102,14 +103,14 @@ class KimiVL:
         Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument.
         """
         if n_ctx is not None:
-            sampling.check_int("n_ctx", n_ctx, 0, 1 << 31)
-        threads = 0 if n_threads is None else sampling.check_int("n_threads", n_threads, 0, _MAX_THREADS)
+            check_int("n_ctx", n_ctx, 0, 1 << 31)
+        threads = 0 if n_threads is None else check_int("n_threads", n_threads, 0, _MAX_THREADS)
         if in_token_limit is not None:
-            sampling.check_int("in_token_limit", in_token_limit, 4, 512 * 512)
+            check_int("in_token_limit", in_token_limit, 4, 512 * 512)
         check_text("isa", isa)
         check_text("kv_type", kv_type)
         check_text("activations", activations)
-        sampling.check_int("image_cache_bytes", image_cache_bytes, 0, 1 << 62)
+        check_int("image_cache_bytes", image_cache_bytes, 0, 1 << 62)
         self.progress = progress
         started = time.perf_counter()
         if progress is not None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kimi_vl_cpp import __version__
 from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 from kimi_vl_cpp.types import Progress
+from kimi_vl_cpp.version import __version__
 
 from . import budget
 from .blocks import Importance, blocks

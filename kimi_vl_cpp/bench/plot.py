@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..cli.terminal import printable
 from ..errors import BadRequest
+from ..wording import printable
 from .report import short
 
 _LABEL, _BAR, _TAIL, _LINE, _MARGIN = 260, 420, 390, 34, 24

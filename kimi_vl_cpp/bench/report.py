@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..cli.terminal import human_bytes, printable
 from ..errors import BadRequest
+from ..wording import human_bytes, printable
 from .measurements import Row
 
 FORMATS = ("md", "csv", "json", "jsonl")

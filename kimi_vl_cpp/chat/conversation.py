@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ..checks import check_text
 from ..errors import BadRequest
 from ..generation.generation import Generation, Job, PieceStream
-from ..generation.request import build_job, check_images, check_text
+from ..generation.request import build_job, check_images
 from ..generation.sequence import Timeline
 from ..media.processor import ProcessedImage
 from ..types import Response

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadRequest, KimiVLError
-from ..generation.sampling import check_int, shown
+from ..checks import check_int
+from ..errors import BadRequest, KimiVLError, shown
 from ..media.processor import ImageProcessor, ProcessedImage
+from ..text.thinking import join_thinking
 
 if TYPE_CHECKING:
     from ..model import KimiVL
@@ -33,7 +34,7 @@ class Turn:
     @property
     def spoken(self) -> str:
         """The answer as the model wrote it."""
-        return f"◁think▷{self.thinking}◁/think▷{self.answer}" if self.thinking else self.answer
+        return join_thinking(self.thinking, self.answer)
 
 
 def shown_content(turn: Turn) -> Any:

@@ -16,9 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__, errors
+from .. import errors
+from ..version import __version__
+from ..wording import printable
 from . import compare, evaluate, exits, imatrix, quantize
-from .terminal import DIM, Terminal, printable
+from .terminal import DIM, Terminal
 
 Job = Callable[[Terminal], int]
 

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__, errors
+from .. import errors
 from ..bench import peer
 from ..bench import plot as bench_plot
 from ..bench import report as bench_output
 from ..bench.measurements import PROBE_SECONDS, Bench, Row, Test, median_machine
 from ..bench.work import Machine
 from ..machine import system
+from ..version import __version__
 from . import exits, opening
 from .terminal import DIM, Progress, Terminal
 

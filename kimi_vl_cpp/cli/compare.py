@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import errors
+from ..wording import human_bytes, plural, printable
 from . import exits
-from .terminal import BOLD, DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
+from .terminal import BOLD, DIM, YELLOW, Progress, Terminal
 
 _BAR_COLUMNS = 24
 _MOST_NOTES = 5

@@ -19,10 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, errors
+from .. import errors
 from ..machine import system
+from ..version import __version__
+from ..wording import human_bytes, human_count, printable
 from .inspect.report import SAMPLE_CONTEXT, needed_bytes
-from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal, human_bytes, human_count, printable
+from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
 QUANTIZATIONS = {

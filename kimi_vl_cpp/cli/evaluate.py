@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import errors
+from ..wording import duration, plural, printable
 from . import evaluate_output, exits, opening
 from .evaluate_output import Measured
-from .terminal import Progress, Terminal, duration, plural, printable
+from .terminal import Progress, Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.run import Question
@@ -87,8 +88,9 @@ def run(
     """Asks, and prints the table or one JSON object. Ctrl-C, and an error underway, print what was measured so far.
     Raises KimiVLError, KeyboardInterrupt."""
     from .. import builtin
+    from ..checks import check_int
     from ..evaluation.run import check_pictures, read_questions
-    from ..generation.sampling import MAX_NEW_TOKENS, check_int
+    from ..generation.sampling import MAX_NEW_TOKENS
 
     if number is not None and number < 1:
         raise exits.UsageError(f"-n is {number}, expected 1 or more")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .terminal import BOLD, DIM, Terminal, duration, human_bytes, plural, printable
+from ..wording import duration, human_bytes, plural, printable
+from .terminal import BOLD, DIM, Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.run import Judged, Share

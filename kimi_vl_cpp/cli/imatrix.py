@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import errors
+from ..wording import human_bytes, human_count, plural, printable
 from . import exits
-from .terminal import DIM, YELLOW, Progress, Terminal, human_bytes, human_count, plural, printable
+from .terminal import DIM, YELLOW, Progress, Terminal
 
 _BAR_COLUMNS = 24
 _MOST_NOTES = 5

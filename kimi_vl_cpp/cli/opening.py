@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import errors
+from ..wording import human_count, plural, printable
 from . import exits
-from .terminal import Progress, Terminal, human_count, plural, printable
+from .terminal import Progress, Terminal
 
 if TYPE_CHECKING:
     from ..model import KimiVL

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import errors
+from ..wording import human_bytes, plural, printable
 from . import exits
-from .terminal import DIM, YELLOW, Progress, Terminal, human_bytes, plural, printable
+from .terminal import DIM, YELLOW, Progress, Terminal
 
 TYPES = "F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_XS IQ4_NL Q3_K_M Q3_K_S Q2_K"
 DEFAULT = "Q4_K_M"

@@ -15,40 +15,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TextIO
 
+from ..text.thinking import CLOSING, OPENING
+from ..wording import duration, plural, printable
+
 ThinkingMode = Literal["auto", "show", "hide"]
 
 DIM, BOLD, RED, YELLOW, GREEN, RESET = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[32m", "\x1b[0m"
-THINK_OPEN, THINK_CLOSE = "◁think▷", "◁/think▷"
-
-# C0 controls but tab and newline, DEL, and C1 controls: a terminal could take them as commands.
-_CONTROLS = {c: "�" for c in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if c not in (0x09, 0x0A)}
-# The same in file names and metadata, which are shown on one line.
-_CONTROLS_LINE = {**_CONTROLS, 0x09: "�", 0x0A: "�"}
-
-
-def printable(text: str, *, one_line: bool = False) -> str:
-    """`text` with control characters replaced by U+FFFD, and lone surrogates too (they cannot be encoded)."""
-    text = text.translate(_CONTROLS_LINE if one_line else _CONTROLS)
-    return text.encode("utf-8", "replace").decode("utf-8") if any(0xD800 <= ord(c) < 0xE000 for c in text) else text
-
-
-def human_bytes(n: float) -> str:
-    """10539572544 -> "10.54 GB" (powers of 1000, as disks and download pages count)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.0f} B" if unit == "B" else f"{n:.2f} {unit}" if n < 100 else f"{n:.0f} {unit}"
-        n /= 1000
-    return f"{n:.2f} TB"
-
-
-def human_count(n: int) -> str:
-    """163840 -> "163,840"."""
-    return f"{n:,}"
-
-
-def plural(n: int, word: str) -> str:
-    """(1, "picture") -> "1 picture"; (3, "picture") -> "3 pictures"."""
-    return f"{human_count(n)} {word}" + ("" if n == 1 else "s")
 
 
 def is_terminal(stream: object) -> bool:
@@ -189,11 +161,6 @@ class Progress:
             pass
 
 
-def duration(seconds: float) -> str:
-    """12.3 -> "12 s"; 600 -> "10 min"."""
-    return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
-
-
 class AnswerWriter:
     """Writes an answer as it comes: the answer proper on standard output, the reasoning where a person sees it.
 
@@ -246,7 +213,7 @@ class AnswerWriter:
                 self._emit(self._terminal.out, "\n")
                 self._column_open = False
             if self._show and not self._dim:
-                self._emit(self._thinking_stream, THINK_OPEN)
+                self._emit(self._thinking_stream, OPENING)
             self._kind = "thinking"
         self._n_thinking += 1
         if not self._show:
@@ -258,7 +225,7 @@ class AnswerWriter:
     def _leave_thinking(self) -> None:
         self._progress.clear()
         if self._kind == "thinking" and self._show:
-            self._emit(self._thinking_stream, "\n\n" if self._dim else f"{THINK_CLOSE}\n\n")
+            self._emit(self._thinking_stream, "\n\n" if self._dim else f"{CLOSING}\n\n")
         self._kind = "" if self._kind == "thinking" else self._kind
 
     def _emit(self, stream: TextIO, text: str, *, dim: bool = False) -> None:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._core import GGUFFile
-from ..errors import BadModelFile, BadRequest, KimiVLError
-from ..generation.sampling import shown
+from ..errors import BadModelFile, BadRequest, KimiVLError, shown
 from .variants import variant_of_text
 
 TEXT_ARCHITECTURE = "deepseek2"

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadRequest, ContextFull
-from .sampling import shown
+from ..errors import BadRequest, ContextFull, shown
 
 Part = Sequence[int] | NDArray[Any]
 """Token ids (a list, or an integer array [n]), or embeddings (a float array [n, hidden_size])."""

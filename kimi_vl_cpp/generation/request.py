@@ -12,7 +12,6 @@ from ..media.processor import ProcessedImage
 from ..text.chat_template import ImagePart, build_prompt
 from . import sampling
 from .generation import Job
-from .sampling import shown
 from .sequence import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
 
 if TYPE_CHECKING:
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 _LISTED = 8  # pictures named one by one in a message
-
-
-def check_text(name: str, value: Any) -> str:
-    """`value` if it is a str, else BadRequest."""
-    if not isinstance(value, str):
-        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a string", f"request.{name}")
-    return value
 
 
 def check_images(images: Any) -> list[Any]:

@@ -1,18 +1,17 @@
 """The checks on what a caller says about sampling, and the limits they are checked against.
 
-A wrong value is a BadRequest that names the parameter, the value and what is allowed. Nothing is clamped in silence.
+A wrong value is a BadRequest that names the parameter, the value and what is allowed. Nothing is clamped silently.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadRequest
+from ..checks import check_float, check_int
+from ..errors import BadRequest, shown
 from ..types import SamplingDefaults
 
 if TYPE_CHECKING:
@@ -54,37 +53,6 @@ class SamplingParams:
     max_new_tokens: int
     seed: int
     stop: tuple[str, ...]
-
-
-def shown(value: Any) -> str:
-    """A value as it appears in a message: its repr, cut short."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def check_float(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
-    """A finite number with low <= value <= high (low < value when `above`), else BadRequest."""
-    allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected {allowed}", f"request.{name}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not math.isfinite(number) or number < low or number > high or (above and number == low):
-        raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
-    return number
-
-
-def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """An integer with low <= value <= high, else BadRequest. bool is not an integer here."""
-    allowed = f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected {allowed}", f"request.{name}")
-    number = int(value)
-    if not low <= number <= high:
-        raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
-    return number
 
 
 def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:

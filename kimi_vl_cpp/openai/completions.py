@@ -15,9 +15,9 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
-from ..errors import BadRequest, Unsupported
-from ..generation.sampling import shown
+from ..errors import BadRequest, Unsupported, shown
 from ..media.processor import load_data_url
+from ..text.thinking import join_thinking
 from ..types import FinishReason, Piece, Response
 
 if TYPE_CHECKING:
@@ -285,8 +285,7 @@ def _message(where: str, message: Any, images: list[Any], allow_local: bool) -> 
                 f"{where}.reasoning_content: expected a string beside an assistant's content string",
                 "request.reasoning_content",
             )
-        if reasoning:
-            translated = f"◁think▷{reasoning}◁/think▷{translated}"
+        translated = join_thinking(reasoning, translated)
     return {"role": role, "content": translated}
 
 

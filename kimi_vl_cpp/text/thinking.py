@@ -13,6 +13,11 @@ CLOSING = "◁/think▷"
 Kind = Literal["thinking", "text"]
 
 
+def join_thinking(thinking: str, answer: str) -> str:
+    """A reply as the model writes it: its reasoning in the marks, if there is any, then the answer."""
+    return f"{OPENING}{thinking}{CLOSING}{answer}" if thinking else answer
+
+
 class ThinkingSplitter:
     """Text of a reply in, parted pieces out; nothing that may be part of a mark is given out before it is known.
 

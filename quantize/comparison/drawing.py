@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from kimi_vl_cpp.cli.terminal import printable
+from kimi_vl_cpp.wording import printable
 
 Anchor = Literal["start", "middle", "end"]
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from kimi_vl_cpp import __version__
 from kimi_vl_cpp._core import GGUFFile
-from kimi_vl_cpp.cli.terminal import human_bytes, plural, printable
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
 from kimi_vl_cpp.files import model_files
+from kimi_vl_cpp.version import __version__
+from kimi_vl_cpp.wording import human_bytes, plural, printable
 
 from ..output.write import check_output
 from ..source.files import InputFile

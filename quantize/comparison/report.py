@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kimi_vl_cpp.cli.terminal import plural
+from kimi_vl_cpp.wording import plural
 
 from .rows import wilson
 from .weights import FileFacts, WeightErrors

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kimi_vl_cpp import builtin, cli, errors
+from kimi_vl_cpp import builtin, cli, errors, wording
 from kimi_vl_cpp.cli import exits, paths, terminal
 from kimi_vl_cpp.cli.chat import store
 from kimi_vl_cpp.files import rules
@@ -501,7 +501,7 @@ def test_an_answer_cannot_command_the_terminal():
     [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (10_539_572_544, "10.54 GB"), (618_098_272, "618 MB")],
 )
 def test_sizes_are_written_as_disks_count(n, text):
-    assert terminal.human_bytes(n) == text
+    assert wording.human_bytes(n) == text
 
 
 # Paths of pictures

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ... import errors
 from ...machine import system
+from ...wording import human_bytes, human_count, plural
 from .. import exits, opening, paths
-from ..terminal import DIM, human_bytes, human_count, plural
+from ..terminal import DIM
 from . import store
 
 if TYPE_CHECKING:

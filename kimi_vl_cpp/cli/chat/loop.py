@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
+from ...wording import human_count, plural
 from .. import app, opening, paths
-from ..terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, human_count, plural
+from ..terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode
 from . import commands
 from .input import Reader, make_reader, unechoed
 

@@ -14,8 +14,8 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
+from ...wording import human_bytes
 from .. import exits
-from ..terminal import human_bytes
 
 if TYPE_CHECKING:
     from ...chat.conversation import Conversation

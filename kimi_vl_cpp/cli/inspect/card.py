@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, human_bytes, human_count, plural, printable
+from ...wording import human_bytes, human_count, plural, printable
+from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
 if TYPE_CHECKING:
     from ..._core import TensorInfo

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ... import _core
 from ...files.rules import Finding
-from ..terminal import Progress, plural
+from ...wording import plural
+from ..terminal import Progress
 
 if TYPE_CHECKING:
     from ..._core import GGUFFile

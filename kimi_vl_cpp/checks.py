@@ -1,0 +1,42 @@
+"""Checks of a caller's arguments: a wrong value is a BadRequest that names the argument, the value and what is allowed.
+Nothing is clamped silently."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import BadRequest, shown
+
+
+def check_float(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
+    """A finite number with low <= value <= high (low < value when `above`), else BadRequest."""
+    allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected {allowed}", f"request.{name}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or number < low or number > high or (above and number == low):
+        raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
+    return number
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """An integer with low <= value <= high, else BadRequest. bool is not an integer here."""
+    allowed = f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected {allowed}", f"request.{name}")
+    number = int(value)
+    if not low <= number <= high:
+        raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
+    return number
+
+
+def check_text(name: str, value: Any) -> str:
+    """`value` if it is a str, else BadRequest."""
+    if not isinstance(value, str):
+        raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a string", f"request.{name}")
+    return value

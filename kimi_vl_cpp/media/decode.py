@@ -25,6 +25,8 @@ from .structure import check_jpeg_size, check_structure
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """What is decoded. Everything else is refused, whatever this Pillow may know of it."""
 
+SCALE_DOWN = "scale it down first, for example with ImageMagick: magick PICTURE -resize 4000x4000 SMALLER.png"
+
 _MAX_NOTICES = 4  # of Pillow's warnings about one picture
 
 # First bytes -> the format they announce.
@@ -35,7 +37,7 @@ _MAGIC = {
     "WEBP": rb"RIFF....WEBP",
     "TIFF": rb"II[*+]\x00|MM\x00[*+]",
     "AVIF": rb"....ftyp(?:avi[fs]|m[is]f1.{0,48}avi[fs])",
-    "HEIC": rb"....ftyp(?:hei[cxms]|hev[cx]|m[is]f1)",
+    "HEIC": rb"....ftyp(?:hei[cxms]|hev[cxms]|m[is]f1|miaf|avc[is]|j2k[is]|jpeg|jpgs)",
     "BMP": rb"BM",
     "ICO": rb"\x00\x00\x01\x00",
     "PPM": rb"P[1-6][\s#]",
@@ -43,22 +45,49 @@ _MAGIC = {
 _MAGIC_RE = {name: re.compile(pattern, re.DOTALL) for name, pattern in _MAGIC.items()}
 
 # What people hand over by mistake, and what to do instead.
+# They are tried before the formats above: a raw file may call itself a TIFF.
 _STRANGERS = (
     (rb"%PDF", "a PDF document: export its pages as PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript: export it as PNG"),
-    (rb"8BPS", "a Photoshop document: export it as PNG"),
+    (rb"8BPS", "a Photoshop document (PSD): export it as PNG"),
+    (rb"gimp xcf", "a GIMP document (XCF): export it as PNG"),
     (rb"SIMPLE  =", "a FITS file: export it as PNG"),
-    (rb"(?s)(?:<\?xml.{0,400}?)?(?:<!--.{0,400}?)?<svg|(?i:<!doctype svg)", "an SVG drawing: render it to PNG"),
+    (rb".{128}DICM", "a DICOM file: export it as PNG"),
+    (rb"(?:<\?xml.{0,900}?)?(?:<!--.{0,900}?)?<svg|(?i:<!doctype svg)", "an SVG drawing: render it to PNG"),
     (rb"<\?xml|(?i:<!doctype|<html)", "a page of markup, perhaps an answer to a download: save the picture itself"),
     (rb"data:", "a data URL given as bytes: give it as text"),
+    (rb"version https://git-lfs", "a pointer to a file in Git LFS: fetch the file itself with git lfs pull"),
     (rb"PK\x03\x04", "a zip archive or an office document: export the picture as PNG"),
-    (rb"\x1f\x8b", "gzip: unpack it"),
+    (rb"\xd0\xcf\x11\xe0", "an office document: export the picture as PNG"),
+    (rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|Rar!|7z\xbc\xaf", "a compressed archive: unpack it"),
     (rb"GGUF", "a model file"),
     (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "JPEG XL: convert it to PNG"),
+    (rb"II\xbc", "JPEG XR: convert it to PNG"),
     (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000: convert it to PNG"),
-    (rb"(?s)....ftyp(?:isom|iso\d|mp4|M4V|qt  |avc1)|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video: save a frame as PNG"),
+    (rb"\xff\xd8\xff\xf7", "JPEG-LS: convert it to PNG"),
+    (rb"qoif", "a QOI picture: convert it to PNG"),
+    (rb"BPG\xfb", "a BPG picture: convert it to PNG"),
+    (rb"FLIF", "a FLIF picture: convert it to PNG"),
+    (rb"DDS ", "a DirectDraw texture (DDS): convert it to PNG"),
+    (rb"icns", "an Apple icon (ICNS): export it as PNG"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR picture: export it as PNG"),
+    (rb"#\?R(?:ADIANCE|GBE)", "a Radiance HDR picture: export it as PNG"),
+    (rb"P7\s|P[fF]\s", "a PAM or PFM picture: convert it to PNG"),
+    (rb"\xd7\xcd\xc6\x9a|\x01\x00\x00\x00.{36} EMF", "a Windows metafile (WMF or EMF): export it as PNG"),
+    (rb"/\* XPM", "an XPM picture: convert it to PNG"),
+    (rb"\x8aMNG|\x8bJNG", "an MNG or JNG picture: convert it to PNG"),
+    (
+        rb"II\*\x00.{4}CR|II\x1a\x00\x00\x00HEAPCCDR|....ftypcrx|IIR[OS]|MMOR|IIU\x00|FUJIFILMCCD-RAW|FOVb|\x00MRM",
+        "a camera's raw file: export it as JPEG or PNG",
+    ),
+    (
+        rb"....ftyp(?!avi[fs]|hei|hev|m[is]f1|miaf|avc[is]|j2k[is]|jpeg|jpgs)|....(?:moov|mdat|wide|pnot)"
+        rb"|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x00\x00\x01[\xb3\xba]|\x30\x26\xb2\x75|\x47.{187}\x47",
+        "a video: save a frame as PNG",
+    ),
+    (rb"OggS|ID3|fLaC|RIFF....WAVE", "a sound or video: give a picture file"),
 )
-_STRANGERS_RE = tuple((re.compile(pattern), what) for pattern, what in _STRANGERS)
+_STRANGERS_RE = tuple((re.compile(pattern, re.DOTALL), what) for pattern, what in _STRANGERS)
 
 # Catching warnings is a matter of the whole process, so one picture at a time is decoded.
 _one_at_a_time = threading.Lock()
@@ -105,8 +134,7 @@ def check_pixels(size: tuple[int, int], label: str, max_pixels: int) -> None:
         raise BadImage(f"{label}: {width} x {height} pixels, there is nothing to see", code="image.empty")
     if width * height > max_pixels:
         raise BadImage(
-            f"{label}: {width} x {height} pixels, expected at most {max_pixels / 1e6:g} million: scale it down "
-            "first, or raise max_pixels of the ImageProcessor",
+            f"{label}: {width} x {height} pixels, expected at most {max_pixels / 1e6:g} million: {SCALE_DOWN}",
             code="image.too_large",
         )
 
@@ -116,9 +144,8 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
 
     Raises BadImage: image.format (none of FORMATS), image.truncated (damaged), image.too_large, image.empty.
     """
+    _refuse_stranger(data, label)
     magic = next((name for name, start in _MAGIC_RE.items() if start.match(data)), None)
-    if magic is None:
-        _refuse_stranger(data, label)
     check_structure(data, magic, label)
     if magic == "WEBP" and data[12:16] == b"VP8X":  # its decoder takes memory for all of it when it opens
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
@@ -167,9 +194,9 @@ def _errors(label: str, kind: str | None, max_pixels: int) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:  # Pillow's limit, which is above the usual one of ours
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        setting = "max_pixels of the ImageProcessor" if allowed == max_pixels else "PIL.Image.MAX_IMAGE_PIXELS"
+        by = " (PIL.Image.MAX_IMAGE_PIXELS as this program sets it)" if allowed < max_pixels else ""
         raise BadImage(
-            f"{label}: more than {allowed / 1e6:g} million pixels: scale it down first, or raise {setting}",
+            f"{label}: more than {allowed / 1e6:g} million pixels{by}: {SCALE_DOWN}",
             code="image.too_large",
         ) from None
     except UnidentifiedImageError:
@@ -195,9 +222,10 @@ def _errors(label: str, kind: str | None, max_pixels: int) -> Iterator[None]:
 
 
 def _refuse_stranger(data: bytes, label: str) -> None:
-    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    head = data[:1024]
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for start, what in _STRANGERS_RE:
-        if start.match(head):
+        if start.match(head) or start.match(text):
             raise BadImage(f"{label}: not a picture but {what}", code="image.format")
 
 

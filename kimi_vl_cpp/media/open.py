@@ -80,7 +80,7 @@ def open_image(
         accept(*image.size)
     load_pixels(image, label, max_pixels, notices)
     check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
-    return OpenedImage(to_rgb(upright(image, notices), label, notices), notices)
+    return OpenedImage(upright(to_rgb(image, label, notices), image, notices), notices)
 
 
 def _with_header(source: ImageInput, max_pixels: int) -> tuple[Image.Image, str, list[str]]:

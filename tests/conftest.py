@@ -1,6 +1,6 @@
 """What all tests share: where the package and the reference vectors are, small models, instruction sets.
 
-Tests that need ../shared skip without it. Nothing else skips: a missing extension fails the run.
+Nothing skips but tests of an instruction set that this processor lacks: a missing extension fails the run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from reference import Network
+from vectors import VECTORS
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT.parent / "shared" / "reference"
 
 # `python -m pytest` puts the checkout before the installed package; without the extension in it, the latter is meant,
 # here and in the processes that tests start.
@@ -50,24 +50,16 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def reference_dir() -> Path:
-    """../shared/reference."""
-    if not REFERENCE.is_dir():
-        pytest.skip("there is no ../shared/reference")
-    return REFERENCE
-
-
-@pytest.fixture(scope="session")
-def checkpoint_dir(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """checkpoint_dir("a" or "d"): the folder of the checkpoint that the stored reference vectors are about."""
     made: dict[str, Path] = {}
 
     def get(config: str) -> Path:
         if config not in made:
             out = tmp_path_factory.mktemp(f"checkpoint-{config}")
-            command = [sys.executable, "make_tiny.py", "--config", config, "--out", str(out)]
+            command = [sys.executable, "-B", str(VECTORS / "make_tiny.py"), "--config", config, "--out", str(out)]
             environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
-            subprocess.run(command, check=True, capture_output=True, cwd=reference_dir, env=environment)
+            subprocess.run(command, check=True, capture_output=True, cwd=out, env=environment)
             assert json.loads((out / "tiny.json").read_text())["config"] == config
             made[config] = out
         return made[config]

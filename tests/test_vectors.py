@@ -1,6 +1,6 @@
 """The engine against the stored reference vectors, under each instruction set in turn.
 
-The bars are those of the table beside the vectors (../shared/reference/README.md); all tests here skip without it.
+The bars are those of the table beside the vectors (tests/vectors/README.md).
 What the engine does on other models, and that needs no stored vectors, is in test_engine.py.
 """
 
@@ -21,13 +21,13 @@ CLOSE_CALL = 0.05  # a top-1 gap below which float16 weights may choose the othe
 
 
 @pytest.fixture(params=["a", "d"])
-def vectors(request, reference_dir, checkpoint_dir) -> Vectors:
-    return Vectors(reference_dir, checkpoint_dir(request.param), request.param)
+def vectors(request, checkpoint_dir) -> Vectors:
+    return Vectors(checkpoint_dir(request.param), request.param)
 
 
 @pytest.fixture
-def vectors_d(reference_dir, checkpoint_dir) -> Vectors:
-    return Vectors(reference_dir, checkpoint_dir("d"), "d")
+def vectors_d(checkpoint_dir) -> Vectors:
+    return Vectors(checkpoint_dir("d"), "d")
 
 
 def open_engine(vectors: Vectors, text: str, isa: str, mmproj: str = "f32", **options) -> Engine:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kimi_vl_cpp.text.tokenizer import Tokenizer
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parent / "vectors"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

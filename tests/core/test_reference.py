@@ -14,8 +14,8 @@ STORED = 1e-7
 
 
 @pytest.fixture(scope="module", params=["a", "d"])
-def vectors(request, reference_dir, checkpoint_dir):
-    return Vectors(reference_dir, checkpoint_dir(request.param), request.param)
+def vectors(request, checkpoint_dir):
+    return Vectors(checkpoint_dir(request.param), request.param)
 
 
 @pytest.fixture(scope="module")

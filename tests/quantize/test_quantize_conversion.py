@@ -1,7 +1,7 @@
 """From a checkpoint folder to GGUF: names, arrangement and metadata, without any loss where the type has none.
 
 Oracles: the weights that were written into the checkpoint; the `gguf` package as reader; the arrangement of tensors in
-kimi_vl_cpp.testing; the files of ../shared/reference, which are what llama.cpp's converter writes.
+kimi_vl_cpp.testing; the files of tests/vectors/make_tiny.py, which are what llama.cpp's converter writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comparisons of outputs: relative errors with the worst coordinate, and the stored vectors of ../shared/reference."""
+"""Comparisons of outputs: relative errors with the worst coordinate, and the stored vectors (README.md)."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def stored_columns(n_vocab: int):
     return np.sort(np.random.default_rng(n_vocab).permutation(n_vocab)[:96])
 
 
+VECTORS = Path(__file__).resolve().parent
 PROMPTS = ("text", "mm", "long")
 
 
@@ -67,13 +68,12 @@ PROMPTS = ("text", "mm", "long")
 class Vectors:
     """The stored vectors of one checkpoint, its prompts and its pictures. folder: what make_tiny.py wrote."""
 
-    reference: Path
     folder: Path
     config: str
 
     @cached_property
     def stored(self):
-        with np.load(self.reference / f"ref-{self.config}.npz") as file:
+        with np.load(VECTORS / f"ref-{self.config}.npz") as file:
             return dict(file)
 
     @cached_property
@@ -99,8 +99,6 @@ class Vectors:
 
     def text_file(self, kind: str) -> Path:
         """kind: f32, f16, f32-oldkvb, q8_0 or q4_k_m."""
-        if kind.startswith("q"):
-            return self.reference / "quantized" / f"text-{self.config}-{kind}.gguf"
         return self.folder / f"text-{kind}.gguf"
 
     def mmproj_file(self, kind: str) -> Path:

@@ -19,7 +19,8 @@ from .tokenizer import N_SPECIAL, Vocabulary
 # Patches of a picture: somewhat more than the largest that it was trained on. Larger pictures are scaled down to it.
 IN_TOKEN_LIMIT = 480
 
-# The family's chat format (model-spec 6.1): a default system message, then role, content and end of every message.
+# The chat format of the models (docs/model.md, "Template"): a default system message, then role, content and end of
+# every message.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{{- '<|im_system|>system<|im_middle|>You are a helpful assistant<|im_end|>' -}}{%- endif -%}"

@@ -70,3 +70,14 @@ def test_per_isa_files_are_kept_free_of_heavy_headers() -> None:
         for path in (CSRC / folder).rglob("*"):
             wrong += [f"{path.name}: {m.group(0)}" for m in heavy.finditer(path.read_text())]
     assert wrong == []
+
+
+def test_cited_headings_of_the_model_description_exist() -> None:
+    headings = set(re.findall(r"^##+ (.*)$", (ROOT / "docs" / "model.md").read_text(), flags=re.M))
+    cited = {}
+    for folder in ("csrc", "python", "kimi_vl_cpp", "quantize", "demo", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".h", ".cpp", ".py"} and path != Path(__file__):
+                for name in re.findall(r'docs/model\.md, "([^"]+)"', path.read_text()):
+                    cited[name] = str(path.relative_to(ROOT))
+    assert cited and {name: path for name, path in cited.items() if name not in headings} == {}

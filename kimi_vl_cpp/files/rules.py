@@ -1,8 +1,7 @@
 """What a GGUF file must hold to work as Kimi-VL, as data: keys, tensors with their shapes, special tokens.
 
 Judges a file from its directory alone and collects everything that is wrong, where loading would stop at the first
-fault. Refuses to touch tensor data. Names and shapes: docs/model-spec of the format (`ne` order, the contiguous
-dimension first).
+fault. Refuses to touch tensor data. Names and shapes: docs/model.md (`ne` order, the contiguous dimension first).
 """
 
 from __future__ import annotations

@@ -53,7 +53,10 @@ _EXPERT_PARTS = ("gate", "up", "down")
 
 
 def permutation_k25(heads: int, head_dim: int) -> NDArray[np.int64]:
-    """Old row for each new row of q and k in a kimik25 file (§3.4): columns' pairs first, then rows' pairs."""
+    """Old row for each new row of q and k in a kimik25 file (docs/model.md, "Two-dimensional RoPE").
+
+    The pairs of columns come first, then those of rows.
+    """
     old = np.arange(heads * head_dim).reshape(heads, head_dim // 4, 2, 2)  # head, frequency, axis, pair
     return old.transpose(0, 2, 1, 3).reshape(-1)
 

@@ -81,7 +81,7 @@ class Vocabulary:
 
 
 def byte_spelling() -> dict[int, str]:
-    """GPT-2's printable character for each byte, in the order of the bytes' ids (§5.1 of the specification)."""
+    """GPT-2's printable character for each byte, in the order of the bytes' ids (docs/model.md, "Vocabulary")."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in kept]
     return {b: chr(b) for b in kept} | {b: chr(256 + i) for i, b in enumerate(others)}

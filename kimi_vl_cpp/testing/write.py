@@ -24,7 +24,8 @@ FILE_TYPES = {
     **{"Q4_K_M": 15, "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38},
 }
 _MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}
-# What a converter writes when a row is not a multiple of the block (§9.3).
+# What a converter writes when a row is not a multiple of the block
+# (docs/model.md, "Types of the tensors in each file type").
 _FALLBACK = {
     **{"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"},
     **{name: "F16" for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")},
@@ -46,7 +47,10 @@ def text_type_of(name: str, shape: tuple[int, ...], wanted: str, n_layers: int) 
 
 
 def vision_type_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
-    """The type that a converter gives a vision tensor of a file of type `wanted` (§7.4)."""
+    """The type that a converter gives a vision tensor of a file of type `wanted`.
+
+    docs/model.md, "Tensors of the mmproj file".
+    """
     if len(shape) < 2 or "position_embd" in name:
         return "F32"
     if "patch_embd" in name:
@@ -138,7 +142,7 @@ def edited(metadata: Mapping[str, Any], edits: MetadataEdits) -> dict[str, tuple
 def text_metadata(
     t: Mapping[str, Any], vocabulary: Vocabulary, name: str, file_type: str, legacy: bool, with_bos_eos: bool
 ) -> dict[str, Any]:
-    """Keys of a text file, in a converter's order (§7.1)."""
+    """Keys of a text file, in a converter's order (docs/model.md, "Metadata of the text file")."""
     key_length, rank = t["qk_nope_head_dim"] + t["qk_rope_head_dim"], t["kv_lora_rank"]
     own: dict[str, Any] = {
         "block_count": t["num_hidden_layers"],
@@ -197,7 +201,7 @@ def _tokenizer_metadata(vocabulary: Vocabulary, with_bos_eos: bool) -> dict[str,
 
 
 def vision_metadata(v: Mapping[str, Any], text_hidden: int, name: str, file_type: str, kimik25: bool) -> dict[str, Any]:
-    """Keys of an mmproj file, in a converter's order (§7.3)."""
+    """Keys of an mmproj file, in a converter's order (docs/model.md, "Metadata of the mmproj file")."""
     own: dict[str, Any] = {
         "projection_dim": text_hidden,
         "image_size": v["position_side"] * v["patch_size"],

@@ -27,11 +27,21 @@ build() {  # name
   tail -n 1 "$work/$1.log"
 }
 
+cpp_tests() {  # name; says of every program how many cases ran
+  local program
+  for program in "$work/$1/tests/cpp"/test_*; do
+    [[ -f $program && -x $program ]] || continue
+    printf '%s: ' "$(basename "$program")"
+    "$program" --no-intro >"$work/$1.tests" 2>&1 || { cat "$work/$1.tests"; return 1; }
+    grep 'test cases:' "$work/$1.tests"
+  done
+}
+
 export $(tiny)
 if [[ $what == asan || $what == all ]]; then
   configure asan address,undefined -DKIMI_PYTHON=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
   build asan
-  ctest --test-dir "$work/asan" --output-on-failure
+  cpp_tests asan
   # The package from the source tree with the instrumented extension.
   mkdir -p "$work/package"
   cp -r "$root/kimi_vl_cpp" "$work/package/"
@@ -50,5 +60,5 @@ fi
 if [[ $what == tsan || $what == all ]]; then
   configure tsan thread -DKIMI_PYTHON=OFF
   build tsan
-  TSAN_OPTIONS=halt_on_error=1 ctest --test-dir "$work/tsan" --output-on-failure
+  TSAN_OPTIONS=halt_on_error=1 cpp_tests tsan
 fi

@@ -71,13 +71,16 @@ class GGUFFile:
         """Decoded, in NumPy order. Raises Unsupported when its type is not among formats()."""
     def tensor_raw(self, name: str) -> NDArray[np.uint8]: ...
 
+SAMPLER_LIMITS: dict[str, tuple[Any, Any]]
+"""Sampling option -> the smallest and the largest value allowed."""
+
 class Sampler:
     """Chooses token ids; the same seed and the same logits give the same ids."""
 
     def __init__(
         self,
         seed: int = 0,
-        temperature: float = 0.8,
+        temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,

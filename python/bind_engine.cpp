@@ -309,11 +309,11 @@ void bind_engine(py::module_& m) {
       .def("step", step, py::arg("slices"), py::arg("expanded") = py::none())
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
-  py::class_<Sampler>(m, "Sampler", "The choice of the next token.")
+  py::class_<Sampler>(m, "Sampler", "Samples the next token.")
       .def(py::init([](uint64_t seed, float temperature, int64_t top_k, float top_p, float min_p, float repeat_penalty, int64_t repeat_last_n) {
              return std::make_unique<Sampler>(SamplerOptions{seed, temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n});
            }),
-           py::arg("seed") = 0, py::arg("temperature") = 0.8f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
+           py::arg("seed") = 0, py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
            py::arg("repeat_last_n") = 64)
       .def("sample",
            [](Sampler& self, const FloatArray& logits) {
@@ -322,6 +322,15 @@ void bind_engine(py::module_& m) {
            },
            py::arg("logits"))
       .def("accept", &Sampler::accept, py::arg("token"));
+  py::dict limits;
+  const auto add_limits = [&limits](const char* name, const auto& allowed) { limits[name] = py::make_tuple(allowed.low, allowed.high); };
+  add_limits("temperature", SamplerLimits::temperature);
+  add_limits("top_k", SamplerLimits::top_k);
+  add_limits("top_p", SamplerLimits::top_p);
+  add_limits("min_p", SamplerLimits::min_p);
+  add_limits("repeat_penalty", SamplerLimits::repeat_penalty);
+  add_limits("repeat_last_n", SamplerLimits::repeat_last_n);
+  m.attr("SAMPLER_LIMITS") = limits;
 
   py::class_<PySession>(m, "Session", "One mutable timeline with its cache.")
       .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type) {

@@ -233,8 +233,18 @@ class Session:
         return sampler.sample(self.logits)
 
 
+SAMPLER_LIMITS = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 30),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 10.0),
+    "repeat_last_n": (0, 1 << 20),
+}
+
+
 class Sampler:
-    def __init__(self, seed: int = 0, temperature: float = 0.8, **options: Any) -> None:
+    def __init__(self, seed: int = 0, temperature: float = 1.0, **options: Any) -> None:
         self.rng = np.random.default_rng(seed)
         self.temperature = temperature
         self.options = options
@@ -256,6 +266,7 @@ def install(monkeypatch: Any) -> Script:
     import kimi_vl_cpp
     from kimi_vl_cpp import model
     from kimi_vl_cpp.files import model_files
+    from kimi_vl_cpp.generation import sampling
 
     global SCRIPT
     SCRIPT = Script()
@@ -263,5 +274,6 @@ def install(monkeypatch: Any) -> Script:
     monkeypatch.setitem(sys.modules, "kimi_vl_cpp._core", fake)
     monkeypatch.setattr(kimi_vl_cpp, "_core", fake, raising=False)
     monkeypatch.setattr(model, "_core", fake)
+    monkeypatch.setattr(sampling, "_core", fake)
     monkeypatch.setattr(model_files, "GGUFFile", GGUFFile)
     return SCRIPT

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <string>
 
 #include "base/error.h"
 
@@ -10,21 +12,26 @@ namespace {
 
 constexpr float kNegligible = -27.6f;  // e^-27.6 = 1e-12
 
-void check_real(const char* name, float value, double low, double high) {
-  if (!(value >= low && value <= high))
-    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name, static_cast<double>(value), low, high);
+void check_real(const char* name, float value, const Limits<double>& limits) {
+  if (!(value >= static_cast<float>(limits.low) && value <= static_cast<float>(limits.high)))
+    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name, static_cast<double>(value), limits.low, limits.high);
+}
+
+void check_count(const char* name, int64_t value, const Limits<int64_t>& limits) {
+  if (value < limits.low || value > limits.high)
+    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %lld, expected %lld to %lld", name, static_cast<long long>(value), static_cast<long long>(limits.low),
+         static_cast<long long>(limits.high));
 }
 
 }  // namespace
 
 Sampler::Sampler(const SamplerOptions& options) : options_(options), state_(options.seed) {
-  check_real("temperature", options.temperature, 0, 100);
-  check_real("top_p", options.top_p, 0, 1);
-  check_real("min_p", options.min_p, 0, 1);
-  check_real("repeat_penalty", options.repeat_penalty, 0.01, 100);
-  KIMI_CHECK(options.top_k >= 0, ErrorKind::bad_request, "request.top_k", "top_k is %lld, expected 0 (all) or more", static_cast<long long>(options.top_k));
-  KIMI_CHECK(options.repeat_last_n >= 0 && options.repeat_last_n <= (1 << 24), ErrorKind::bad_request, "request.repeat_last_n", "repeat_last_n is %lld, expected 0 to 2^24",
-             static_cast<long long>(options.repeat_last_n));
+  check_real("temperature", options.temperature, SamplerLimits::temperature);
+  check_real("top_p", options.top_p, SamplerLimits::top_p);
+  check_real("min_p", options.min_p, SamplerLimits::min_p);
+  check_real("repeat_penalty", options.repeat_penalty, SamplerLimits::repeat_penalty);
+  check_count("top_k", options.top_k, SamplerLimits::top_k);
+  check_count("repeat_last_n", options.repeat_last_n, SamplerLimits::repeat_last_n);
 }
 
 // SplitMix64 (Steele, Lea and Flood 2014): one addition and a finaliser.
@@ -59,13 +66,15 @@ int32_t Sampler::sample(std::span<const float> logits) {
     for (int32_t token : seen)
       if (token >= 0 && static_cast<size_t>(token) < scores_.size()) {
         float& score = scores_[static_cast<size_t>(token)];
+        if (!std::isfinite(score)) continue;
         score = score > 0 ? score / options_.repeat_penalty : score * options_.repeat_penalty;
+        score = std::clamp(score, std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max());
       }
   }
   int64_t best = -1;
   for (size_t i = 0; i < scores_.size(); ++i)
-    if (!std::isnan(scores_[i]) && scores_[i] != INFINITY && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)])) best = static_cast<int64_t>(i);
-  KIMI_CHECK(best >= 0 && std::isfinite(scores_[static_cast<size_t>(best)]), ErrorKind::bad_model_file, "model.not_finite",
+    if (std::isfinite(scores_[i]) && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)])) best = static_cast<int64_t>(i);
+  KIMI_CHECK(best >= 0, ErrorKind::bad_model_file, "model.not_finite",
              "the model produced no finite number for any token: its file is damaged (kimi-vl inspect --check finds where)");
   if (options_.temperature == 0.0f || options_.top_k == 1) return static_cast<int32_t>(best);
 
@@ -74,7 +83,9 @@ int32_t Sampler::sample(std::span<const float> logits) {
   const float floor = std::max(kNegligible, options_.min_p > 0 ? std::log(options_.min_p) : kNegligible);
   candidates_.clear();
   for (size_t i = 0; i < scores_.size(); ++i) {
-    const float exponent = (scores_[i] - top) * inverse;
+    if (!std::isfinite(scores_[i])) continue;
+    // The best itself without the product: 1 / temperature may be infinite, and 0 * infinity is no number.
+    const float exponent = scores_[i] == top ? 0.0f : (scores_[i] - top) * inverse;
     if (exponent >= floor) candidates_.emplace_back(std::exp(exponent), static_cast<int32_t>(i));
   }
   if (options_.top_k > 0) keep_top(static_cast<size_t>(options_.top_k));

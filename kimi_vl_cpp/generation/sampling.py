@@ -1,4 +1,4 @@
-"""The checks on what a caller says about sampling, and the limits they are checked against.
+"""The checks on a caller's sampling options. The limits of an option that the core enforces are the core's.
 
 A wrong value is a BadRequest that names the parameter, the value and what is allowed. Nothing is clamped silently.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from .. import _core
 from ..checks import check_float, check_int
 from ..errors import BadRequest, shown
 from ..types import SamplingDefaults
@@ -30,11 +32,10 @@ OPTIONS = (
 )
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1024
-MAX_TEMPERATURE = 100.0
-MAX_TOP_K = 1 << 30
 MAX_NEW_TOKENS = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
-MAX_REPEAT_LAST_N = 1 << 20
+DRAWN_SEED_BITS = 53
+"""Bits of a seed that is drawn: every reader of JSON keeps such an integer, also one that holds numbers as doubles."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +89,56 @@ def resolve(
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
 ) -> SamplingParams:
-    """What the caller said, over the variant's defaults; None means not said. A seed not said is drawn at random.
+    """The caller's options over the variant's defaults. None: use the variant's default. seed: None or -1 draws one.
+    max_new_tokens: -1 is as long as the context allows.
 
     Raises BadRequest with code "request.<parameter>".
     """
 
-    def said(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "repeat_last_n": repeat_last_n,
+    }
+    checked: dict[str, Any] = {}
+    for name, (low, high) in _core.SAMPLER_LIMITS.items():
+        value = getattr(defaults, name) if given[name] is None else given[name]
+        checked[name] = (check_int if isinstance(low, int) else check_float)(name, value, low, high)
     return SamplingParams(
-        temperature=check_float("temperature", said(temperature, defaults.temperature), 0.0, MAX_TEMPERATURE),
-        top_k=check_int("top_k", said(top_k, defaults.top_k), 0, MAX_TOP_K),
-        top_p=check_float("top_p", said(top_p, defaults.top_p), 0.0, 1.0, above=True),
-        min_p=check_float("min_p", said(min_p, defaults.min_p), 0.0, 1.0),
-        repeat_penalty=check_float(
-            "repeat_penalty", said(repeat_penalty, defaults.repeat_penalty), 0.0, 10.0, above=True
+        **checked,
+        max_new_tokens=check_max_new_tokens(
+            "max_new_tokens", defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
         ),
-        repeat_last_n=check_int("repeat_last_n", said(repeat_last_n, defaults.repeat_last_n), 0, MAX_REPEAT_LAST_N),
-        max_new_tokens=check_int("max_new_tokens", said(max_new_tokens, defaults.max_new_tokens), 1, MAX_NEW_TOKENS),
-        seed=secrets.randbits(63) if seed is None else check_int("seed", seed, 0, MAX_SEED),
+        seed=check_seed(seed),
         stop=check_stop(stop),
     )
+
+
+def check_max_new_tokens(name: str, value: Any) -> int:
+    """How long an answer may become; -1 is as long as the context allows. name: what the caller calls it."""
+    if _is_minus_one(value):
+        return MAX_NEW_TOKENS
+    try:
+        return check_int(name, value, 1, MAX_NEW_TOKENS)
+    except BadRequest as error:
+        raise BadRequest(f"{error}, or -1 for no limit but the context", error.code) from None
+
+
+def check_seed(value: Any) -> int:
+    """A seed from 0 to 2**64-1; None and -1 draw one below 2**53."""
+    if value is None or _is_minus_one(value):
+        return secrets.randbits(DRAWN_SEED_BITS)
+    try:
+        return check_int("seed", value, 0, MAX_SEED)
+    except BadRequest as error:
+        raise BadRequest(f"{error}, or -1 to draw one", error.code) from None
+
+
+def _is_minus_one(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value == -1
 
 
 def known(options: dict[str, Any]) -> dict[str, Any]:
@@ -121,9 +151,7 @@ def known(options: dict[str, Any]) -> dict[str, Any]:
 
 def make_sampler(params: SamplingParams) -> Sampler:
     """The core's sampler for these parameters."""
-    from .._core import Sampler
-
-    return Sampler(
+    return _core.Sampler(
         seed=params.seed,
         temperature=params.temperature,
         top_k=params.top_k,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import tiktoken
+# At the top and not on first use: it starts what the interpreter refuses to start once its main thread has ended, and
+# the first question may come from a thread that is still running then.
+import tiktoken
 
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"  # Lm, Lo and M are in both classes: backtracking decides
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
@@ -80,6 +80,4 @@ class BytePairEncoder:
 
     def _build(self) -> tiktoken.Encoding:
         # On first use: decoding and `inspect` do without. Two threads may both build one; either is good.
-        import tiktoken
-
         return tiktoken.Encoding("kimi-vl", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={})

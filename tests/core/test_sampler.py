@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kimi_vl_cpp._core import Sampler
+from kimi_vl_cpp._core import SAMPLER_LIMITS, Sampler
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
 
 N = 500
@@ -116,3 +118,78 @@ def test_logits_that_are_no_numbers_are_the_files_fault() -> None:
     x = np.full(5, np.nan, np.float32)
     x[3] = -2.0
     assert Sampler(temperature=1.0).sample(x) == 3
+
+
+def number(name: str) -> st.SearchStrategy[float]:
+    low, high = SAMPLER_LIMITS[name]
+    return st.one_of(
+        st.floats(low, high),
+        st.sampled_from([low, high, 5e-324, 1e-45, 1e-42, 2.9e-39, 3e-39, 1.2e-38, 1e-30, 1 - 1e-9]).filter(
+            lambda value: low <= value <= high
+        ),
+    )
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**64 - 1),
+        "temperature": number("temperature"),
+        "top_k": st.one_of(st.integers(0, 4), st.integers(*SAMPLER_LIMITS["top_k"])),
+        "top_p": number("top_p"),
+        "min_p": number("min_p"),
+        "repeat_penalty": number("repeat_penalty"),
+        "repeat_last_n": st.one_of(st.integers(0, 3), st.integers(*SAMPLER_LIMITS["repeat_last_n"])),
+    }
+)
+LOGITS = st.lists(
+    st.one_of(
+        st.floats(width=32),
+        st.sampled_from([0.0, -0.0, 1e-45, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan")]),
+        st.floats(-20, 20, width=32),
+    ),
+    min_size=1,
+    max_size=200,
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(OPTIONS, LOGITS, st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(0, 200), max_size=20))
+def test_every_allowed_option_on_every_logit_gives_a_finite_token(
+    options: dict[str, float], values: list[float], seen: list[int]
+) -> None:
+    x = np.array(values, np.float32)
+    sampler = Sampler(**options)
+    for token in seen:
+        sampler.accept(token)
+    for _ in range(3):
+        if not np.isfinite(x).any():
+            with pytest.raises(BadModelFile):
+                sampler.sample(x)
+            continue
+        token = sampler.sample(x)
+        assert 0 <= token < len(x) and np.isfinite(x[token])
+        sampler.accept(token)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-42, 1e-40, 2.9e-39, 1e-38, 1e-30])
+def test_a_temperature_near_zero_takes_the_best(temperature: float) -> None:
+    x = logits(4)
+    assert set(draw(20, x, temperature=temperature)) == {int(x.argmax())}
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"top_p": 1e-45}, {"min_p": 1.0}, {"top_k": 1}], ids=str)
+def test_the_narrowest_filter_keeps_the_best_alone(options: dict[str, float]) -> None:
+    x = logits(5)
+    assert set(draw(20, x, temperature=100.0, **options)) == {int(x.argmax())}
+
+
+@pytest.mark.parametrize("name", SAMPLER_LIMITS)
+def test_the_limits_that_the_core_names_are_those_it_enforces(name: str) -> None:
+    low, high = SAMPLER_LIMITS[name]
+    step = 1 if isinstance(low, int) else 1e-3
+    Sampler(**{name: low})
+    Sampler(**{name: high})
+    for value in (low - step, high + step):
+        with pytest.raises(BadRequest) as error:
+            Sampler(**{name: value})
+        assert error.value.code == f"request.{name}"

@@ -278,9 +278,10 @@ class KimiVL:
         prompt: the question; text that spells a special token stays text. images: each a path, bytes of a picture file,
         a PIL.Image, or a uint8 array [H, W, 3]. system: the system message, None for the model's own default.
         stream: True returns a `PieceStream`, a generator of `Piece`; closing it cancels.
-        max_new_tokens: where the answer is cut; None is the variant's default; the context cuts it too.
+        max_new_tokens: where the answer is cut; None is the variant's default, -1 no limit; the context cuts it too.
         temperature (0 is greedy), top_k (0 is off), top_p, min_p, repeat_penalty, repeat_last_n: None is the variant's
-        default, see `defaults`. seed: 0 to 2**64-1; None draws one, see `Response.seed`.
+        default, see `defaults`. seed: 0 to 2**64-1; None or -1 draws one below 2**53, see
+        `Response.seed`.
         stop: a string or strings that end the answer (not the reasoning) and are not part of it.
 
         The beginning that a prompt shares with the one before (the same system message and pictures) is not computed

@@ -15,6 +15,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 PieceKind = Literal["thinking", "text"]
 """What a streamed piece belongs to: the reasoning between the thinking marks, or the answer."""
 
+Reasoning = Literal["yes", "maybe", "no"]
+"""Whether a model variant reasons before it answers; "maybe" where the file does not say which variant it is."""
+
 Stage = Literal["load", "encode", "prefill"]
 """The long stages that report progress."""
 

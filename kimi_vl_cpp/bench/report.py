@@ -100,10 +100,10 @@ def add_comparison(report: dict[str, Any], old: Mapping[str, Any]) -> list[str]:
 def render(report: Mapping[str, Any], form: str) -> str:
     """The report in one of FORMATS, with a newline at its end."""
     if form == "json":
-        return json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+        return json.dumps(report, indent=2) + "\n"
     if form == "jsonl":
         head = {key: value for key, value in report.items() if key != "tests"}
-        return "".join(json.dumps({**row, "report": head}, ensure_ascii=False) + "\n" for row in report["tests"])
+        return "".join(json.dumps({**row, "report": head}) + "\n" for row in report["tests"])
     return _csv(report) if form == "csv" else _markdown(report)
 
 

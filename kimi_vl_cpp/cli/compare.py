@@ -128,7 +128,7 @@ def run(
     if len(report.skipped) > _MOST_NOTES:
         terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
     if as_json:
-        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        terminal.print(json_module.dumps(report.to_dict(), indent=2))
     else:
         print_report(report, terminal)
     for path in written:

@@ -70,7 +70,7 @@ def run(options: Options, terminal: Terminal) -> int:
     """Prints the findings; errors.EXIT_OK when the self-test passes."""
     report = make_report(Progress(terminal))
     if options.json:
-        terminal.out.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        terminal.out.write(json.dumps(report, indent=2) + "\n")
         terminal.out.flush()
     else:
         _print(report, terminal)

@@ -117,7 +117,7 @@ def run(
             progress.clear()
             if as_json:
                 report = evaluate_output.as_json(measured, data)
-                terminal.print(json_module.dumps(report, ensure_ascii=False, indent=2))
+                terminal.print(json_module.dumps(report, indent=2))
             elif measured.judged:
                 evaluate_output.print_table(measured, terminal)
                 if failures:

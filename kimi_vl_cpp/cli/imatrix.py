@@ -111,7 +111,7 @@ def run(
     if len(report.skipped) > _MOST_NOTES:
         terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
     if as_json:
-        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        terminal.print(json_module.dumps(report.to_dict(), indent=2))
         return errors.EXIT_OK
     print_coverage(report.coverage, terminal)
     text, picture, answer = report.tokens
@@ -144,7 +144,7 @@ def run_show(path: str, few: int, as_json: bool, terminal: Terminal) -> int:
             "n_tensors": len(imatrix.sums),
             "coverage": coverage.to_dict(),
         }
-        terminal.print(json_module.dumps(values, ensure_ascii=False, indent=2))
+        terminal.print(json_module.dumps(values, indent=2))
         return errors.EXIT_OK
     print_coverage(coverage, terminal)
     made = [f"{plural(imatrix.n_prompts, 'prompt')} of {', '.join(imatrix.datasets) or 'unknown data'}"]

@@ -147,7 +147,7 @@ def run(src: str, dst: str, kind: str, options: dict[str, Any], as_json: bool, t
     for notice in _shortened(report.notices):
         terminal.note(notice)
     if as_json:
-        terminal.print(json_module.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        terminal.print(json_module.dumps(report.to_dict(), indent=2))
     else:
         _print_summary(report, terminal)
     return errors.EXIT_OK

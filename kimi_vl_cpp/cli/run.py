@@ -47,7 +47,7 @@ def run(options: Options, terminal: Terminal) -> int:
         opening.introduce(model, options.files, terminal)
         if options.json:
             response = _ask_quietly(model, prompt, images, options, progress)
-            terminal.out.write(json.dumps(_as_json(response, model, options), ensure_ascii=False) + "\n")
+            terminal.out.write(json.dumps(_as_json(response, model, options)) + "\n")
             terminal.out.flush()
         else:
             response = _ask_streaming(model, prompt, images, options, progress, terminal)

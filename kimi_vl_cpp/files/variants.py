@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..types import SamplingDefaults
+from ..types import Reasoning, SamplingDefaults
 
 Variant = Literal["instruct", "thinking", "thinking-2506", "demo", "unknown"]
 
@@ -25,6 +25,14 @@ DEFAULTS: dict[Variant, SamplingDefaults] = {
     "thinking-2506": SamplingDefaults(temperature=0.8, max_new_tokens=32768),
     "demo": SamplingDefaults(temperature=0.0, max_new_tokens=64),
     "unknown": SamplingDefaults(temperature=0.6, max_new_tokens=2048),
+}
+
+REASONING: dict[Variant, Reasoning] = {
+    "instruct": "no",
+    "thinking": "yes",
+    "thinking-2506": "yes",
+    "demo": "no",
+    "unknown": "maybe",
 }
 
 # A key of our own (`kimi-vl quantize` writes it): how many 14x14 patches a picture may have.

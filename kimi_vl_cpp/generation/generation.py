@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..cache.images import ImageCache
 from ..errors import BadRequest, Cancelled
-from ..text.stop_strings import StopMatcher
 from ..text.thinking import ThinkingSplitter
-from ..types import FinishReason, Piece, Progress, Response, Timings, Usage
+from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, Usage
 from .gate import Gate
 from .sampling import SamplingParams, make_sampler
 from .sequence import Key, Picture, Timeline, n_positions
@@ -49,6 +48,7 @@ class Job:
     notices: list[str] = field(default_factory=list)
     prepare_s: float = 0.0
     stop_ids: frozenset[int] = frozenset()
+    reasoning: Reasoning = "maybe"
 
     @property
     def n_prompt(self) -> int:
@@ -101,11 +101,7 @@ class Generation:
         self._encode_s = self._prefill_s = self._decode_s = self._first_token_s = 0.0
         self._started = 0.0
         self._decoder = host.tokenizer.stream()
-        self._splitter = ThinkingSplitter()
-        self._matcher = StopMatcher(job.params.stop)
-        # The splitter keeps white space back that may turn out to be at the end of the answer. This one sees the same
-        # text without that delay, so that a stop string of white space ends the answer at once.
-        self._scout = StopMatcher(job.params.stop)
+        self._splitter = ThinkingSplitter(job.reasoning, job.params.stop)
 
     def run(self) -> Generator[Piece, None, Response]:
         """The pieces. Ends with the response; on an error or Ctrl-C what was computed stays reusable."""
@@ -160,7 +156,7 @@ class Generation:
     @property
     def stop_string(self) -> str | None:
         """The stop string met, or None."""
-        return self._matcher.hit or self._scout.hit
+        return self._splitter.hit
 
     # The stages
 
@@ -217,37 +213,18 @@ class Generation:
             self._decode_s += seconds
 
     def _pieces(self, text: str) -> Generator[Piece, None, None]:
-        if not text:
-            return
-        was_thinking = self._splitter.thinking
-        chunks = self._splitter.push(text)
-        if was_thinking or self._splitter.thinking:
-            self._scout = StopMatcher(self.job.params.stop)
-        else:
-            self._scout.push(text)
-        for kind, chunk in chunks:
-            yield from self._piece(kind, chunk)
+        if text:
+            yield from self._given_out(self._splitter.push(text))
 
-    def _piece(self, kind: str, chunk: str) -> Generator[Piece, None, None]:
-        if kind == "thinking":
-            if chunk:
-                self._thinking.append(chunk)
-                yield Piece(chunk, "thinking")
-        else:
-            chunk = self._matcher.push(chunk)
-            if chunk:
-                self._text.append(chunk)
-                yield Piece(chunk, "text")
+    def _given_out(self, pieces: list[tuple[PieceKind, str]]) -> Generator[Piece, None, None]:
+        for kind, text in pieces:
+            (self._thinking if kind == "thinking" else self._text).append(text)
+            yield Piece(text, kind)
 
     def _rest(self) -> Generator[Piece, None, None]:
-        """What decoder, splitter and matcher still hold back when the tokens have ended."""
+        """What decoder and splitter still hold back when the tokens have ended."""
         yield from self._pieces(self._decoder.flush())
-        for kind, chunk in self._splitter.flush():
-            yield from self._piece(kind, chunk)
-        held = self._matcher.flush()
-        if held:
-            self._text.append(held)
-            yield Piece(held, "text")
+        yield from self._given_out(self._splitter.flush())
         if self.stop_string is not None and self.finish == "length":
             self.finish = "stop"
 

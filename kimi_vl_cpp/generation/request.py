@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadRequest, ContextFull
+from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
 from ..text.chat_template import ImagePart, build_prompt
 from . import sampling
@@ -83,6 +84,7 @@ def build_job(
         notices=notices,
         prepare_s=time.perf_counter() - started,
         stop_ids=tokenizer.stop_ids,
+        reasoning=REASONING[model.variant],
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from ..errors import BadRequest, Unsupported, shown
+from ..generation.sampling import check_max_new_tokens
 from ..media.processor import load_data_url
 from ..text.thinking import join_thinking
 from ..types import FinishReason, Piece, Response
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from ..generation.generation import PieceStream
     from ..model import KimiVL
 
-ROLES = ("system", "user", "assistant")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""Role of a message -> role in the model's template."""
 MAX_MESSAGES = 10_000
 MAX_PARTS = 10_000
 
@@ -43,8 +45,30 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "store": (None, False),
+    "prediction": (None,),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "grammar": (None,),
+    "logits_processor": (None,),
+    "typical_p": (None, 1),
+    "tfs_z": (None, 1),
+    "mirostat_mode": (None, 0),
 }
-_IGNORED = ("user", "metadata", "parallel_tool_calls", "service_tier", "reasoning_effort")
+_IGNORED = (
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "verbosity",
+    "user",
+    "metadata",
+    "parallel_tool_calls",
+    "service_tier",
+    "reasoning_effort",
+)
+# Keys of a message: those that are read, and those that OpenAI's own answers carry and that say nothing to the model.
+_MESSAGE_KEYS = frozenset(
+    "role content reasoning_content tool_calls tool_call_id function_call name refusal annotations weight".split()
+)
 _RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 _PASSED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop", "progress")
 
@@ -172,12 +196,13 @@ def create(
     messages: Sequence[Mapping[str, Any]],
     /,
     *,
-    stream: bool = False,
+    stream: bool | None = False,
     allow_local_images: bool = False,
     **options: Any,
 ) -> ChatCompletion | ChatCompletionStream:
     """Answers `messages`, a list of {"role", "content"} dicts.
 
+    role: system (developer is the same), user or assistant.
     content: a string, or a list of {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or url} and
     {"type": "image", "image": picture} parts, in the order in which the model is to see them. url: a data: URL; with
     allow_local_images also a path or a file: URL. http and https are refused: fetch the picture and pass its bytes.
@@ -193,7 +218,7 @@ def create(
     Raises BadRequest (code "request.<field>", the message names the place), Unsupported, BadImage, ContextFull.
     """
     started = time.perf_counter()
-    if not isinstance(stream, bool):
+    if stream is not None and not isinstance(stream, bool):
         raise BadRequest(f"stream: got {shown(stream)}, expected true or false", "request.stream")
     name = options.pop("model", None)
     if name is not None and not isinstance(name, str):
@@ -229,7 +254,7 @@ def translate_options(options: Mapping[str, Any]) -> dict[str, Any]:
             if value is not None and result.get(_RENAMED[name]) is not None:
                 raise BadRequest("max_tokens and max_completion_tokens are both given: give one", f"request.{name}")
             if value is not None:
-                result[_RENAMED[name]] = value
+                result[_RENAMED[name]] = check_max_new_tokens(name, value)
         elif name in _NEUTRAL:
             if not any(
                 value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[name]
@@ -259,10 +284,18 @@ def _message(where: str, message: Any, images: list[Any], allow_local: bool) -> 
     if not isinstance(message, Mapping):
         raise BadRequest(f"{where}: got {shown(message)}, expected a dict", "request.messages")
     role = message.get("role")
-    if role in ("tool", "function") or message.get("tool_calls"):
+    if role in ("tool", "function") or any(message.get(key) for key in ("tool_calls", "tool_call_id", "function_call")):
         raise Unsupported(f"{where}: tool calls are not supported by this model's template", "unsupported.tools")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRequest(f"{where}.role: got {shown(role)}, expected one of {', '.join(ROLES)}", "request.role")
+    for key, value in message.items():
+        if key not in _MESSAGE_KEYS and not _asks_for_nothing(value):
+            hint = (
+                """; a picture is a part of the content: {"type": "image_url", "image_url": {"url": "data:..."}}"""
+                if "image" in str(key)
+                else "; leave it out"
+            )
+            raise BadRequest(f"{where}.{key}: not a key of a message{hint}", "request.messages")
     content = message.get("content")
     if isinstance(content, str):
         translated: Any = content
@@ -286,7 +319,11 @@ def _message(where: str, message: Any, images: list[Any], allow_local: bool) -> 
                 "request.reasoning_content",
             )
         translated = join_thinking(reasoning, translated)
-    return {"role": role, "content": translated}
+    return {"role": ROLES[role], "content": translated}
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def _part(where: str, part: Any, images: list[Any], allow_local: bool) -> dict[str, Any]:

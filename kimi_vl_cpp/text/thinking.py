@@ -1,107 +1,170 @@
-"""Parts the reasoning from the answer: ◁think▷ reasoning ◁/think▷ answer.
+"""Splits reasoning from the answer: ◁think▷ reasoning ◁/think▷ answer.
 
-Owns the two marks and where they count. They are ordinary text, not special tokens, and may arrive cut anywhere.
+Owns the two marks and where they count, and which text stop strings look at: the answer, without the reasoning and
+without the white space around the marks. The marks are ordinary text, not special tokens, and may arrive cut anywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from ..types import PieceKind, Reasoning
+from .stop_strings import StopMatcher
 
 OPENING = "◁think▷"
 CLOSING = "◁/think▷"
 
-Kind = Literal["thinking", "text"]
-
-
-def join_thinking(thinking: str, answer: str) -> str:
-    """A reply as the model writes it: its reasoning in the marks, if there is any, then the answer."""
-    return f"{OPENING}{thinking}{CLOSING}{answer}" if thinking else answer
-
 
 class ThinkingSplitter:
-    """Text of a reply in, parted pieces out; nothing that may be part of a mark is given out before it is known.
+    """Text of a reply in, separate pieces out; nothing that may be part of a mark or of a stop string is given out
+    before it is known.
 
-    The rule: before the first opening mark everything is text; from there to the first closing mark everything is
-    thinking, also when the closing mark never comes; after it everything is text, whatever it spells. White space
-    around the marks belongs to nobody: before the opening mark of a reply that begins with it, at both ends of the
-    thinking, and at both ends of the answer after it. A reply without a block is given out as it is. A closing mark
-    without an opening one is text.
+    reasoning "yes" (a model trained to reason): from the first opening mark to the first closing mark is thinking, also
+        when the closing mark never comes. A closing mark without an opening one ends thinking that began with the
+        reply. Until a mark or the end of the reply decides, the text is held back.
+    reasoning "maybe": the same for a reply that begins with the opening mark; any other reply is all text.
+    reasoning "no": marks are text like any other.
 
-    thinking: the reply goes on inside a block that was opened before (an answer that is being continued).
+    White space around the marks belongs to neither side: it is dropped before the opening mark of a reply that begins
+    with it, at both ends of the thinking, and at both ends of the answer after it. After the first block everything is
+    text, whatever it spells. A reply without a block is given out as it is.
+
+    stop: strings that end the answer and are not part of it; `hit` is the one met. Reasoning and white space around
+    the marks do not count.
+    inside: the reply goes on inside a block that was opened before it.
     """
 
-    def __init__(self, thinking: bool = False) -> None:
-        self._state: Literal["before", "thinking", "after"] = "thinking" if thinking else "before"
+    def __init__(self, reasoning: Reasoning = "yes", stop: Sequence[str] = (), inside: bool = False) -> None:
+        self._state: Literal["before", "thinking", "after", "plain"]
+        self._state = "thinking" if inside else "plain" if reasoning == "no" else "before"
+        self._hold_all = reasoning == "yes"
+        self._matcher = StopMatcher(stop)
+        self._held: list[str] = []  # before a mark: what no mark has decided yet
         self._tail = ""  # may be the beginning of a mark
         self._space: list[str] = []  # white space that is given out only if something follows
         self._begun = False  # something of the current stretch was given out
 
     @property
     def thinking(self) -> bool:
-        """Whether the reply is inside the thinking block now."""
+        """Whether the reply is known to be inside the thinking block now."""
         return self._state == "thinking"
 
-    def push(self, text: str) -> list[tuple[Kind, str]]:
+    @property
+    def hit(self) -> str | None:
+        """The stop string that ended the answer, or None."""
+        return self._matcher.hit
+
+    def push(self, text: str) -> list[tuple[PieceKind, str]]:
         """The pieces that this text completes, in order, none of them empty; neighbours differ in kind."""
-        out: list[tuple[Kind, str]] = []
+        out: list[tuple[PieceKind, str]] = []
         text = self._tail + text
         self._tail = ""
-        while self._state != "after":
-            mark = OPENING if self._state == "before" else CLOSING
-            before, found, text = text.partition(mark)
-            if not found:
-                n_held = _length_of_mark_at_end(before, mark)
-                self._tail = before[len(before) - n_held :]
-                self._emit(out, before[: len(before) - n_held])
-                return out
-            self._emit(out, before)
-            if self._state == "before" and self._begun:
-                self._give(out, "")  # white space between a text before the block and the block: the text's
-            self._state = "thinking" if self._state == "before" else "after"
-            self._space, self._begun = [], False
-        self._emit(out, text)
-        return out
-
-    def flush(self) -> list[tuple[Kind, str]]:
-        """The end of the reply: the rest of what was kept back. White space at the end of a block's answer is not."""
-        out: list[tuple[Kind, str]] = []
-        self._emit(out, self._tail)
-        self._tail = ""
         if self._state == "before":
-            self._give(out, "")
-        self._space = []
+            text = self._decide(out, text)
+        if self._state == "thinking":
+            before, found, text = text.partition(CLOSING)
+            if not found:
+                before = self._keep_tail(before, (CLOSING,))
+            self._trimmed(out, "thinking", before)
+            if found:
+                self._enter("after")
+        if self._state == "after":
+            self._answer(out, text)
+        elif self._state == "plain":
+            _add(out, "text", self._matcher.push(text))
         return out
 
-    def _emit(self, out: list[tuple[Kind, str]], text: str) -> None:
+    def flush(self) -> list[tuple[PieceKind, str]]:
+        """The end of the reply: the rest of what was held back. White space at the end of a block's answer is not."""
+        out: list[tuple[PieceKind, str]] = []
+        tail, self._tail = self._tail, ""
+        if self._state == "thinking":
+            self._trimmed(out, "thinking", tail)
+        elif self._state == "after":
+            self._trimmed(out, "text", self._matcher.flush())
+        else:
+            _add(out, "text", self._matcher.push("".join((*self._held, tail))))
+            _add(out, "text", self._matcher.flush())
+        self._held, self._space = [], []
+        return out
+
+    def _decide(self, out: list[tuple[PieceKind, str]], text: str) -> str:
+        """Looks for the mark that says what the beginning of the reply is. Returns the text behind it."""
+        marks = (OPENING, CLOSING) if self._hold_all else (OPENING,)
+        start, mark = min(((at, mark) for mark in marks if (at := text.find(mark)) >= 0), default=(-1, ""))
+        if start < 0:
+            self._held.append(self._keep_tail(text, marks))
+            if self._hold_all or not self._held[-1].strip():
+                return ""
+        before = "".join(self._held) + text[: max(start, 0)]
+        self._held = []
+        if mark == CLOSING:
+            self._trimmed(out, "thinking", before)
+            self._enter("after")
+        elif mark == OPENING and (self._hold_all or not before.strip()):
+            if before.strip():
+                body = before.rstrip()
+                _add(out, "text", self._matcher.push(body))
+                _add(out, "text", self._matcher.flush())
+                if self.hit is None:
+                    _add(out, "text", before[len(body) :])
+            self._enter("thinking")
+        else:  # something else came first
+            self._state = "plain"
+            rest = text[max(start, 0) :] if mark else self._tail
+            self._tail = ""
+            return before + rest
+        return text[start + len(mark) :]
+
+    def _enter(self, state: Literal["thinking", "after"]) -> None:
+        self._state, self._space, self._begun = state, [], False
+
+    def _keep_tail(self, text: str, marks: Sequence[str]) -> str:
+        """`text` without what may be the beginning of a mark at its end, which is kept for the next push."""
+        n_held = max(_length_of_mark_at_end(text, mark) for mark in marks)
+        self._tail = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def _answer(self, out: list[tuple[PieceKind, str]], text: str) -> None:
+        """The answer after a block: stop strings see it at once, without the white space that follows the mark."""
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        self._trimmed(out, "text", self._matcher.push(text))
+
+    def _trimmed(self, out: list[tuple[PieceKind, str]], kind: PieceKind, text: str) -> None:
         """Gives out `text` but for white space at its ends that may have to go."""
         body = text.rstrip()
         if body:
-            if not self._begun and self._state != "before":
-                self._space, body = [], body.lstrip()
-            self._give(out, body)
-            self._begun = True
+            if kind == "thinking" and not self._begun:
+                self._space, body, self._begun = [], body.lstrip(), True
+            _add(out, kind, "".join((*self._space, body)))
+            self._space = []
         space = text[len(text.rstrip()) :]
         if space:
             self._space.append(space)
 
-    def _give(self, out: list[tuple[Kind, str]], text: str) -> None:
-        text = "".join((*self._space, text))
-        self._space = []
-        kind: Kind = "thinking" if self._state == "thinking" else "text"
-        if not text:
-            return
-        if out and out[-1][0] == kind:
-            text = out.pop()[1] + text
+
+def _add(out: list[tuple[PieceKind, str]], kind: PieceKind, text: str) -> None:
+    if text and out and out[-1][0] == kind:
+        text = out.pop()[1] + text
+    if text:
         out.append((kind, text))
 
 
-def split_thinking(text: str, finished: bool = True) -> tuple[str, str]:
-    """(thinking, answer) of a reply, as `ThinkingSplitter` parts it. finished=False: more may follow, so that a
-    beginning of a mark and white space at the end are left out."""
-    splitter = ThinkingSplitter()
+def split_thinking(text: str, finished: bool = True, reasoning: Reasoning = "yes") -> tuple[str, str]:
+    """(thinking, answer) of a reply, as `ThinkingSplitter` splits it. finished=False: more may follow, so that what is
+    still undecided and white space at the end are left out."""
+    splitter = ThinkingSplitter(reasoning)
     pieces = splitter.push(text) + (splitter.flush() if finished else [])
     thinking = "".join(piece for kind, piece in pieces if kind == "thinking")
     return thinking, "".join(piece for kind, piece in pieces if kind == "text")
+
+
+def join_thinking(thinking: str, answer: str) -> str:
+    """A reply as the model writes it: its reasoning in the marks, if there is any, then the answer."""
+    return f"{OPENING}{thinking}{CLOSING}{answer}" if thinking else answer
 
 
 def _length_of_mark_at_end(text: str, mark: str) -> int:

@@ -98,6 +98,9 @@ def test_the_stub_tells_of_every_name_of_the_core():
         elif isinstance(node, ast.FunctionDef):
             assert callable(getattr(_core, node.name))
             told.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert hasattr(_core, submodules.get(node.target.id, node.target.id))
+            told.add(node.target.id)
     public = {name for name in dir(_core) if not name.startswith("_")}
     assert public - told <= {"ops"}  # ops: kernels for tests, told by their own docstrings
 
@@ -398,7 +401,6 @@ def test_bad_pictures_are_typed_errors(model, images):
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_k", 2**40),
-        ("top_p", 0),
         ("top_p", -0.5),
         ("top_p", 1.01),
         ("top_p", math.nan),
@@ -411,12 +413,14 @@ def test_bad_pictures_are_typed_errors(model, images):
         ("repeat_penalty", 11),
         ("repeat_last_n", -1),
         ("repeat_last_n", 2**40),
-        ("seed", -1),
+        ("seed", -2),
+        pytest.param("seed", 10**5000, id="seed-digits"),
         ("seed", 2**64),
         ("seed", 1.0),
         ("seed", "1"),
         ("max_new_tokens", 0),
-        ("max_new_tokens", -1),
+        ("max_new_tokens", -2),
+        pytest.param("max_new_tokens", 10**5000, id="max_new_tokens-digits"),
         ("max_new_tokens", 10**12),
         ("max_new_tokens", 5.0),
         ("stop", ""),
@@ -440,10 +444,11 @@ def test_bad_sampling_parameters_name_the_parameter_and_what_is_allowed(model, n
     "options",
     [
         {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1, "seed": 0},
-        {"temperature": 100.0, "top_k": 1, "top_p": 1e-9, "min_p": 1.0, "repeat_penalty": 10, "seed": 2**64 - 1},
+        {"temperature": 100.0, "top_k": 1, "top_p": 0, "min_p": 1.0, "repeat_penalty": 10, "seed": 2**64 - 1},
         {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint64(2**63)},
         {"max_new_tokens": 2**31 - 1, "stop": ["a"] * 64},
         {"repeat_last_n": 0, "stop": "x" * 1024},
+        {"seed": -1, "repeat_penalty": 0.01, "repeat_last_n": 2**20, "top_k": 2**30, "temperature": 5e-324},
     ],
 )
 def test_parameters_at_their_limits_are_taken(model, options):
@@ -474,3 +479,25 @@ def test_errors_are_of_one_family_with_codes(model):
     assert caught.value.code == "context.prompt_too_long"
     assert "n_ctx is 2048" in str(caught.value)
     assert model.chat("Hello", max_new_tokens=2).usage.completion_tokens <= 2
+
+
+def test_a_thread_that_outlives_the_main_thread_asks_the_first_question():
+    program = """
+import threading
+from kimi_vl_cpp import Conversation, KimiVL
+model = KimiVL.builtin(n_ctx=1024)
+def ask():
+    threading.main_thread().join()
+    with open({picture!r}, "rb") as file: data = file.read()
+    print(len(model.chat("What is this?", images=[data]).token_ids) > 0)
+    conversation = model.conversation()
+    conversation.ask("What is this?", images=[data])
+    print(len(Conversation.from_dict(model, conversation.to_dict()).ask("And now?").token_ids) > 0)
+    print(model.create_chat_completion([{{"role": "user", "content": "Hi"}}], stream=False)["object"])
+threading.Thread(target=ask).start()
+"""
+    picture = str(Path(__file__).resolve().parents[2] / "examples" / "heart.png")
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(picture=picture)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.stdout.split(), done.stderr) == (["True", "True", "chat.completion"], "")

@@ -177,6 +177,7 @@ def test_an_answer_cut_by_a_stop_string_goes_on_from_its_text(script, model):
 
 def test_reasoning_stays_in_the_context_and_out_of_the_answer(script, model):
     script.answer = "◁think▷hm◁/think▷yes"
+    model.variant = "thinking"
     conversation = model.conversation()
     conversation.ask("One")
     assert conversation.messages[-1] == {"role": "assistant", "content": "yes", "reasoning_content": "hm"}

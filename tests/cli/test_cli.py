@@ -209,7 +209,7 @@ def test_standard_input_is_not_read_when_the_question_is_on_the_command_line(mod
         (["-f", "."], b"", "is a folder"),
         (["hi", "--temp", "-1"], b"", "temperature"),
         (["hi", "--temp", "nan"], b"", "temperature"),
-        (["hi", "--top-p", "0"], b"", "top_p"),
+        (["hi", "--top-p", "-1"], b"", "top_p"),
         (["hi", "--top-k", "-1"], b"", "top_k"),
         (["hi", "--min-p", "2"], b"", "min_p"),
         (["hi", "--repeat-penalty", "0"], b"", "repeat_penalty"),

@@ -30,6 +30,13 @@ def model(script):
         yield loaded
 
 
+@pytest.fixture
+def thinker(script):
+    script.metadata = {"general.name": "Kimi VL Fake Thinking"}
+    with KimiVL("fake-Thinking.gguf", n_ctx=1024) as loaded:
+        yield loaded
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (56, 84)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
@@ -68,12 +75,24 @@ def test_half_a_character_at_the_end_becomes_one_replacement_character(script, m
     assert model.chat("Hi", max_new_tokens=4).text == "ab\ufffd"
 
 
-def test_thinking_is_parted_from_the_answer(script, model):
+def test_thinking_is_split_from_the_answer(script, thinker):
     script.answer = "◁think▷because◁/think▷yes"
-    response = model.chat("Hi")
+    response = thinker.chat("Hi")
     assert (response.thinking, response.text) == ("because", "yes")
-    kinds = {piece.kind for piece in model.chat("Hi", stream=True)}
+    kinds = {piece.kind for piece in thinker.chat("Hi", stream=True)}
     assert kinds == {"thinking", "text"}
+
+
+def test_a_closing_mark_alone_ends_thinking_that_began_with_the_reply(script, thinker):
+    script.answer = "because◁/think▷\n\nyes"
+    response = thinker.chat("Hi")
+    assert (response.thinking, response.text) == ("because", "yes")
+
+
+def test_an_instruct_model_that_writes_the_marks_loses_nothing(script, model):
+    script.answer = "◁think▷ opens and ◁/think▷ closes"
+    response = model.chat("Hi")
+    assert (response.thinking, response.text) == ("", script.answer)
 
 
 def test_token_limit_ends_with_length(model):
@@ -116,9 +135,9 @@ def test_stop_string_ends_the_answer_at_its_last_token(script, model):
     assert response.usage.completion_tokens == len("one\n\n")
 
 
-def test_stop_string_in_the_reasoning_does_not_end_the_answer(script, model):
+def test_stop_string_in_the_reasoning_does_not_end_the_answer(script, thinker):
     script.answer = "◁think▷a END b◁/think▷yes END no"
-    response = model.chat("Hi", stop="END")
+    response = thinker.chat("Hi", stop="END")
     assert response.thinking == "a END b"
     assert response.text.strip() == "yes"
 

@@ -94,6 +94,7 @@ def test_usage_comes_last_when_asked_for(model):
 
 def test_reasoning_has_its_own_field(script, model):
     script.answer = "◁think▷hm◁/think▷yes"
+    model.variant = "thinking"
     message = model.create_chat_completion(HI)["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
     deltas = [chunk["choices"][0]["delta"] for chunk in model.create_chat_completion(HI, stream=True)]
@@ -169,14 +170,14 @@ def test_what_is_not_supported_is_said(option, value):
         {"temprature": 1},
         {"max_tokens": 5, "max_completion_tokens": 6},
         {"max_tokens": 0},
-        {"max_tokens": -1},
+        {"max_tokens": -2},
         {"max_tokens": 10**12},
         {"max_tokens": "5"},
         {"stop": ""},
         {"stop": ["x"] * 100_000},
         {"seed": 2**64},
-        {"seed": -1},
-        {"top_p": 0},
+        {"seed": -2},
+        {"seed": 10**5000},
         {"top_p": 2},
         {"temperature": float("nan")},
         {"temperature": 1e30},
@@ -202,7 +203,7 @@ def test_bad_options_are_request_errors(model, options):
         [{"role": "user"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": 5}],
-        [{"role": "developer", "content": "x"}],
+        [{"role": "critic", "content": "x"}],
         [{"role": None, "content": "x"}],
         [{"role": "user", "content": ["x"]}],
         [{"role": "user", "content": [{"type": "text"}]}],
@@ -324,3 +325,45 @@ def test_an_error_message_does_not_carry_a_whole_data_url(model):
     with pytest.raises(KimiVLError) as caught:
         model.create_chat_completion(ask(image_url("data:image/png;base64," + "A" * 1_000_000)))
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("value", [-5, 0, 10**12, "5", 1.5, True])
+def test_an_error_names_the_option_as_it_was_given(model, name, value):
+    with pytest.raises(BadRequest) as caught:
+        model.create_chat_completion(HI, **{name: value})
+    assert caught.value.code == f"request.{name}"
+    assert str(caught.value).startswith(f"{name}: got ")
+
+
+def test_minus_one_draws_a_seed_and_leaves_the_length_to_the_context(script, model):
+    script.answer = "x" * 5000
+    answer = model.create_chat_completion(HI, seed=-1, max_tokens=-1)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == model.n_ctx
+
+
+def test_a_developer_message_is_a_system_message(model):
+    def n_prompt(role):
+        messages = [{"role": role, "content": "Be brief."}, *HI]
+        return model.create_chat_completion(messages)["usage"]["prompt_tokens"]
+
+    assert n_prompt("developer") == n_prompt("system")
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [({"images": ["aGk="]}, "image_url"), ({"image": "x"}, "image_url"), ({"attachments": [1]}, "attachments")],
+)
+def test_what_a_message_carries_beside_its_content_is_refused_by_name(model, extra, word):
+    with pytest.raises(BadRequest) as caught:
+        model.create_chat_completion([{**HI[0], **extra}])
+    assert f"messages[0].{next(iter(extra))}" in str(caught.value) and word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"name": "Ann"}, {"refusal": None}, {"images": []}, {"tool_calls": None, "function_call": None}]
+)
+def test_what_asks_for_nothing_beside_the_content_changes_nothing(model, extra):
+    plain = model.create_chat_completion(HI)["usage"]["prompt_tokens"]
+    assert model.create_chat_completion([{**HI[0], **extra}], stream=None)["usage"]["prompt_tokens"] == plain

@@ -1,4 +1,4 @@
-"""The reasoning parted from the answer, however the text arrives."""
+"""The reasoning split from the answer, however the text arrives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ CASES = {
     "only the opening mark": ("◁think▷", "", ""),
     "a second block is text": ("◁think▷a◁/think▷b ◁think▷c◁/think▷ d", "a", "b ◁think▷c◁/think▷ d"),
     "an opening mark inside the block": ("◁think▷a ◁think▷ b◁/think▷c", "a ◁think▷ b", "c"),
-    "a closing mark alone is text": ("a◁/think▷b", "", "a◁/think▷b"),
+    "a closing mark alone ends thinking": ("a ◁/think▷\n\nb", "a", "b"),
+    "a closing mark first": ("◁/think▷b", "", "b"),
+    "a block after a closing mark is text": ("a◁/think▷b ◁think▷c◁/think▷", "a", "b ◁think▷c◁/think▷"),
     "text before the block": ("Sure. ◁think▷a◁/think▷ b", "a", "Sure. b"),
     "half a mark at the end": ("A cat ◁thi", "", "A cat ◁thi"),
     "half a closing mark at the end": ("◁think▷a ◁/thin", "a ◁/thin", ""),
@@ -36,8 +38,8 @@ CASES = {
 }
 
 
-def run(chunks, finished=True):
-    splitter = ThinkingSplitter()
+def run(chunks, finished=True, reasoning="yes", stop=()):
+    splitter = ThinkingSplitter(reasoning, stop)
     pieces = [piece for chunk in chunks for piece in splitter.push(chunk)]
     return pieces + (splitter.flush() if finished else [])
 
@@ -47,13 +49,13 @@ def joined(pieces):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reply_is_parted(name):
+def test_reply_is_split(name):
     reply, thinking, text = CASES[name]
     assert split_thinking(reply) == (thinking, text)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reply_is_parted_the_same_however_it_is_cut(name):
+def test_reply_is_split_the_same_however_it_is_cut(name):
     reply, thinking, text = CASES[name]
     assert joined(run(reply)) == (thinking, text)  # character by character
     for first in range(len(reply) + 1):
@@ -112,8 +114,58 @@ def test_neighbouring_pieces_of_one_push_differ_in_kind():
 
 
 def test_reply_that_goes_on_inside_a_block():
-    splitter = ThinkingSplitter(thinking=True)
+    splitter = ThinkingSplitter(inside=True)
     assert splitter.push("more.◁/think▷A cat.") == [("thinking", "more."), ("text", "A cat.")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES)
+def test_a_model_that_does_not_reason_loses_nothing_whatever_it_writes(pieces):
+    assert joined(run(pieces, reasoning="no")) == ("", "".join(pieces))
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES)
+def test_an_unknown_model_reasons_only_where_its_reply_begins_with_the_mark(pieces):
+    reply = "".join(pieces)
+    want = split_thinking(reply) if reply.lstrip().startswith(OPENING) else ("", reply)
+    assert joined(run(pieces, reasoning="maybe")) == joined(run(reply, reasoning="maybe")) == want
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    PIECES,
+    st.lists(st.sampled_from(["\n", " ", "\n\n", "a", "b c", " a", "a\n"]), min_size=1, max_size=3),
+    st.sampled_from(["yes", "maybe", "no"]),
+    st.data(),
+)
+def test_stop_strings_cut_the_answer_the_same_however_it_arrives(pieces, stop, reasoning, data):
+    reply = "".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=6)))
+    chunks = [reply[a:b] for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True)]
+    assert joined(run(chunks, reasoning=reasoning, stop=stop)) == joined(run(reply, reasoning=reasoning, stop=stop))
+
+
+@pytest.mark.parametrize("stop", ["\n", "\n\n", " ", " \n", "\t"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_white_space_around_the_marks_is_no_stop_string(stop, chunked):
+    for reply, thinking, text in (
+        (" \n◁think▷\n\n a \n\n◁/think▷ \n\n\tb", "a", "b"),
+        ("a \n\n◁/think▷ \n\n\tb", "a", "b"),
+        ("x \n\n\t◁think▷a◁/think▷\n\n b", "a", "x \n\n\tb"),
+    ):
+        splitter = ThinkingSplitter("yes", [stop])
+        pieces = [piece for chunk in (reply if chunked else [reply]) for piece in splitter.push(chunk)]
+        assert joined([*pieces, *splitter.flush()]) == (thinking, text)
+        assert splitter.hit is None
+
+
+def test_a_stop_string_of_white_space_is_met_as_soon_as_it_is_complete():
+    splitter = ThinkingSplitter("yes", ["\n\n"])
+    splitter.push("◁think▷a\n\n◁/think▷\n\nb\n")
+    assert splitter.hit is None
+    splitter.push("\n")
+    assert splitter.hit == "\n\n"
 
 
 def test_long_replies_are_linear():
@@ -124,5 +176,6 @@ def test_long_replies_are_linear():
     for _ in range(10**6):
         splitter.push(" ")
     assert splitter.push("b") == [("thinking", " " * 10**6 + "b")]
-    assert split_thinking("◁" * 10**6 + " " * 10**6)[1] == "◁" * 10**6 + " " * 10**6
+    for reasoning in ("yes", "maybe", "no"):
+        assert split_thinking("◁" * 10**6 + " " * 10**6, reasoning=reasoning)[1] == "◁" * 10**6 + " " * 10**6
     assert time.process_time() - started < 20

@@ -63,7 +63,7 @@ def run(options: Options, terminal: Terminal) -> int:
     if options.json:
         if options.tensors:
             report["tensors"] = [_tensor_dict(t) for t in gguf.tensors]
-        terminal.out.write(json.dumps(_encodable(report), ensure_ascii=False, indent=2) + "\n")
+        terminal.out.write(json.dumps(_encodable(report), indent=2) + "\n")
         terminal.out.flush()
     else:
         inspect_card.print_card(report, terminal)

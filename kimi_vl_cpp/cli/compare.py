@@ -1,26 +1,26 @@
 """`kimi-vl compare REFERENCE CANDIDATE...`: what quantization cost, on texts and on pictures.
 
 Owns the options, the progress line and the table; the work is in the package `kimi_vl_cpp.quantize`. Imports only what
-is quick, for app.py registers the command at every start.
+is quick: it is read at every start.
 """
 
 from __future__ import annotations
 
 import json as json_module
-import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import human_bytes, plural, printable
-from . import exits
-from .terminal import BOLD, DIM, YELLOW, Progress, Terminal
+from . import exits, failures, options
+from .progress import Bar
+from .terminal import BOLD, DIM, YELLOW, Terminal
 
-_BAR_COLUMNS = 24
 _MOST_NOTES = 5
 _STAGES = {"compare": "comparing", "compare_weights": "comparing weights"}
+
+SUMMARY = "Measure what quantization cost."
 
 
 def command(
@@ -47,25 +47,19 @@ def command(
         int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
     ] = None,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Compare the weights themselves too.")] = True,
-    in_token_limit: Annotated[
-        int | None,
-        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a report and figures that exist.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
-) -> Callable[[Terminal], int]:
+    in_token_limit: options.InTokenLimit = None,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    isa: options.Isa = "auto",
+) -> options.Job:
     """Measure how far quantized models are from a reference, on texts and pictures.
 
     kimi-vl compare kimi-F16.gguf kimi-Q4_K_M.gguf --data folder --report report.html
     """
 
     def job(terminal: Terminal) -> int:
-        options = {
+        chosen = {
             "data": data,
             "imatrix": imatrix,
             "ctx": ctx,
@@ -76,7 +70,7 @@ def command(
             "n_threads": threads,
             "isa": isa,
         }
-        return run(files, report, png, options, force, json, terminal)
+        return run(files, report, png, chosen, force, json, terminal)
 
     return job
 
@@ -85,7 +79,7 @@ def run(
     files: list[str],
     html: str | None,
     png: str | None,
-    options: dict[str, Any],
+    chosen: dict[str, Any],
     force: bool,
     as_json: bool,
     terminal: Terminal,
@@ -101,23 +95,25 @@ def run(
     for file in files:
         exits.check_readable(file, "model", (), errors.BadModelFile, "model_file.missing")
     for value, option in (
-        (options["data"], "--data"),
+        (chosen["data"], "--data"),
         (html, "--report"),
         (png, "--png"),
-        (options["imatrix"], "--imatrix"),
+        (chosen["imatrix"], "--imatrix"),
     ):
         if value is not None and (not value or "\0" in value):
             raise exits.UsageError(f"{option}: expected a path")
-    tool, pages = _tool("comparison.compare"), _tool("comparison.html")
-    wanted = pages.check_outputs(html, png, files, options["data"], force)
-    bar = Bar(terminal)
+    with failures.needs_quantize("compare"):
+        from kimi_vl_cpp.quantize import compare
+        from kimi_vl_cpp.quantize.comparison.html import check_outputs, write_outputs
+    wanted = check_outputs(html, png, files, chosen["data"], force)
+    bar = Bar(terminal, _STAGES, {"compare_data"})
     try:
         with exits.sigterm_raises():  # so that temporary files are taken away
-            report = tool.compare(files[0], files[1:], progress=bar, **options)
-            written = pages.write_outputs(report, wanted)
+            report = compare(files[0], files[1:], progress=bar, **chosen)
+            written = write_outputs(report, wanted)
     except (KeyboardInterrupt, errors.Cancelled):
         bar.clear()
-        terminal.note(f"stopped{bar.how_far()}: nothing was written")
+        terminal.note(f"stopped{bar.how_far('compare')}: nothing was written")
         raise
     finally:
         bar.clear()
@@ -207,64 +203,3 @@ def _worst(by_role: dict[str, float], room: int = 50) -> str:
 def number(x: float) -> str:
     """A divergence: three digits, and an exponent where there would be only zeros."""
     return "0" if x == 0 else f"{x:.3g}" if x < 1e-3 else f"{x:.4f}" if x < 1 else f"{x:.3f}"
-
-
-def _tool(module: str) -> Any:
-    """A module of the package `kimi_vl_cpp.quantize`. Raises Unsupported where that is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"kimi_vl_cpp.quantize.{module}")
-    except ModuleNotFoundError as missing:
-        if missing.name != "kimi_vl_cpp.quantize":
-            raise
-        raise errors.Unsupported(
-            "kimi-vl compare is not in this installation: it runs from the installed package, not from its source "
-            "folder; run `pip install .` in it",
-            "quantize.not_installed",
-        ) from None
-
-
-class Bar:
-    """progress(stage, done, total): loading as everywhere, then a bar with the time left. Silent without a
-    terminal."""
-
-    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
-        self._line = Progress(terminal)
-        self._clock = clock
-        self._stage = ""
-        self._began: tuple[float, int] = (0.0, 0)
-        self._share: float | None = None
-        self._painted = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "load":
-            self._line(stage, done, total)
-            return
-        if stage == "compare_data":
-            self._line.show(f"looking at the data  {done}/{total}")
-            return
-        now = self._clock()
-        if stage != self._stage:
-            self._stage, self._began = stage, (now, done)
-        if stage == "compare":
-            self._share = done / max(total, 1)
-        if now - self._painted < 0.05 and done < total:
-            return
-        self._painted = now
-        share = done / max(total, 1)
-        filled = int(_BAR_COLUMNS * share)
-        text = f"{_STAGES.get(stage, stage)} [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * share:3.0f}%"
-        began, first = self._began
-        if now - began > 2 and first < done < total:
-            left = (now - began) / (done - first) * (total - done)
-            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
-        self._line.show(text)
-
-    def how_far(self) -> str:
-        """For the note of an interrupted run."""
-        return "" if self._share is None else f" at {100 * self._share:.0f} %"
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        self._line.clear()

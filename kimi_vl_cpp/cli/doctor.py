@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from .. import errors
 from ..machine import system
 from ..version import __version__
 from ..wording import human_bytes, human_count, printable
-from .inspect.report import SAMPLE_CONTEXT, needed_bytes
-from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, Terminal
+from . import options
+from .progress import Progress
+from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
 QUANTIZATIONS = {
@@ -66,6 +65,18 @@ class SelfTest:
     problems: list[str] = field(default_factory=list)
 
 
+SUMMARY = "Check this computer."
+
+
+def command(json: options.Json = False) -> options.Job:
+    """Check this computer: processor, memory, and a self-test on a small model made on the spot."""
+
+    def job(terminal: Terminal) -> int:
+        return run(Options(json), terminal)
+
+    return job
+
+
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the findings; errors.EXIT_OK when the self-test passes."""
     report = make_report(Progress(terminal))
@@ -103,12 +114,12 @@ def make_report(progress: Progress) -> dict[str, Any]:
 
 def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
     """What each quantization of the full model needs, and whether it fits now or at all."""
-    from ..machine.memory import memory_limit_bytes
+    from ..machine.memory import SAMPLE_CONTEXT, estimate_bytes, memory_limit_bytes
 
     usable, limit = memory.usable, memory_limit_bytes()
     rows = []
     for name, size in QUANTIZATIONS.items():
-        needs = needed_bytes(size + MMPROJ_BYTES, KV_BYTES_PER_TOKEN)
+        needs = estimate_bytes(size + MMPROJ_BYTES, KV_BYTES_PER_TOKEN, SAMPLE_CONTEXT)
         fits_now = None if usable is None else needs <= usable
         fits = None if limit is None else needs <= limit
         rows.append({"name": name, "needs_bytes": needs, "fits_now": fits_now, "fits": fits})
@@ -116,6 +127,8 @@ def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata
+
     versions = {"kimi-vl-cpp": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in ("numpy", "pillow", "tiktoken", "sentencepiece", "typer", "prompt_toolkit"):
         try:
@@ -127,6 +140,8 @@ def _versions() -> dict[str, str]:
 
 def self_test(progress: Progress) -> SelfTest:
     """Makes a tiny model in a temporary folder and runs it on every supported instruction set."""
+    import tempfile
+
     started = time.monotonic()
     test = SelfTest()
     try:
@@ -305,4 +320,6 @@ def _print_memory(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
         row("fits", f"{', '.join(later)} when other programs are closed")
     if no:
         row("too large", terminal.style(", ".join(no), DIM, err=False))
+    from ..machine.memory import SAMPLE_CONTEXT
+
     row("", terminal.style(f"with the vision file and {human_count(SAMPLE_CONTEXT)} tokens of context", DIM, err=False))

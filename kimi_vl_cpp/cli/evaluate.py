@@ -1,38 +1,35 @@
 """`kimi-vl eval`: what a model gets right of the bundled picture questions, or of a folder of one's own.
 
 Owns the options and the progress line; the table is in evaluate_output.py, questions and judging are in evaluate.py of
-the package. Imports only what is quick, for app.py registers the command at every start.
+the package. Imports only what is quick: it is read at every start.
 """
 
 from __future__ import annotations
 
 import json as json_module
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import duration, plural, printable
-from . import evaluate_output, exits, opening
+from . import evaluate_output, exits, opening, options
 from .evaluate_output import Measured
-from .terminal import Progress, Terminal
+from .progress import Progress
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..evaluation.run import Question
     from ..model import KimiVL
 
+SUMMARY = "Measure what a model gets right."
+
 
 def command(
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file. Default: the small built-in one."),
-    ] = None,
-    mmproj: Annotated[
-        str | None,
-        typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
-    ] = None,
+    model: options.Model = None,
+    mmproj: options.Mmproj = None,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="FOLDER", help="Questions of your own: questions.jsonl and its pictures."),
@@ -52,24 +49,18 @@ def command(
             help="Longest answer, in tokens. Default: 256, or 4096 for one that reasons, or less as the file says.",
         ),
     ] = None,
-    in_token_limit: Annotated[
-        int | None,
-        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
-) -> Callable[[Terminal], int]:
+    in_token_limit: options.InTokenLimit = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    isa: options.Isa = "auto",
+) -> options.Job:
     """Measure what a model gets right of a few hundred picture questions.
 
     kimi-vl eval -m kimi.gguf --task receipt_total --failures
     """
 
     def job(terminal: Terminal) -> int:
-        files = opening.Opening(model, mmproj, None, threads, in_token_limit, isa)
+        files = opening.Opening(model=model, mmproj=mmproj, n_threads=threads, in_token_limit=in_token_limit, isa=isa)
         return run(files, data, task or [], number, failures, max_tokens, json, terminal)
 
     return job

@@ -2,38 +2,35 @@
 pictures.
 
 Owns the options, the progress line and the coverage table; the work is in the package `kimi_vl_cpp.quantize`. Imports
-only what is quick, for app.py registers the command at every start.
+only what is quick: it is read at every start.
 """
 
 from __future__ import annotations
 
 import json as json_module
-import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import human_bytes, human_count, plural, printable
-from . import exits
-from .terminal import DIM, YELLOW, Progress, Terminal
+from . import exits, failures, options
+from .progress import Bar
+from .terminal import DIM, YELLOW, Terminal
 
-_BAR_COLUMNS = 24
 _MOST_NOTES = 5
+
+SUMMARY = "Measure which weights matter, for quantize."
 
 
 def command(
     out: Annotated[str | None, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")] = None,
+    model: options.NamedModel = None,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="FOLDER", help="Texts (.txt, .md) and pictures; NAME.txt asks about NAME.png."),
     ] = None,
-    mmproj: Annotated[
-        str | None,
-        typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
-    ] = None,
+    mmproj: options.Mmproj = None,
     ctx: Annotated[int, typer.Option("-c", "--ctx", metavar="N", help="Tokens of text in a prompt.")] = 512,
     answer: Annotated[
         int, typer.Option("--answer", metavar="N", help="Let the model answer N tokens to every prompt; 0: none.")
@@ -42,19 +39,13 @@ def command(
         int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
     ] = None,
     few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 64,
-    in_token_limit: Annotated[
-        int | None,
-        typer.Option("--in-token-limit", metavar="N", help="Scale pictures down to N patches of 14x14 pixels."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
-    ] = None,
+    in_token_limit: options.InTokenLimit = None,
+    threads: options.Threads = None,
     show: Annotated[str | None, typer.Option("--show", metavar="FILE", help="Only print the table of a file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-    isa: Annotated[str, typer.Option("--isa", hidden=True)] = "auto",
-) -> Callable[[Terminal], int]:
+    force: options.Force = False,
+    json: options.Json = False,
+    isa: options.Isa = "auto",
+) -> options.Job:
     """Measure which columns of the weights matter, for `kimi-vl quantize --imatrix`.
 
     kimi-vl imatrix -m kimi-F16.gguf --data folder kimi.imatrix.gguf
@@ -65,7 +56,7 @@ def command(
             if out is not None or data is not None or model is not None:
                 raise exits.UsageError("--show prints what a file holds and takes nothing else")
             return run_show(show, few, json, terminal)
-        options = {
+        chosen = {
             "mmproj": mmproj,
             "ctx": ctx,
             "answer": answer,
@@ -76,31 +67,32 @@ def command(
             "isa": isa,
             "force": force,
         }
-        return run(model, data, out, options, json, terminal)
+        return run(model, data, out, chosen, json, terminal)
 
     return job
 
 
 def run(
-    model: str | None, data: str | None, out: str | None, options: dict[str, Any], as_json: bool, terminal: Terminal
+    model: str | None, data: str | None, out: str | None, chosen: dict[str, Any], as_json: bool, terminal: Terminal
 ) -> int:
     """Does it; prints the table or the report as JSON on standard output, the rest on standard error.
 
     Raises KimiVLError, KeyboardInterrupt."""
     from . import opening
 
-    path = opening.check_model(opening.Opening(model, options["mmproj"]))
+    path = opening.check_model(opening.Opening(model=model, mmproj=chosen["mmproj"]))
     if data is None or "\0" in data:
         raise exits.UsageError("no data: name a folder with texts and pictures with --data")
     if out is None or not out or "\0" in out:
         raise exits.UsageError("no output: name the file to write, for example kimi.imatrix.gguf")
-    make = _tool("importance.run").make_imatrix
-    bar = Bar(terminal)
+    with failures.needs_quantize("imatrix"):
+        from kimi_vl_cpp.quantize import make_imatrix
+    bar = Bar(terminal, {"imatrix": "importance"}, {"imatrix_data"})
     try:
-        report = make(path, data, out, progress=bar, **options)
+        report = make_imatrix(path, data, out, progress=bar, **chosen)
     except (KeyboardInterrupt, errors.Cancelled):
         bar.clear()
-        terminal.note(f"stopped{bar.how_far()}: nothing was written to {printable(out, one_line=True)}")
+        terminal.note(f"stopped{bar.how_far('imatrix')}: nothing was written to {printable(out, one_line=True)}")
         raise
     finally:
         bar.clear()
@@ -131,8 +123,11 @@ def run_show(path: str, few: int, as_json: bool, terminal: Terminal) -> int:
     exits.check_readable(path, "importance matrix", (), errors.BadModelFile, "imatrix.missing")
     if few < 1:
         raise exits.UsageError(f"--few: got {few}, expected at least 1")
-    imatrix = _tool("importance.file").read_imatrix(path)
-    coverage = _tool("importance.coverage").Coverage.of(imatrix, few)
+    with failures.needs_quantize("imatrix"):
+        from kimi_vl_cpp.quantize.importance.coverage import Coverage
+        from kimi_vl_cpp.quantize.importance.file import read_imatrix
+    imatrix = read_imatrix(path)
+    coverage = Coverage.of(imatrix, few)
     tokens = None if imatrix.tokens is None else dict(zip(("text", "picture", "answer"), imatrix.tokens, strict=True))
     if as_json:
         values = {
@@ -178,56 +173,3 @@ def print_coverage(coverage: Any, terminal: Terminal) -> None:
         terminal.print()
     for sentence in coverage.sentences():
         terminal.print(sentence)
-
-
-def _tool(module: str) -> Any:
-    """A module of the package `kimi_vl_cpp.quantize`. Raises Unsupported where that is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"kimi_vl_cpp.quantize.{module}")
-    except ModuleNotFoundError as missing:
-        if missing.name != "kimi_vl_cpp.quantize":
-            raise
-        raise errors.Unsupported(
-            "kimi-vl imatrix is not in this installation: it runs from the installed package, not from its source "
-            "folder; run `pip install .` in it",
-            "quantize.not_installed",
-        ) from None
-
-
-class Bar:
-    """progress(stage, done, total): loading as everywhere, then a bar with the time left. Silent without a
-    terminal."""
-
-    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
-        self._line = Progress(terminal)
-        self._clock = clock
-        self._began: float | None = None
-        self._share: float | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "load":
-            self._line(stage, done, total)
-            return
-        if stage == "imatrix_data":
-            self._line.show(f"looking at the data  {done}/{total}")
-            return
-        now = self._clock()
-        if self._began is None:
-            self._began = now
-        share = self._share = done / max(total, 1)
-        filled = int(_BAR_COLUMNS * share)
-        text = f"importance [{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}] {100 * share:3.0f}%"
-        if now - self._began > 2 and 0 < done < total:
-            left = (now - self._began) / done * (total - done)
-            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
-        self._line.show(text)
-
-    def how_far(self) -> str:
-        """For the note of an interrupted run."""
-        return "" if self._share is None else f" at {100 * self._share:.0f} %"
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        self._line.clear()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .. import errors
 from ..wording import human_count, plural, printable
 from . import exits
-from .terminal import Progress, Terminal
+from .progress import Progress
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from ..model import KimiVL
@@ -23,11 +24,11 @@ MAX_PROMPT_BYTES = 16 << 20
 MAX_PICTURE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Opening:
     """The options that choose and open a model. builtin: `model` is the built-in one, because none was named."""
 
-    model: str | None
+    model: str | None = None
     mmproj: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None

@@ -1,28 +1,28 @@
 """`kimi-vl quantize SRC DST -q TYPE`: weights of one's own, from a checkpoint folder or a GGUF file.
 
 Owns the options, the progress line and the summary; the work is in the package `kimi_vl_cpp.quantize`. Imports only
-what is quick, for app.py registers the command at every start.
+what is quick: it is read at every start.
 """
 
 from __future__ import annotations
 
 import json as json_module
 import os
-import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import human_bytes, plural, printable
-from . import exits
-from .terminal import DIM, YELLOW, Progress, Terminal
+from . import exits, failures, options
+from .progress import Bar
+from .terminal import DIM, YELLOW, Terminal
 
 TYPES = "F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S IQ4_XS IQ4_NL Q3_K_M Q3_K_S Q2_K"
 DEFAULT = "Q4_K_M"
-_BAR_COLUMNS = 24
-_TEXT_COLUMNS = 32  # "quantizing [] 100%  99 min left" and the cursor
+_STAGES = {"measure": "measuring", "quantize": "quantizing"}
+
+SUMMARY = "Convert and quantize a model."
 
 
 def command(
@@ -68,13 +68,10 @@ def command(
         bool, typer.Option("--allow-requantize", help="Take a SRC that is quantized already; its losses stay.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
-) -> Callable[[Terminal], int]:
+    force: options.Force = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> options.Job:
     """Convert and quantize a Kimi-VL model.
 
     kimi-vl quantize ./Kimi-VL-A3B-Instruct kimi-Q4_K_M.gguf -q Q4_K_M
@@ -88,7 +85,7 @@ def command(
             )
         if size is not None and (quantization is not None or recipe is not None):
             raise exits.UsageError("--size chooses the types itself: leave out -q and --recipe; --type holds some fast")
-        options: dict[str, Any] = {
+        chosen: dict[str, Any] = {
             "vision": vision,
             "split": split,
             "types": [_rule(rule) for rule in rules or ()],
@@ -102,7 +99,7 @@ def command(
             "force": force,
             "n_threads": threads or 0,
         }
-        return run(src, dst, quantization or DEFAULT, options, json, terminal)
+        return run(src, dst, quantization or DEFAULT, chosen, json, terminal)
 
     return job
 
@@ -116,26 +113,18 @@ def _rule(text: str) -> tuple[str, str]:
     return pattern, kind
 
 
-def run(src: str, dst: str, kind: str, options: dict[str, Any], as_json: bool, terminal: Terminal) -> int:
+def run(src: str, dst: str, kind: str, chosen: dict[str, Any], as_json: bool, terminal: Terminal) -> int:
     """Does it and prints what was done: a summary or the report as JSON on standard output, progress, warnings and
     notes on standard error. Raises KimiVLError, KeyboardInterrupt."""
-    try:
-        import kimi_vl_cpp.quantize as tool
-    except ModuleNotFoundError as missing:
-        if missing.name != "kimi_vl_cpp.quantize":
-            raise
-        raise errors.Unsupported(
-            "kimi-vl quantize is not in this installation: it runs from the installed package, not from its source "
-            "folder; run `pip install .` in it",
-            "quantize.not_installed",
-        ) from None
+    with failures.needs_quantize("quantize"):
+        from kimi_vl_cpp.quantize import quantize
     if "\0" in src or not os.path.lexists(src):
         raise errors.BadModelFile(exits.describe_missing(src, "model"), "checkpoint.missing")
-    bar = Bar(terminal)
+    bar = Bar(terminal, _STAGES)
     bar.announce("reading what the source holds")
     try:
         with exits.sigterm_raises():
-            report = tool.quantize(src, dst, kind, progress=bar, **options)
+            report = quantize(src, dst, kind, progress=bar, **chosen)
     except (KeyboardInterrupt, errors.Cancelled):
         bar.clear()
         terminal.note(f"stopped: nothing was written to {printable(dst)}; the same command with --resume goes on")
@@ -171,37 +160,3 @@ def _print_summary(report: Any, terminal: Terminal) -> None:
         terminal.say(f"  {report.reason}", DIM)
     for kind, (n, n_bytes) in report.by_type().items():
         terminal.say(f"  {kind:<6}  {plural(n, 'tensor'):>11}  {human_bytes(n_bytes):>9}", DIM)
-
-
-class Bar:
-    """progress(stage, done, total) as a bar with the time left; silent unless standard error is a terminal."""
-
-    def __init__(self, terminal: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
-        self._line = Progress(terminal)
-        self._terminal = terminal
-        self._clock = clock
-        self._started: tuple[float, int] | None = None  # when, and what was done already
-        self._stage = ""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = self._clock()
-        if self._started is None or stage != self._stage:
-            self._started, self._stage = (now, done), stage
-        began, at_first = self._started
-        text = f"{100 * done // max(total, 1):3d}%"
-        if now - began > 1 and at_first < done < total:
-            left = (now - began) / (done - at_first) * (total - done)
-            text += f"  {left:.0f} s left" if left < 99.5 else f"  {left / 60:.0f} min left"
-        columns = min(_BAR_COLUMNS, self._terminal.width() - _TEXT_COLUMNS)
-        if columns >= 4:
-            filled = columns * done // max(total, 1)
-            text = f"[{'#' * filled}{'.' * (columns - filled)}] {text}"
-        self._line.show(f"{'measuring' if stage == 'measure' else 'quantizing'} {text}")
-
-    def announce(self, text: str) -> None:
-        """Says what comes before the first weights."""
-        self._line.show(f"{text}…")
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        self._line.clear()

@@ -12,11 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .. import errors
-from . import exits, opening
-from .terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode, is_terminal
+from . import exits, opening, options
+from .answer import AnswerWriter, ThinkingMode
+from .progress import Progress
+from .terminal import DIM, Terminal, is_terminal
 
 if TYPE_CHECKING:
     from ..model import KimiVL
@@ -36,6 +40,75 @@ class Options:
     json: bool = False
     timings: bool = False
     thinking: ThinkingMode = "auto"
+
+
+def command(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
+    ] = None,
+    model: options.Model = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-i",
+            "--image",
+            metavar="FILE",
+            help="A picture; '-' reads it from standard input. May be given several times.",
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a file; '-' is standard input."),
+    ] = None,
+    mmproj: options.Mmproj = None,
+    json: options.Json = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
+    max_tokens: options.MaxTokens = None,
+    temp: options.Temp = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    thinking: options.Thinking = None,
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    in_token_limit: options.InTokenLimit = None,
+    kv_type: options.KvType = "auto",
+    isa: options.Isa = "auto",
+) -> options.Job:
+    """Answer one question about pictures or text.
+
+    kimi-vl run -m kimi.gguf -i photo.jpg "What does the sign say?"
+    """
+
+    def job(terminal: Terminal) -> int:
+        return run(
+            Options(
+                files=opening.Opening(
+                    model=model,
+                    mmproj=mmproj,
+                    n_ctx=ctx,
+                    n_threads=threads,
+                    in_token_limit=in_token_limit,
+                    isa=isa,
+                    kv_type=kv_type,
+                ),
+                sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
+                prompt=tuple(prompt or ()),
+                images=tuple(image or ()),
+                file=file,
+                system=system,
+                json=json,
+                timings=timings,
+                thinking=options.thinking_mode(thinking),
+            ),
+            terminal,
+        )
+
+    return job
 
 
 def run(options: Options, terminal: Terminal) -> int:

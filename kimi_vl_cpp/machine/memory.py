@@ -10,6 +10,7 @@ from ..files.model_files import ModelFiles
 
 # Scratch of prefill and of the vision tower, and the interpreter: about 0.7 GB beside the full-size file.
 WORK_BYTES_PER_WEIGHT_BYTE = 0.06
+SAMPLE_CONTEXT = 8192  # tokens that estimates are given for where none were asked for
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -20,19 +21,23 @@ def memory_limit_bytes() -> int | None:
     return min(limits, default=None)
 
 
-def estimate_bytes(files: ModelFiles, n_ctx: int) -> int:
+def estimate_bytes(weight_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> int:
     """Weights, KV cache for n_ctx tokens and work memory."""
-    return files.file_bytes + n_ctx * files.kv_bytes_per_token + int(files.file_bytes * WORK_BYTES_PER_WEIGHT_BYTE)
+    return weight_bytes + n_ctx * kv_bytes_per_token + int(weight_bytes * WORK_BYTES_PER_WEIGHT_BYTE)
+
+
+def _needed(files: ModelFiles, n_ctx: int) -> int:
+    return estimate_bytes(files.file_bytes, files.kv_bytes_per_token, n_ctx)
 
 
 def check_memory(files: ModelFiles, n_ctx: int) -> None:
     """Raises OutOfMemory (code "memory.estimate") with what would fit when the estimate is beyond the limit."""
     limit = memory_limit_bytes()
-    needed = estimate_bytes(files, n_ctx)
+    needed = _needed(files, n_ctx)
     if limit is None or needed <= limit:
         return
     per_token = max(files.kv_bytes_per_token, 1)
-    n_fit = (limit - estimate_bytes(files, 0)) // per_token
+    n_fit = (limit - _needed(files, 0)) // per_token
     smaller = f"n_ctx={n_fit // 256 * 256}" if n_fit >= 256 else "no n_ctx is small enough for this file"
     room = max(limit - n_ctx * per_token, 0) / (1 + WORK_BYTES_PER_WEIGHT_BYTE)
     raise OutOfMemory(
@@ -46,7 +51,7 @@ def check_memory(files: ModelFiles, n_ctx: int) -> None:
 def shrink_to_fit(files: ModelFiles, n_ctx: int, least: int) -> int:
     """n_ctx, halved until the estimate fits the limit, but not below `least`."""
     limit = memory_limit_bytes()
-    while limit is not None and n_ctx // 2 >= least and estimate_bytes(files, n_ctx) > limit:
+    while limit is not None and n_ctx // 2 >= least and _needed(files, n_ctx) > limit:
         n_ctx //= 2
     return n_ctx
 

@@ -18,7 +18,7 @@ from kimi_vl_cpp.bench import plot as bench_plot
 from kimi_vl_cpp.bench import report as bench_output
 from kimi_vl_cpp.bench import work as bench_work
 from kimi_vl_cpp.bench.measurements import Bench, Row, Test, median_machine
-from kimi_vl_cpp.cli import bench
+from kimi_vl_cpp.cli.bench import run as bench
 from kimi_vl_cpp.testing import ROWS_OF_256, make_tiny_model
 
 MACHINE = bench_work.Machine(read_gb_s=10.0, int8_gops=1000.0, f32_gops=100.0, bf16_gops=200.0)
@@ -194,7 +194,7 @@ def test_rows_come_in_a_fixed_order(run):
 
 def test_only_what_is_asked_for_is_planned():
     def names(**options):
-        return [t.name for t in bench.plan(bench.Options(files=bench.opening.Opening("x"), **options))]
+        return [t.name for t in bench.plan(bench.Options(files=bench.opening.Opening(model="x"), **options))]
 
     assert names() == ["pp512", "tg64"]
     assert names(images="448") == ["image 448x448"]

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors, wording
-from kimi_vl_cpp.cli import exits, paths, terminal
+from kimi_vl_cpp.cli import answer, exits, paths, terminal
+from kimi_vl_cpp.cli import progress as progress_line
 from kimi_vl_cpp.cli.chat import store
 from kimi_vl_cpp.files import rules
 from kimi_vl_cpp.machine import system
@@ -408,7 +409,7 @@ def make_terminal(out_tty=False, err_tty=False, **env):
 
 def test_progress_is_silent_unless_standard_error_is_a_terminal():
     quiet = make_terminal(out_tty=True)
-    progress = terminal.Progress(quiet, delay=0)
+    progress = progress_line.Progress(quiet, delay=0)
     for done in range(3):
         progress("prefill", done, 3)
     assert quiet.err.getvalue() == ""
@@ -417,7 +418,7 @@ def test_progress_is_silent_unless_standard_error_is_a_terminal():
 def test_progress_rewrites_one_line_within_the_width_and_takes_it_away():
     clock = iter(x / 10 for x in range(1000))
     shown = make_terminal(err_tty=True)
-    progress = terminal.Progress(shown, delay=0, clock=lambda: next(clock))
+    progress = progress_line.Progress(shown, delay=0, clock=lambda: next(clock))
     for done in range(100):
         progress("prefill", done, 100)
     progress("prefill", 100, 100)
@@ -428,7 +429,7 @@ def test_progress_rewrites_one_line_within_the_width_and_takes_it_away():
 
 def test_a_stage_that_is_over_at_once_is_never_shown():
     shown = make_terminal(err_tty=True)
-    progress = terminal.Progress(shown, delay=10)
+    progress = progress_line.Progress(shown, delay=10)
     for done in range(5):
         progress("encode", done, 4)
     assert shown.err.getvalue() == ""
@@ -440,13 +441,13 @@ def test_no_color_and_dumb_terminals_get_no_escapes():
         plain.error("message", "a.code")
         plain.note("something")
         assert "\x1b" not in plain.err.getvalue()
-        writer = terminal.AnswerWriter(plain, terminal.Progress(plain))
+        writer = answer.AnswerWriter(plain, progress_line.Progress(plain))
         writer.write("thinking", "hm")
         writer.write("text", "yes")
         writer.finish()
         assert plain.out.getvalue() == "◁think▷hm◁/think▷\n\nyes\n"
     dumb = make_terminal(True, True, TERM="dumb")
-    progress = terminal.Progress(dumb)
+    progress = progress_line.Progress(dumb)
     progress.show("working")
     progress.clear()
     assert "\x1b" not in dumb.err.getvalue()
@@ -468,7 +469,7 @@ DIMMED = "\x1b[2mh\x1b[0m\x1b[2mm\x1b[0m\n\n"
 )
 def test_reasoning_goes_where_a_person_sees_it_and_never_into_a_pipe(out_tty, err_tty, mode, out, err):
     streams = make_terminal(out_tty, err_tty)
-    writer = terminal.AnswerWriter(streams, terminal.Progress(streams), mode)
+    writer = answer.AnswerWriter(streams, progress_line.Progress(streams), mode)
     for kind, text in (("thinking", "h"), ("thinking", "m"), ("text", "ye"), ("text", "s")):
         writer.write(kind, text)
     writer.finish()
@@ -477,7 +478,7 @@ def test_reasoning_goes_where_a_person_sees_it_and_never_into_a_pipe(out_tty, er
 
 def test_hidden_reasoning_shows_on_a_terminal_that_something_happens():
     streams = make_terminal(True, True)
-    writer = terminal.AnswerWriter(streams, terminal.Progress(streams), "hide")
+    writer = answer.AnswerWriter(streams, progress_line.Progress(streams), "hide")
     writer.write("thinking", "secret")
     writer.write("text", "yes")
     writer.finish()
@@ -489,7 +490,7 @@ def test_an_answer_cannot_command_the_terminal():
     evil = "a\x1b]0;title\x07b\x9b31mc\x7f"
     shown, piped = make_terminal(out_tty=True), make_terminal()
     for streams in (shown, piped):
-        writer = terminal.AnswerWriter(streams, terminal.Progress(streams))
+        writer = answer.AnswerWriter(streams, progress_line.Progress(streams))
         writer.write("text", evil)
         writer.finish()
     assert shown.out.getvalue() == "a�]0;title�b�31mc�\n"
@@ -929,7 +930,7 @@ def test_ctrl_c_while_working_exits_130_quietly(tiny, tmp_path):
     program = (
         "import sys, time\n"
         "from kimi_vl_cpp.cli import main\n"
-        "from kimi_vl_cpp.cli.terminal import AnswerWriter\n"
+        "from kimi_vl_cpp.cli.answer import AnswerWriter\n"
         "honest = AnswerWriter.write\n"
         "def slow(self, kind, text):\n"
         "    honest(self, kind, text); sys.stderr.write('+'); sys.stderr.flush(); time.sleep(30)\n"

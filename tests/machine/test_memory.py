@@ -57,7 +57,7 @@ def test_weights_that_do_not_fit_at_all_are_said_so(monkeypatch):
 
 
 def test_a_default_context_shrinks_until_it_fits_or_to_the_least(monkeypatch):
-    limited(monkeypatch, memory.estimate_bytes(FULL, 3000))
+    limited(monkeypatch, memory.estimate_bytes(FULL.file_bytes, FULL.kv_bytes_per_token, 3000))
     assert memory.shrink_to_fit(FULL, 8192, 1024) == 2048
     limited(monkeypatch, 1)
     assert memory.shrink_to_fit(FULL, 8192, 1024) == 1024

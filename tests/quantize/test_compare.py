@@ -368,7 +368,7 @@ def test_a_stopped_command_leaves_no_report(run, tmp_path, monkeypatch):
         if stage == "compare_weights":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("kimi_vl_cpp.cli.compare.Bar.__call__", stop)
+    monkeypatch.setattr("kimi_vl_cpp.cli.progress.Bar.__call__", stop)
     code, out, err = run("--report", tmp_path / "r.html", "--png", tmp_path / "figs")
     assert code == 130 and not out and "nothing was written" in err
     assert not list(tmp_path.iterdir())

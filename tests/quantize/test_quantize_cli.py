@@ -20,7 +20,7 @@ from checkpoint_files import TinyCheckpoint, write_checkpoint
 
 from kimi_vl_cpp import cli
 from kimi_vl_cpp._core import GGUFFile
-from kimi_vl_cpp.cli.quantize import Bar
+from kimi_vl_cpp.cli.progress import Bar
 from kimi_vl_cpp.cli.terminal import Terminal
 
 Run = Callable[..., SimpleNamespace]
@@ -148,7 +148,8 @@ class Screen(io.StringIO):
 def shown(width: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Bar, Screen, list[float]]:
     monkeypatch.setattr(Terminal, "width", lambda self: width)
     screen, now = Screen(), [0.0]
-    return Bar(Terminal(io.StringIO(), screen, {"NO_COLOR": "1"}), lambda: now[0]), screen, now
+    terminal = Terminal(io.StringIO(), screen, {"NO_COLOR": "1"})
+    return Bar(terminal, {"quantize": "quantizing"}, clock=lambda: now[0]), screen, now
 
 
 def last_line(screen: Screen) -> str:

@@ -33,6 +33,14 @@ Enter sends; Alt-Enter, or a backslash at the end of a line, begins a new line. 
 A message that begins with a slash: put a space before it."""
 
 
+class Leave(Exception):
+    """The user wants to leave; `code` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def is_command(message: str) -> bool:
     """True for a message that is meant as a command: it begins with a slash and is not the path of a picture."""
     word = message.split(maxsplit=1)[0]
@@ -159,8 +167,6 @@ def show_help(chat: Chat, rest: str) -> None:
 
 def leave(chat: Chat, rest: str) -> None:
     """/exit"""
-    from .loop import Leave
-
     raise Leave(errors.EXIT_OK)
 
 

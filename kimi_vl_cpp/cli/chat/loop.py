@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ...wording import human_count, plural
-from .. import app, opening, paths
-from ..terminal import DIM, AnswerWriter, Progress, Terminal, ThinkingMode
+from .. import failures, opening, paths
+from ..answer import AnswerWriter, ThinkingMode
+from ..progress import Progress
+from ..terminal import DIM, Terminal
 from . import commands
 from .input import Reader, make_reader, unechoed
 
@@ -49,14 +51,6 @@ class Attached:
     seen: ProcessedImage
 
 
-class Leave(Exception):
-    """The person wants to go; `code` is the exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 @dataclass
 class Chat:
     """One conversation and what belongs to it while it runs."""
@@ -83,7 +77,7 @@ class Chat:
                 self.handle(message)
             except EOFError:
                 return errors.EXIT_OK if reader.interactive else self.first_failure
-            except Leave as leave:
+            except commands.Leave as leave:
                 return leave.code
             except KeyboardInterrupt:
                 if not reader.interactive or self.interrupted():
@@ -95,7 +89,7 @@ class Chat:
                 raise
             except Exception as failure:  # our own fault must not cost the person the conversation
                 self.progress.clear()
-                self.first_failure = self.first_failure or app.report(failure, self.terminal)
+                self.first_failure = self.first_failure or failures.report(failure, self.terminal)
 
     def prompt(self) -> str:
         """What stands before the cursor: how many pictures wait, and a sign."""
@@ -112,7 +106,7 @@ class Chat:
         """Shows an error; the conversation goes on."""
         self.progress.clear()
         self.terminal.error(str(failure), failure.code)
-        app.explain_names(str(failure), self.terminal)
+        failures.explain_names(str(failure), self.terminal)
         if isinstance(failure, errors.ContextFull):
             self.terminal.say("/undo or /clear makes room; a larger context is chosen at the start with -c.", DIM)
         self.first_failure = self.first_failure or errors.exit_code(failure)

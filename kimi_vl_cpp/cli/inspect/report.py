@@ -15,7 +15,8 @@ from ... import errors
 from ...files import rules, variants
 from ...files.rules import Finding
 from .. import exits, opening
-from ..terminal import DIM, Progress, Terminal
+from ..progress import Progress
+from ..terminal import DIM, Terminal
 
 if TYPE_CHECKING:
     from ..._core import GGUFFile, TensorInfo
@@ -27,8 +28,6 @@ FILE_TYPES = {
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
 }  # fmt: skip
-
-SAMPLE_CONTEXT = 8192
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def run(options: Options, terminal: Terminal) -> int:
     from . import values
 
     if options.file is None:
-        path = str(opening.choose_model(opening.Opening(None)).model)
+        path = str(opening.choose_model(opening.Opening()).model)
     else:
         path = options.file
         exits.check_readable(path, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "gguf.open")
@@ -148,6 +147,8 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
     def number(key: str) -> int | None:
         return _int(gguf.get("deepseek2." + key))
 
+    from ...machine.memory import SAMPLE_CONTEXT, estimate_bytes
+
     layers, rank, rope = number("block_count"), number("attention.kv_lora_rank"), number("rope.dimension_count")
     kv = 2 * layers * (rank + rope) if layers and rank and rope else None
     n_ctx = min(SAMPLE_CONTEXT, number("context_length") or SAMPLE_CONTEXT)
@@ -162,7 +163,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
         "experts_shared": number("expert_shared_count"),
         "context_length": number("context_length"),
         "kv_bytes_per_token": kv,
-        "memory_bytes": None if kv is None else needed_bytes(file_bytes, kv, n_ctx),
+        "memory_bytes": None if kv is None else estimate_bytes(file_bytes, kv, n_ctx),
         "memory_context": n_ctx,
         "vocabulary": len(tokens or ()),
         "tokenizer": _text(gguf.get("tokenizer.ggml.model")),
@@ -170,13 +171,6 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
         "special_tokens_missing": [name for name, found in special.items() if not found],
         "chat_template": isinstance(gguf.get("tokenizer.chat_template"), str),
     }
-
-
-def needed_bytes(weights: int, kv_bytes_per_token: int, n_ctx: int = SAMPLE_CONTEXT) -> int:
-    """Memory for a model of `weights` bytes with n_ctx tokens of context, by the loader's own estimate."""
-    from ...machine.memory import WORK_BYTES_PER_WEIGHT_BYTE
-
-    return weights + int(weights * WORK_BYTES_PER_WEIGHT_BYTE) + n_ctx * kv_bytes_per_token
 
 
 def _vision_part(gguf: GGUFFile) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ... import _core
 from ...files.rules import Finding
 from ...wording import plural
-from ..terminal import Progress
+from ..progress import Progress
 
 if TYPE_CHECKING:
     from ..._core import GGUFFile

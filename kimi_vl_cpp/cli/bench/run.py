@@ -14,16 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import errors
-from ..bench import peer
-from ..bench import plot as bench_plot
-from ..bench import report as bench_output
-from ..bench.measurements import PROBE_SECONDS, Bench, Row, Test, median_machine
-from ..bench.work import Machine
-from ..machine import system
-from ..version import __version__
-from . import exits, opening
-from .terminal import DIM, Progress, Terminal
+from ... import errors
+from ...bench import peer
+from ...bench import plot as bench_plot
+from ...bench import report as bench_output
+from ...bench.measurements import PROBE_SECONDS, Bench, Row, Test, median_machine
+from ...bench.work import Machine
+from ...machine import system
+from ...version import __version__
+from .. import exits, opening
+from ..progress import Progress
+from ..terminal import DIM, Terminal
 
 MAX_TOKENS = 1 << 20
 MAX_SIDE = 1 << 14

@@ -1,0 +1,92 @@
+"""How a failed command reports itself: the message, what it means on this command line, the exit code.
+
+The only place that knows both the parameters of the library, which its messages name, and the options of the commands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .. import errors
+from ..wording import printable
+from . import exits
+from .terminal import DIM, Terminal
+
+# The name of a parameter in messages -> the option that sets it.
+OPTION_OF = {
+    "n_ctx": "-c",
+    "n_threads": "-t",
+    "max_new_tokens": "-n",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "in_token_limit": "--in-token-limit",
+    "kv_type": "--kv-type",
+}
+
+
+def report(failure: Exception, terminal: Terminal) -> int:
+    """Prints what went wrong, for a person, and returns the exit code. KIMI_VL_LOG=debug adds the traceback."""
+    if os.environ.get("KIMI_VL_LOG") == "debug":
+        traceback.print_exception(failure, file=terminal.err)
+    if isinstance(failure, (exits.UsageError, exits.NoModel)):
+        terminal.error(str(failure), "" if isinstance(failure, exits.UsageError) else failure.code)
+        if failure.hint:
+            terminal.say(failure.hint)
+    elif isinstance(failure, errors.KimiVLError):
+        terminal.error(str(failure), getattr(failure, "code", ""))
+        explain_names(str(failure), terminal)
+    elif hasattr(failure, "format_message"):  # typer's own: an unknown option, a missing value
+        _report_parse_error(failure, terminal)
+        return errors.EXIT_USAGE
+    elif isinstance(failure, MemoryError):
+        terminal.error(
+            "out of memory: use a smaller context (-c), a smaller picture (--in-token-limit) or a smaller quantization"
+        )
+    elif isinstance(failure, OSError):
+        terminal.error(exits.describe_os_error(failure))
+    else:
+        terminal.error(f"unexpected {type(failure).__name__}: {failure}", "internal")
+        terminal.say(
+            "This is a fault of kimi-vl, not yours. Run it again with KIMI_VL_LOG=debug in the environment to see\n"
+            "where it happened, and report that together with the output of `kimi-vl doctor`.",
+            DIM,
+        )
+    return errors.exit_code(failure)
+
+
+def explain_names(message: str, terminal: Terminal) -> None:
+    """Messages of the library call its parameters by their Python names: says which options they are here."""
+    words = set(re.findall(r"[a-z_]+", message))
+    meant = [f"{name} is the option {option}" for name, option in OPTION_OF.items() if name in words]
+    if meant:
+        terminal.say(f"({'; '.join(meant)})", DIM)
+
+
+def _report_parse_error(failure: Any, terminal: Terminal) -> None:
+    context = getattr(failure, "ctx", None)
+    terminal.error(printable(str(failure.format_message()).rstrip(".")))
+    if context is not None:
+        terminal.say(f"`{context.command_path} --help` tells the options.")
+
+
+@contextmanager
+def needs_quantize(command: str) -> Iterator[None]:
+    """Around the imports of `kimi_vl_cpp.quantize` by a command. Raises Unsupported where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if missing.name != "kimi_vl_cpp.quantize":
+            raise
+        raise errors.Unsupported(
+            f"kimi-vl {command} is not in this installation: it runs from the installed package, not from its source "
+            "folder; run `pip install .` in it",
+            "quantize.not_installed",
+        ) from None

@@ -1,0 +1,94 @@
+"""The options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from .answer import ThinkingMode
+from .terminal import Terminal
+
+Job = Callable[[Terminal], int]
+"""What a command returns: its work, which runs outside of typer and returns the exit code."""
+
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file. Default: the small built-in one."),
+]
+NamedModel = Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")]
+Mmproj = Annotated[
+    str | None,
+    typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("-c", "--ctx", metavar="N", help="Room for the conversation, in tokens. Default: 8192."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
+]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="The same seed gives the same answer. Default: a new one every time."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("-n", "--max-tokens", metavar="N", help="Longest answer, in tokens, reasoning included."),
+]
+Temp = Annotated[
+    float | None,
+    typer.Option("--temp", metavar="X", help="Temperature; 0 always takes the likeliest token. Default: the model's."),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0 is off.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", metavar="X", help="Only the likeliest tokens up to probability X.")
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", metavar="X", help="Only tokens at least X times as likely as the likeliest; 0 is off."),
+]
+RepeatPenalty = Annotated[
+    float | None,
+    typer.Option("--repeat-penalty", metavar="X", help="Above 1: tokens used lately become less likely; 1 is off."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text. May be given several times."),
+]
+InTokenLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--in-token-limit",
+        metavar="N",
+        help="Scale pictures down to N patches of 14x14 pixels. Default: 4096, or 16384 for Thinking-2506.",
+    ),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--show-thinking/--hide-thinking",
+        help="Print the reasoning, or not. Default: dimmed on a terminal, left out of a pipe or file.",
+        show_default=False,
+    ),
+]
+KvType = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="Numbers of the KV cache: f16, q8_0 (half the memory), f32. Default: f16.",
+        show_default=False,
+    ),
+]
+Isa = Annotated[str, typer.Option("--isa", hidden=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+
+
+def thinking_mode(flag: bool | None) -> ThinkingMode:
+    """--show-thinking, --hide-thinking or neither."""
+    return "auto" if flag is None else "show" if flag else "hide"

@@ -4,6 +4,7 @@ Nothing is clamped silently."""
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral, Real
 from typing import Any
 
@@ -33,6 +34,11 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     if not low <= number <= high:
         raise BadRequest(f"{name}: got {shown(value)}, expected {allowed}", f"request.{name}")
     return number
+
+
+def expand_home(path: str) -> str:
+    """`path` with a leading ~ or ~user replaced by that home folder, where no shell has done so."""
+    return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def check_text(name: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kimi_vl_cpp.checks import expand_home
 from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, variant_of_text
 from kimi_vl_cpp.types import Progress
@@ -129,7 +130,7 @@ def _path(value: PathLike, what: str) -> Path:
     spelled = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else ""
     if not spelled or "\0" in spelled:
         raise BadRequest(f"{what} is {shown(value)}, expected a path", "quantize.path")
-    return Path(spelled)
+    return Path(expand_home(spelled))
 
 
 def _is_name(value: object) -> bool:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._core import GGUFFile
+from ..checks import expand_home
 from ..errors import BadModelFile, BadRequest, KimiVLError, shown
 from .variants import variant_of_text
 
@@ -148,7 +149,7 @@ def _path(name: str, value: object) -> Path:
     spelled = os.fspath(value)
     if not isinstance(spelled, str) or not spelled or "\0" in spelled:
         raise BadRequest(f"{name}: got {shown(spelled)}, expected the path of a GGUF file", f"request.{name}")
-    return Path(spelled)
+    return Path(expand_home(spelled))
 
 
 def _is_vision_only(gguf: GGUFFile) -> bool:

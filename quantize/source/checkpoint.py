@@ -29,7 +29,8 @@ Complain = Callable[[str], NoReturn]
 
 _ELEMENT_BITS = {
     **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32},
-    **{"U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8},
+    **{"U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64},
 }
 
 
@@ -44,6 +45,7 @@ class Checkpoint:
         self.name = model_name(self.folder)
         self.inputs: list[InputFile] = []
         self.tensors: dict[str, SourceTensor] = {}
+        self._refuse_adapter()
         try:
             self.config, file = read_json(self.folder / "config.json", "config.json")
             self.inputs.append(file)
@@ -59,6 +61,18 @@ class Checkpoint:
         """Closes the shards. Idempotent."""
         for file in self.inputs:
             file.close()
+
+    def _refuse_adapter(self) -> None:
+        """An adapter's folder holds changes to a model and not the model."""
+        path = self.folder / "adapter_config.json"
+        if not path.is_file() or any((self.folder / name).exists() for name in (INDEX_NAME, SINGLE_NAME)):
+            return
+        base = read_json(path, path.name)[0].get("base_model_name_or_path")
+        raise Unsupported(
+            f"{self.folder}: is an adapter (PEFT, such as LoRA) of {shown(base)}, not a model: merge it into "
+            "that model (merge_and_unload, then save_pretrained) and give the merged folder",
+            "checkpoint.adapter",
+        )
 
     def optional_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder (which then is an input), or None when there is none."""
@@ -166,6 +180,15 @@ def read_header(file: InputFile) -> Iterator[SourceTensor]:
 
     if file.n_bytes < 8:
         complain(f"has {file.n_bytes} bytes, expected a safetensors file of at least 8")
+    start = file.read(0, 8).tobytes()
+    if start.lstrip()[:1] == b"<" and any(start[4:]):  # not the length of a header
+        complain("is a web page, not a safetensors file: the download went wrong")
+    if start[:4] == b"GGUF":
+        bad_file(
+            file.path,
+            "is a GGUF file under the name of a safetensors file: give it as the source itself",
+            "safetensors",
+        )
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > file.n_bytes - 8:
         complain(f"bytes 0 to 8: the header claims {length} bytes, the file has {file.n_bytes - 8} after them")
@@ -200,9 +223,10 @@ def _entry(file: InputFile, name: str, entry: Any, complain: Complain) -> tuple[
         complain(f"{where}: shape {shown(shape)}, expected up to 8 integers that are not negative")
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         complain(f"{where}: data_offsets {shown(offsets)}, expected [begin, end]")
-    n_bytes = _ELEMENT_BITS[dtype] // 8
+    n_bits = _ELEMENT_BITS[dtype]
     for side in shape:
-        n_bytes *= side
+        n_bits *= side
+    n_bytes = (n_bits + 7) // 8
     if n_bytes != offsets[1] - offsets[0]:
         complain(
             f"{where}: {dtype} of shape {shape} has {n_bytes} bytes, data_offsets {offsets} are "

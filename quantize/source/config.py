@@ -80,6 +80,7 @@ def read_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
 
     Raises BadModelFile "config.not_kimi_vl" and "config.field", Unsupported "config.unsupported".
     """
+    refuse_quantized(config, path)
     kind = config.get("model_type")
     if kind != "kimi_vl":
         names = config.get("architectures")
@@ -93,6 +94,23 @@ def read_config(config: Mapping[str, Any], path: Path) -> ModelConfig:
     text.must_be("model_type", ("deepseek_v3", None))
     vision.must_be("model_type", ("moonvit", None))
     return ModelConfig(_text(text), _vision(vision))
+
+
+def refuse_quantized(config: Mapping[str, Any], path: Path) -> None:
+    """Raises Unsupported "checkpoint.quantized" for a checkpoint whose weights are not the original floats."""
+    nested = config.get("text_config")
+    for section in (config, nested if isinstance(nested, dict) else {}):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            found = section.get(key)
+            if not found:
+                continue
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            name = "MLX" if key == "quantization" else method or key
+            raise Unsupported(
+                f"{path}: {key} is {shown(found)}: this checkpoint is quantized already ({shown(name)}), expected the "
+                "original floats: use the original bfloat16 checkpoint",
+                "checkpoint.quantized",
+            )
 
 
 def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
@@ -111,7 +129,7 @@ def _text(s: _Section) -> TextConfig:
     s.must_be("attention_bias", (False, None))
     s.must_be("tie_word_embeddings", (False, None))
     s.must_be("num_nextn_predict_layers", (0, None))
-    s.must_be("rope_scaling", (None,))
+    rope = _rope(s)
     s.must_be("n_group", (1, None))
     s.must_be("topk_group", (1, None))
     found = TextConfig(
@@ -138,13 +156,36 @@ def _text(s: _Section) -> TextConfig:
         norm_topk_prob=s.flag("norm_topk_prob"),
         routed_scaling_factor=s.positive("routed_scaling_factor"),
         rms_norm_eps=s.positive("rms_norm_eps"),
-        rope_theta=s.positive("rope_theta"),
+        rope_theta=rope.positive("rope_theta"),
     )
     if found.num_experts_per_tok > found.n_routed_experts:
         s.bad("num_experts_per_tok", f"at most n_routed_experts = {found.n_routed_experts}")
     if found.first_k_dense_replace > found.num_hidden_layers:
         s.bad("first_k_dense_replace", f"at most num_hidden_layers = {found.num_hidden_layers}")
     return found
+
+
+def _rope(s: _Section) -> _Section:
+    """Where rope_theta is: in text_config itself, or in the rope_parameters (rope_scaling) of transformers 5, which may
+    only describe the plain rotation."""
+    own = s.get("rope_theta")
+    for key in ("rope_parameters", "rope_scaling"):
+        found = s.get(key)
+        if found is None:
+            continue
+        if not isinstance(found, dict):
+            s.bad(key, "an object or null")
+        inner = _Section(found, f"{s.name}.{key}", s.path)
+        for name in ("rope_type", "type"):
+            inner.must_be(name, ("default", None))
+        if key == "rope_scaling" and not found.keys() & {"rope_type", "type"}:
+            s.must_be(key, (None,))
+        theta = found.get("rope_theta")
+        if theta is not None and own is not None and theta != own:
+            inner.bad("rope_theta", f"{shown(own)}, as {s.name}.rope_theta")
+        if theta is not None:
+            return inner
+    return s
 
 
 def _vision(s: _Section) -> VisionConfig:

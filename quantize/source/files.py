@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadModelFile, shown
 
+_LFS = b"version https://git-lfs.github.com/spec/"
 DOWNLOAD_AGAIN = "download the file again"
 
 
@@ -50,6 +51,11 @@ class InputFile:
         self.n_bytes = status.st_size
         self.identity = (status.st_dev, status.st_ino)
         self.modified_ns = status.st_mtime_ns
+        if self.n_bytes < 1024 and self.read(0, min(self.n_bytes, len(_LFS))).tobytes() == _LFS:
+            self.close()
+            bad_file(
+                path, f"is a Git LFS pointer, not the {what} itself: run 'git lfs pull' in its folder", "lfs_pointer"
+            )
 
     def read(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """uint8 [n_bytes]. Raises BadModelFile "checkpoint.truncated" when the file has become shorter."""

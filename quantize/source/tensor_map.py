@@ -6,15 +6,24 @@ attn_v_b, the experts of a layer are stacked, and wqkv is cut into thirds. Reads
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from kimi_vl_cpp.errors import BadModelFile, shown
+from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
 
 from .checkpoint import Checkpoint, check_float
 from .config import ModelConfig, TextConfig, VisionConfig
 from .source import SourceTensor
+
+# What tools put before the names: training wrappers, and the layout of transformers from 4.52 on.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_INNER = re.compile(r"^(?:model\.)?(language_model|vision_tower|multi_modal_projector)\.(.+)$")
+_PACKED = re.compile(
+    r"\.(?:qweight|qzeros|g_idx|scales|biases|absmax|quant_map|nested_absmax|weight_packed|weight_scale(?:_inv)?|"
+    r"weight_zero_point|weight_shape|quant_state\..*|SCB|weight_format)$|\.weight\.(?:absmax|quant_.*|nested_.*)$"
+)
 
 TEXT = "language_model."
 TOWER = "vision_tower."
@@ -69,6 +78,14 @@ def map_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ta
 
     Raises BadModelFile "checkpoint.missing_tensor", "checkpoint.shape", "checkpoint.dtype"; Unsupported for a dtype.
     """
+    checkpoint.tensors = original_names(checkpoint.tensors)
+    packed = next((name for name in checkpoint.tensors if _PACKED.search(name)), None)
+    if packed is not None:
+        raise Unsupported(
+            f"{checkpoint.folder}: tensor {shown(packed)} belongs to weights that are quantized already, expected the "
+            "original floats: use the original bfloat16 checkpoint",
+            "checkpoint.quantized",
+        )
     targets: list[Target] = []
     used: set[str] = set()
     missing: list[str] = []
@@ -85,12 +102,52 @@ def map_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ta
         used |= mapped.expected.keys()
         targets.append(mapped.target)
     if missing:
+        if any("lora_" in name for name in checkpoint.tensors):
+            raise Unsupported(
+                f"{checkpoint.folder}: holds the weights of an adapter (LoRA): merge it into its base model "
+                "(merge_and_unload, then save_pretrained) and give the merged folder",
+                "checkpoint.adapter",
+            )
+        there = ", ".join(shown(name) for name in sorted(checkpoint.tensors.keys() - used)[:3])
         raise BadModelFile(
             f"{checkpoint.folder}: tensors are missing that config.json calls for: {', '.join(missing[:5])}"
-            f"{', …' if len(missing) > 5 else ''}: download the checkpoint again",
+            f"{', …' if len(missing) > 5 else ''}"
+            f"{f' (there are {there}, …)' if there else ''}: download the checkpoint again, or "
+            "save it under these names",
             "checkpoint.missing_tensor",
         )
     return targets, sorted(name for name in checkpoint.tensors if name not in used)
+
+
+def original_names(tensors: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """`tensors` by the names of the published checkpoints, whichever prefixes a tool gave them.
+
+    Raises BadModelFile "checkpoint.duplicate_tensor" for two tensors of the same name then.
+    """
+    found: dict[str, SourceTensor] = {}
+    for stored, tensor in tensors.items():
+        name = _original_name(stored)
+        if name in found:
+            raise BadModelFile(
+                f"{tensor.file.path}: tensors {shown(found[name].name)} and {shown(stored)} are both {shown(name)}: "
+                "the checkpoint is of two saves; save it again into an empty folder",
+                "checkpoint.duplicate_tensor",
+            )
+        found[name] = tensor
+    return found
+
+
+def _original_name(stored: str) -> str:
+    name = _WRAPPERS.sub("", stored)
+    if name.startswith(("lm_head.", "model.lm_head.")):
+        return TEXT + name.removeprefix("model.")
+    inner = _INNER.match(name)
+    if inner is None:
+        return name
+    part, rest = inner.groups()
+    if part == "language_model" and rest.startswith(("layers.", "embed_tokens.", "norm.")):
+        rest = "model." + rest
+    return f"{part}.{rest}"
 
 
 def _check_shape(tensor: SourceTensor, expected: tuple[int, ...]) -> None:

@@ -942,3 +942,23 @@ def test_ctrl_c_while_working_exits_130_quietly(tiny, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert (process.wait(timeout=30), rest) == (130, b"")
+
+
+def test_every_path_on_the_command_line_may_begin_with_a_tilde(monkeypatch):
+    """A shell expands ~x but leaves --model=~x as it is."""
+    import typer
+
+    from kimi_vl_cpp.cli import app
+
+    monkeypatch.setenv("HOME", "/home/somebody")
+    command = app.expanding_home(typer.main.get_command(app.app))
+    expanded = set()
+    for name, child in command.commands.items():
+        for parameter in child.params:
+            if parameter.callback is not None:
+                assert parameter.callback(None, parameter, "~/x") == "/home/somebody/x"
+                assert parameter.callback(None, parameter, ["~/x", "y"]) == ["/home/somebody/x", "y"]
+                assert parameter.callback(None, parameter, None) is None
+                expanded.add((name, parameter.name))
+    assert {("run", "model"), ("run", "image"), ("chat", "load"), ("inspect", "file"), ("bench", "plot")} <= expanded
+    assert {name for name, _ in expanded} >= {"quantize", "imatrix", "compare", "eval"}

@@ -161,3 +161,10 @@ def test_variant_is_told_by_metadata_then_by_name(metadata, name, variant):
 def test_only_the_2506_release_takes_large_pictures():
     assert default_in_token_limit("thinking-2506") == 16384
     assert {default_in_token_limit(variant) for variant in ("instruct", "thinking", "unknown")} == {4096}
+
+
+def test_a_home_folder_is_expanded_in_both_paths(folder, monkeypatch):
+    path = folder("kimi-f16.gguf", "mmproj-kimi-f16.gguf")
+    monkeypatch.setenv("HOME", str(path))
+    files = model_files.resolve("~/kimi-f16.gguf", "~/mmproj-kimi-f16.gguf")
+    assert (files.text, files.mmproj) == (path / "kimi-f16.gguf", path / "mmproj-kimi-f16.gguf")

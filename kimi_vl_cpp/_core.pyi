@@ -173,7 +173,8 @@ class Session:
     def sample(self, sampler: Sampler) -> int: ...
 
 def formats() -> list[dict[str, Any]]:
-    """The tensor types that are read: name, id, block_elems, block_bytes, bits_per_weight."""
+    """The tensor types that are read: name, id, block_elems, block_bytes, bits_per_weight, and whether `quantize_rows`
+    writes it (writable)."""
 
 def decode(type_name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
     """`n` elements of a format's blocks. Raises BadRequest when the sizes do not fit."""
@@ -190,7 +191,8 @@ def quantize_rows(
     The same bytes for any n_threads and isa.
 
     importance: [n_cols], what a squared error in each column weighs. Raises BadRequest: quant.not_finite (names row and
-    column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa."""
+    column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa. Raises Unsupported:
+    quant.no_encoder for a format that is only read."""
 
 class _Bench:
     """What this machine could do at most, measured. n_threads 0: automatic. Raises BadRequest, Unsupported."""

@@ -13,6 +13,8 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "gguf/gguf.h"
+#include "gguf/types.h"
+#include "quant/encode.h"
 #include "quant/format.h"
 
 namespace py = pybind11;
@@ -77,8 +79,8 @@ const TensorInfo& tensor_of(const File& file, const std::string& name) {
   const TensorInfo* tensor = file.find_tensor(name);
   KIMI_CHECK(tensor, ErrorKind::bad_request, "request.tensor", "%s has no tensor '%s': see tensors", file.path().c_str(), name.c_str());
   KIMI_CHECK(tensor->format, ErrorKind::unsupported, "unsupported.tensor_type",
-             "%s: tensor %s: type %s cannot be read: use a file whose tensors are of the types that formats() lists", file.path().c_str(),
-             name.c_str(), quant::type_name(tensor->type_id));
+             "%s: tensor %s: type %s cannot be read: use a file of the types %s", file.path().c_str(), name.c_str(),
+             gguf::type_name(tensor->type_id), quant::format_names().c_str());
   return *tensor;
 }
 
@@ -171,15 +173,14 @@ py::list list_formats() {
     row["block_elems"] = format.block_elems;
     row["block_bytes"] = format.block_bytes;
     row["bits_per_weight"] = 8.0 * format.block_bytes / format.block_elems;
+    row["writable"] = quant::has_encoder(format.type);
     list.append(row);
   }
   return list;
 }
 
 py::array decode(const std::string& type_name, const py::array_t<uint8_t, py::array::c_style>& raw, int64_t n) {
-  const quant::Format* format = nullptr;
-  for (const quant::Format& candidate : quant::formats())
-    if (type_name == candidate.name) format = &candidate;
+  const quant::Format* format = quant::find_format(std::string_view(type_name));
   KIMI_CHECK(format, ErrorKind::bad_request, "request.type_name", "no format is called '%s': see formats()", type_name.c_str());
   KIMI_CHECK(n >= 0 && n % format->block_elems == 0, ErrorKind::bad_request, "request.n",
              "n is %lld, expected a multiple of the %d elements of a block of %s", static_cast<long long>(n), format->block_elems, format->name);
@@ -198,14 +199,14 @@ void bind_tensor_info(py::module_& m) {
                              "NumPy order: slowest dimension first.")
       .def_property_readonly("ne", [](const TensorInfo& t) { return py::tuple(py::cast(std::vector<int64_t>(t.ne, t.ne + t.n_dims))); },
                              "GGUF order: contiguous dimension first.")
-      .def_property_readonly("type", [](const TensorInfo& t) { return quant::type_name(t.type_id); })
+      .def_property_readonly("type", [](const TensorInfo& t) { return gguf::type_name(t.type_id); })
       .def_property_readonly("supported", [](const TensorInfo& t) { return t.format != nullptr; })
       .def_readonly("n_bytes", &TensorInfo::n_bytes)
       .def_property_readonly("n_elems", &TensorInfo::n_elems)
       .def_readonly("offset", &TensorInfo::file_offset, "Bytes from the start of its shard.")
       .def_readonly("shard", &TensorInfo::shard)
       .def("__repr__", [](const TensorInfo& t) {
-        return py::str("<TensorInfo {} {} {}>").format(text_of(t.name), quant::type_name(t.type_id), py::tuple(py::cast(numpy_shape(t))));
+        return py::str("<TensorInfo {} {} {}>").format(text_of(t.name), gguf::type_name(t.type_id), py::tuple(py::cast(numpy_shape(t))));
       });
 }
 

@@ -43,9 +43,9 @@ class Signals final : public Interrupt {
 };
 
 const Format& encoded_format(const std::string& name) {
-  for (const Format& format : quant::formats())
-    if (name == format.name) return format;
-  fail(ErrorKind::bad_request, "quant.type", "no format is called \"%s\": see formats()", name.c_str());
+  const Format* format = quant::find_format(std::string_view(name));
+  KIMI_CHECK(format, ErrorKind::bad_request, "quant.type", "no format is called \"%s\": see formats()", name.c_str());
+  return *format;
 }
 
 // The rows of the caller as floats, whatever they are stored as.
@@ -134,7 +134,7 @@ py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array
                                    int n_threads, const std::string& isa) {
   const Format& format = encoded_format(type_name);
   const Encoders& encoders = quant::select_encoders(isa.c_str());
-  const quant::RowEncoder encode = encoders.encode[static_cast<uint32_t>(format.type)];
+  const quant::RowEncoder encode = quant::encoder_of(encoders, format.type);
   const Source source(data);
   KIMI_CHECK(source.n_cols % format.block_elems == 0, ErrorKind::bad_request, "quant.columns",
              "rows of %lld elements, expected a multiple of the block of %d of %s: choose another type for this tensor",
@@ -188,11 +188,11 @@ void bind_quant(py::module_& m) {
   m.def(
       "quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("data"), py::arg("importance") = py::none(),
       py::arg("n_threads") = 0, py::arg("isa") = "auto",
-      "Rows of weights into the blocks of a format (see formats()).\n\n"
+      "Rows of weights into the blocks of a format, a writable one of formats().\n\n"
       "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
       "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
       "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
-      "Raises BadRequest: quant.not_finite (names row and column), quant.overflow (F16), quant.columns, quant.type, quant.data,\n"
+      "Raises Unsupported: quant.no_encoder. BadRequest: quant.not_finite (names row and column), quant.overflow (F16), quant.columns, quant.type, quant.data,\n"
       "quant.importance. A scale beyond the range of f16 is held at 65504.");
 }
 

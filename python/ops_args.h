@@ -42,10 +42,9 @@ py::array_t<T> make(std::initializer_list<int64_t> shape) {
 }
 
 inline const quant::Format& format_named(const std::string& name) {
-  for (const quant::Format& format : quant::formats()) {
-    if (name == format.name) return format;
-  }
-  fail(ErrorKind::bad_request, "ops.type", "type \"%s\" is not one of formats()", name.c_str());
+  const quant::Format* format = quant::find_format(std::string_view(name));
+  KIMI_CHECK(format, ErrorKind::bad_request, "ops.type", "type \"%s\" is not one of formats()", name.c_str());
+  return *format;
 }
 
 inline int index_of(const quant::Format& format) { return static_cast<int>(format.type); }

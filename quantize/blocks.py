@@ -15,8 +15,14 @@ from .source.source import Rows
 
 @cache
 def blocks() -> dict[str, tuple[int, int]]:
-    """Type -> (elements, bytes) of a block, of all types that can be written."""
+    """Type -> (elements, bytes) of a block, of all types that can be read."""
     return {row["name"]: (int(row["block_elems"]), int(row["block_bytes"])) for row in _core.formats()}
+
+
+@cache
+def writable() -> tuple[str, ...]:
+    """The types that can be written."""
+    return tuple(row["name"] for row in _core.formats() if row["writable"])
 
 
 def fits(type_name: str, n_cols: int) -> bool:

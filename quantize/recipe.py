@@ -22,48 +22,46 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files import file_types
 
-from .blocks import blocks, fits
+from .blocks import blocks, fits, writable
 from .source.files import read_small
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A type mix of a known name. file_type: the number in general.file_type. base: of every matrix that no rule of
-    `mix_type` treats otherwise."""
+    """A type mix of a known name. base: of every matrix that no rule of `mix_type` treats otherwise."""
 
     name: str
-    file_type: int
     base: str
+
+    @property
+    def file_type(self) -> int:
+        """The number in general.file_type."""
+        return file_types.NUMBERS[self.name]
 
 
 MIXES: dict[str, Mix] = {
     mix.name: mix
     for mix in (
-        Mix("F32", 0, "F32"),
-        Mix("F16", 1, "F16"),
-        Mix("BF16", 32, "BF16"),
-        Mix("Q8_0", 7, "Q8_0"),
-        Mix("Q6_K", 18, "Q6_K"),
-        Mix("Q5_K_M", 17, "Q5_K"),
-        Mix("Q5_K_S", 16, "Q5_K"),
-        Mix("Q5_0", 8, "Q5_0"),
-        Mix("Q4_K_M", 15, "Q4_K"),
-        Mix("Q4_K_S", 14, "Q4_K"),
-        Mix("Q4_0", 2, "Q4_0"),
-        Mix("IQ4_NL", 25, "IQ4_NL"),
-        Mix("IQ4_XS", 30, "IQ4_XS"),
-        Mix("Q3_K_L", 13, "Q3_K"),
-        Mix("Q3_K_M", 12, "Q3_K"),
-        Mix("Q3_K_S", 11, "Q3_K"),
-        Mix("Q2_K", 10, "Q2_K"),
+        Mix("F32", "F32"),
+        Mix("F16", "F16"),
+        Mix("BF16", "BF16"),
+        Mix("Q8_0", "Q8_0"),
+        Mix("Q6_K", "Q6_K"),
+        Mix("Q5_K_M", "Q5_K"),
+        Mix("Q5_K_S", "Q5_K"),
+        Mix("Q5_0", "Q5_0"),
+        Mix("Q4_K_M", "Q4_K"),
+        Mix("Q4_K_S", "Q4_K"),
+        Mix("Q4_0", "Q4_0"),
+        Mix("IQ4_NL", "IQ4_NL"),
+        Mix("IQ4_XS", "IQ4_XS"),
+        Mix("Q3_K_L", "Q3_K"),
+        Mix("Q3_K_M", "Q3_K"),
+        Mix("Q3_K_S", "Q3_K"),
+        Mix("Q2_K", "Q2_K"),
     )
-}
-
-# Where a row is no whole number of blocks: the nearest type of blocks of 32, then F16.
-FALLBACK = {
-    **{"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"},
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "F16"),
 }
 
 
@@ -162,7 +160,7 @@ def mix_type(
 def fallback(type_name: str, n_cols: int) -> str:
     """The type for rows of `n_cols`: the one asked for, or the next that has whole blocks."""
     while not fits(type_name, n_cols):
-        type_name = FALLBACK[type_name]
+        type_name = file_types.FALLBACK[type_name]
     return type_name
 
 
@@ -228,13 +226,14 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def check_type(type_name: object, where: str) -> str:
-    """A name of a tensor type. Raises BadRequest "quantize.type"."""
+    """The name of a tensor type that can be written. Raises BadRequest "quantize.type"."""
     spelled = type_name.upper() if isinstance(type_name, str) else type_name
-    if not isinstance(spelled, str) or spelled not in blocks():
-        raise BadRequest(
-            f"{where}: {shown(type_name)} is no tensor type: expected one of {', '.join(blocks())}", "quantize.type"
-        )
-    return spelled
+    if isinstance(spelled, str) and spelled in writable():
+        return spelled
+    expected = f"expected one of {', '.join(writable())}"
+    if isinstance(spelled, str) and spelled in blocks():
+        raise BadRequest(f"{where}: tensors of type {spelled} are read, but not written: {expected}", "quantize.type")
+    raise BadRequest(f"{where}: {shown(type_name)} is not a tensor type: {expected}", "quantize.type")
 
 
 def named_recipe(name: object) -> Recipe:

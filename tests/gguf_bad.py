@@ -214,9 +214,24 @@ BAD: dict[str, tuple[Gguf | bytes, str, tuple[str, ...]]] = {
         f"type_{kind % 2**32}_does_not_exist": (
             one_tensor([256], kind=kind),
             "gguf.tensor_type",
-            (W, f"type {kind % 2**32} ", "not one that GGUF defines", f"(at byte {ARCH_END + 21})"),
+            (W, f"type {kind % 2**32} ", "not known", f"(at byte {ARCH_END + 21})"),
         )
         for kind in (-1, 64, 999, 2**31)
+    },
+    **{
+        f"type_{name}_of_ik_llama": (
+            one_tensor([256], kind=kind),
+            "gguf.tensor_type",
+            (W, f"type {kind} ({name})", "ik_llama.cpp", "llama.cpp has too"),
+        )
+        for kind, name in (
+            (97, "Q8_0_X4"),
+            (137, "IQ2_K"),
+            (144, "IQ4_KS"),
+            (151, "Q8_KV"),
+            (223, "IQ4_XS_R8"),
+            (399, "Q8_K_R8"),
+        )
     },
     # Tensors: places
     "offset_unaligned": (

@@ -78,12 +78,20 @@ void read_type(Cursor& cursor, uint64_t alignment, TensorInfo& tensor) {
     case TypeStatus::unreadable: break;
     case TypeStatus::removed:
       cursor.fail_at("gguf.tensor_type", offset,
-                     format_string("type %u (%s) was removed from GGUF: convert the model again with current tools", tensor.type_id,
-                                   quant::type_name(tensor.type_id)));
+                     format_string("type %u (%s) was removed from GGUF: convert the model again with current tools, or download a "
+                                   "newer file",
+                                   tensor.type_id, type_name(tensor.type_id)));
+    case TypeStatus::foreign:
+      cursor.fail_at("gguf.tensor_type", offset,
+                     format_string("type %u (%s) is one of ik_llama.cpp's own, which only that program reads: download a file of types "
+                                   "that llama.cpp has too, such as Q4_K_M, or convert the model again",
+                                   tensor.type_id, type_name(tensor.type_id)));
     case TypeStatus::undefined:
       cursor.fail_at("gguf.tensor_type", offset,
-                     format_string("type %u is not one that GGUF defines; the file is damaged or newer than this reader: "
-                                   "download it again, or update kimi_vl_cpp", tensor.type_id));
+                     format_string("type %u is not known: if the file is newer than this reader, update kimi_vl_cpp; if another "
+                                   "program with types of its own wrote it, use a file of common types, such as Q4_K_M; else it is "
+                                   "damaged: download it again",
+                                   tensor.type_id));
   }
   tensor.format = quant::find_format(tensor.type_id);
   const BlockSize block = block_size(tensor.type_id);
@@ -93,12 +101,12 @@ void read_type(Cursor& cursor, uint64_t alignment, TensorInfo& tensor) {
     cursor.fail_at("gguf.tensor_block", offset,
                    format_string("rows of %lld elements in shape %s are not a multiple of the %u elements of a block of %s; %s",
                                  static_cast<long long>(tensor.ne[0]), shape_text(tensor).c_str(), block.elems,
-                                 quant::type_name(tensor.type_id), kDamaged));
+                                 type_name(tensor.type_id), kDamaged));
   }
   uint64_t padded;
   if (!checked_mul(tensor.n_elems() / block.elems, block.bytes, &tensor.n_bytes) || !align_up(tensor.n_bytes, alignment, &padded)) {
     cursor.fail_at("gguf.tensor_size", offset,
-                   format_string("shape %s of %s is more than 2^64 bytes; %s", shape_text(tensor).c_str(), quant::type_name(tensor.type_id), kDamaged));
+                   format_string("shape %s of %s is more than 2^64 bytes; %s", shape_text(tensor).c_str(), type_name(tensor.type_id), kDamaged));
   }
 }
 
@@ -130,7 +138,7 @@ void place(Cursor& cursor, uint64_t data_begin, TensorInfo& tensor) {
     cursor.fail_at("gguf.truncated", begin,
                    format_string("its data, %s of shape %s, ends at byte %llu, but the file ends at %llu (%llu bytes are missing); the file is cut "
                                  "short or damaged: download or convert it again",
-                                 quant::type_name(tensor.type_id), shape_text(tensor).c_str(), static_cast<ull>(end),
+                                 type_name(tensor.type_id), shape_text(tensor).c_str(), static_cast<ull>(end),
                                  static_cast<ull>(cursor.size()), static_cast<ull>(end - cursor.size())));
   }
   tensor.file_offset = begin;

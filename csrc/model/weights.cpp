@@ -4,6 +4,8 @@
 #include <cstring>
 #include <set>
 
+#include "gguf/types.h"
+
 namespace kimi {
 namespace {
 
@@ -27,9 +29,8 @@ class Finder {
                "%s: tensor %s is missing: the file is incomplete or belongs to another model, download or convert it again", path(), name.c_str());
     used_.insert(name);
     KIMI_CHECK(t->format, ErrorKind::unsupported, "model.tensor_type",
-               "%s: tensor %s has type %s, which is not supported: use a file quantized to one of F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K to Q6_K "
-               "IQ4_NL IQ4_XS MXFP4",
-               path(), name.c_str(), quant::type_name(t->type_id));
+               "%s: tensor %s has type %s, which is not supported: use a file of the types %s", path(), name.c_str(),
+               gguf::type_name(t->type_id), quant::format_names().c_str());
     ne.resize(4, 1);
     bool same = true;
     for (int i = 0; i < 4; ++i) same = same && t->ne[i] == ne[static_cast<size_t>(i)];

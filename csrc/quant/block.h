@@ -15,22 +15,29 @@
 
 namespace kimi::quant {
 
-// Block: the struct of bytes; elems: elements per block; group: elements per scale; has_min: whether `unpack` fills `min`.
+// Block: the struct of bytes; elems: elements per block; group: elements per scale, 16 or 32; has_min: whether `unpack` fills
+// `min`, and then no q is negative; reach: no |q| is larger (128: any byte).
 template <Type type>
 struct BlockTraits;
 
-template <typename B, int n_elems, int group_elems, bool with_min>
+template <typename B, int n_elems, int group_elems, bool with_min, int largest_q = 128>
 struct BlockTraitsOf {
   using Block = B;
   static constexpr int elems = n_elems;
   static constexpr int group = group_elems;
   static constexpr int groups = n_elems / group_elems;
   static constexpr bool has_min = with_min;
+  static constexpr int reach = largest_q;
 };
 
 KIMI_INLINE uint16_t load_u16(const uint8_t* bytes) {
   uint16_t value;
   __builtin_memcpy(&value, bytes, 2);
+  return value;
+}
+KIMI_INLINE uint32_t load_u32(const uint8_t* bytes) {
+  uint32_t value;
+  __builtin_memcpy(&value, bytes, 4);
   return value;
 }
 KIMI_INLINE float load_f16(const uint8_t* bytes) { return f32_from_f16(load_u16(bytes)); }

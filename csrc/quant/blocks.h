@@ -1,5 +1,6 @@
-// All block formats, and the list of them: KIMI_QUANT_TYPES(X) expands X(Q4_0) X(Q4_1) ...
-// A new format is one header, one line in each of the two lists here, and its number in format.h.
+// All block formats. A new one is its header, included here, and a row of KIMI_QUANT_TYPES in format.h: it loads, decodes and
+// multiplies on every instruction set. Extras, each where its header says how to add one: lanes of its own in
+// backend/cpu/loops/lane_formats.h, an encoder in encode/table.h.
 #pragma once
 #include "quant/float.h"
 #include "quant/iq4_nl.h"
@@ -15,6 +16,3 @@
 #include "quant/q5_k.h"
 #include "quant/q6_k.h"
 #include "quant/q8_0.h"
-
-#define KIMI_QUANT_TYPES(X) \
-  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4)

@@ -2,6 +2,7 @@
 #include "quant/encode.h"
 
 #include <cstring>
+#include <string>
 
 #include "base/error.h"
 
@@ -48,6 +49,17 @@ const Encoders& select_encoders(const char* isa) {
     return choice.table;
   }
   fail(ErrorKind::bad_request, "quant.isa", "isa \"%s\": expected auto, avx512, avx2 or generic", isa);
+}
+
+bool has_encoder(Type type) { return select_encoders("auto").encode[static_cast<int>(type)] != nullptr; }
+
+RowEncoder encoder_of(const Encoders& encoders, Type type) {
+  if (const RowEncoder encode = encoders.encode[static_cast<int>(type)]) return encode;
+  std::string writable;
+  for (const Format& format : formats())
+    if (has_encoder(format.type)) writable.append(" ").append(format.name);
+  fail(ErrorKind::unsupported, "quant.no_encoder", "type %s is read, but not written: use one of%s", format_of(type).name,
+       writable.c_str());
 }
 
 }  // namespace kimi::quant

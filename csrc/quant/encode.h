@@ -7,11 +7,13 @@
 
 namespace kimi::quant {
 
-constexpr int kEncoderTypes = 40;  // ids of Type are below
+// `n` elements of a row -> blocks; importance: what an error in each column weighs (finite, not negative), or nullptr. All
+// elements finite. The published format leaves the choice of quants to the encoder.
+using RowEncoder = void (*)(const float* row, const float* importance, void* blocks, int64_t n) noexcept;
 
 struct Encoders {
   const char* name;
-  RowEncoder encode[kEncoderTypes];  // by Type; nullptr where there is none
+  RowEncoder encode[kMaxTypes];  // by Type; nullptr: the format is only read
   void (*widen_f16)(const void* row, float* out, int64_t n) noexcept;
   void (*widen_bf16)(const void* row, float* out, int64_t n) noexcept;
   bool (*all_finite)(const float* row, int64_t n) noexcept;
@@ -23,5 +25,9 @@ void fill_encoders_avx512(Encoders* table);
 
 // isa: "auto" (the widest that this processor has) or one of avx512, avx2, generic. Throws Error(bad_request, unsupported).
 const Encoders& select_encoders(const char* isa);
+
+bool has_encoder(Type type);
+// Throws Error(unsupported) where there is none, which names those there are.
+RowEncoder encoder_of(const Encoders& encoders, Type type);
 
 }  // namespace kimi::quant

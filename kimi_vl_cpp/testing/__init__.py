@@ -31,7 +31,7 @@ from .read import ReadModel, read_model
 from .shapes import ROWS_OF_256, SMALLEST, TEXT_DEFAULTS, VISION_DEFAULTS, make_config
 from .vocabulary import CHAT_TEMPLATE, Vocabulary, make_vocabulary
 from .write import (
-    FILE_TYPES,
+    TEXT_TYPES,
     MetadataEdits,
     edited,
     encode_tensors,
@@ -167,7 +167,7 @@ def make_tiny_model(
     for argument, value, allowed in (
         ("layout", layout, _layout.LAYOUTS),
         ("vision", vision, _layout.VISION_LAYOUTS),
-        ("text_type", text_type, tuple(FILE_TYPES)),
+        ("text_type", text_type, TEXT_TYPES),
         ("vision_type", vision_type, TENSOR_TYPES),
         ("routing", routing, ("wide", "random")),
     ):

@@ -1,8 +1,8 @@
 """Encoding of float32 rows as GGUF blocks, for test files: `quantize`, `dequantize`, `block_of`.
 
-The `gguf` package encodes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4 and decodes everything. The K-quants and
-the IQ4 types are encoded here by plain rounding: valid blocks whose values lie near the wanted ones, made for tests and
-not for quality.
+The `gguf` package encodes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 and decodes everything. The
+others are encoded here by plain rounding: valid blocks whose values lie near the wanted ones, made for tests and not
+for quality.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
+from .. import _core
+
 F32Array = NDArray[np.float32]
 U8Array = NDArray[np.uint8]
 
-TENSOR_TYPES: tuple[str, ...] = (
-    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"),
-)
-"""Every tensor type that a test model can have."""
+TENSOR_TYPES: tuple[str, ...] = tuple(row["name"] for row in _core.formats())
+"""Every tensor type that a test model can have: all that the runtime reads."""
 
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 

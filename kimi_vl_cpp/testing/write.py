@@ -12,24 +12,24 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from .blocks import block_of, quantize
+from ..files import file_types
+from .blocks import TENSOR_TYPES, block_of, quantize
 from .vocabulary import CHAT_TEMPLATE, Vocabulary
 
 MetadataEdits = Mapping[str, Any]
 """Key -> value, None to leave the key out. int is written as u32, float as f32, bool, str and list as themselves; a
 pair (gguf.GGUFValueType, value) as that type."""
 
-FILE_TYPES = {
-    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 14},
-    **{"Q4_K_M": 15, "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38},
-}
 _MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}
-# What a converter writes when a row is not a multiple of the block
-# (docs/model.md, "Types of the tensors in each file type").
-_FALLBACK = {
-    **{"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"},
-    **{name: "F16" for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")},
-}
+TEXT_TYPES: tuple[str, ...] = (*TENSOR_TYPES, *_MIXES)
+"""What a text file of a test model can be of."""
+
+# Types that files are not named after, and the file type whose matrices are mostly of them.
+_FILE_TYPE_OF = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "MXFP4": "MXFP4_MOE"}
+
+
+def _file_type(name: str) -> int:
+    return file_types.NUMBERS[_FILE_TYPE_OF.get(name, name)]
 
 
 def text_type_of(name: str, shape: tuple[int, ...], wanted: str, n_layers: int) -> str:
@@ -60,7 +60,7 @@ def vision_type_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
 
 def _fitting(type_name: str, row: int) -> str:
     while row % block_of(type_name)[0]:
-        type_name = _FALLBACK[type_name]
+        type_name = file_types.FALLBACK[type_name]
     return type_name
 
 
@@ -175,7 +175,7 @@ def text_metadata(
         "general.architecture": "deepseek2",
         "general.type": "model",
         "general.name": name,
-        "general.file_type": FILE_TYPES[file_type],
+        "general.file_type": _file_type(file_type),
         "general.quantization_version": 2,
         **{f"deepseek2.{key}": value for key, value in own.items()},
         **_tokenizer_metadata(vocabulary, with_bos_eos),
@@ -219,7 +219,7 @@ def vision_metadata(v: Mapping[str, Any], text_hidden: int, name: str, file_type
         "general.architecture": "clip",
         "general.type": "mmproj",
         "general.name": name,
-        "general.file_type": FILE_TYPES[file_type],
+        "general.file_type": _file_type(file_type),
         "general.quantization_version": 2,
         "clip.has_vision_encoder": True,
         "clip.projector_type": "kimik25" if kimik25 else "kimivl",

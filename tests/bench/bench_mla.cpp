@@ -19,6 +19,7 @@
 #include "backend/backend.h"
 #include "base/aligned_buffer.h"
 #include "backend/kv_row.h"
+#include "quant/encode.h"
 #include "quant/format.h"
 #include "settings.h"
 
@@ -53,7 +54,8 @@ struct Weights {
     const std::vector<float> values = random_floats(rows * cols * count, 1.0f / std::sqrt(static_cast<float>(cols)), seed);
     const int64_t row_bytes = format.row_bytes(cols);
     bytes.resize(static_cast<size_t>(row_bytes * rows * count));
-    for (int64_t r = 0; r < rows * count; ++r) format.encode(values.data() + r * cols, nullptr, bytes.data() + r * row_bytes, cols);
+    const quant::RowEncoder encode = quant::encoder_of(quant::select_encoders("auto"), format.type);
+    for (int64_t r = 0; r < rows * count; ++r) encode(values.data() + r * cols, nullptr, bytes.data() + r * row_bytes, cols);
     matrix = {format.type, bytes.data(), rows, cols, row_bytes, count, row_bytes * rows};
   }
 };

@@ -18,6 +18,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/peak.h"
+#include "quant/encode.h"
 #include "quant/format.h"
 #include "settings.h"
 
@@ -53,11 +54,12 @@ struct Stack {
     std::mt19937 random(static_cast<unsigned>(rows + cols));
     std::normal_distribution<float> normal(0.0f, size);
     std::vector<float> row(static_cast<size_t>(cols));
+    const quant::RowEncoder encode = quant::encoder_of(quant::select_encoders("auto"), format.type);
     for (int64_t r = 0; r < rows * count; ++r) {
       uint8_t* to = bytes.data() + r * row_bytes;
       if (r < kEncoded) {
         for (float& v : row) v = normal(random);
-        format.encode(row.data(), nullptr, to, cols);
+        encode(row.data(), nullptr, to, cols);
       } else {
         std::memcpy(to, to - kEncoded * row_bytes, static_cast<size_t>(row_bytes));
       }
@@ -67,8 +69,7 @@ struct Stack {
 };
 
 const quant::Format* format_named(const std::string& name) {
-  for (const quant::Format& format : quant::formats())
-    if (name == format.name) return &format;
+  if (const quant::Format* format = quant::find_format(std::string_view(name))) return format;
   std::fprintf(stderr, "no format is named %s\n", name.c_str());
   std::exit(2);
 }
@@ -147,7 +148,7 @@ int main(int argc, char** argv) {
     peak = std::max(peak, loop.ops / (now() - start) / 1e9);
   }
   for (const quant::Format& format : quant::formats()) {
-    if (format.is_float() || (!options.type.empty() && options.type != format.name)) continue;
+    if (format.is_float() || !quant::has_encoder(format.type) || (!options.type.empty() && options.type != format.name)) continue;
     // Rows of 1408 are no multiple of 256: such formats leave the routed down projection to another.
     const char* narrow = format.block_elems == 32 ? format.name
                          : std::strcmp(format.name, "Q4_K") == 0 ? "Q5_0"

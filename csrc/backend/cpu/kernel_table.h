@@ -115,7 +115,7 @@ constexpr int64_t latent_q8_scratch_floats(int64_t n_blocks) {
   return kMaxAttentionKeys * (16 + 16 + 8) + (kMaxAttentionKeys + 1) * ((n_blocks + 15) / 16 * 16);
 }
 
-constexpr int kMaxTypes = 40;  // indexed by quant::Type
+using quant::kMaxTypes;  // tables by quant::Type
 
 struct KernelTable {
   const char* name;  // "generic", "avx2", "avx512"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
-from ...files import rules, variants
+from ...files import file_types, rules, variants
 from ...files.rules import Finding
 from .. import exits, opening
 from ..progress import Progress
@@ -20,14 +20,6 @@ from ..terminal import DIM, Terminal
 
 if TYPE_CHECKING:
     from ..._core import GGUFFile, TensorInfo
-
-# general.file_type -> the name people know it by.
-FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,7 @@ def _int(value: object) -> int | None:
 def file_type(value: object) -> str:
     """The name of a general.file_type, "" when there is none."""
     number = _int(value)
-    return "" if number is None else FILE_TYPES.get(number, f"file type {number}")
+    return "" if number is None else file_types.NAMES.get(number, f"file type {number}")
 
 
 def _types(tensors: list[TensorInfo]) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ struct Lanes {
   }
   KIMI_INLINE F f32_from_f16_low(U a) { return f32_from_halves(_mm256_and_si256(a, splat(0xffff))); }
   KIMI_INLINE F f32_from_f16_high(U a) { return f32_from_halves(_mm256_srli_epi32(a, 16)); }
+  KIMI_INLINE F load_floats(const float* from) { return _mm256_loadu_ps(from); }
   KIMI_INLINE void store(void* to, U a) { _mm256_storeu_si256(static_cast<__m256i*>(to), a); }
   KIMI_INLINE void store_floats(float* to, F a) { _mm256_storeu_ps(to, a); }
   // The first n lanes.

@@ -13,7 +13,7 @@ void pack_panel(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, Pan
 }  // namespace
 
 void fill_pack_q8(KernelTable* table) {
-#define KIMI_FILL(name) table->pack_panel_q8[static_cast<int>(quant::Type::name)] = pack_panel<quant::Type::name>;
+#define KIMI_FILL(name, id) table->pack_panel_q8[static_cast<int>(quant::Type::name)] = pack_panel<quant::Type::name>;
   KIMI_QUANT_TYPES(KIMI_FILL)
 #undef KIMI_FILL
 }

@@ -14,7 +14,7 @@ void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int
 }  // namespace
 
 void fill_gemv_q8(KernelTable* table) {
-#define KIMI_FILL(name) table->gemv_q8[static_cast<int>(quant::Type::name)] = gemv<quant::Type::name>;
+#define KIMI_FILL(name, id) table->gemv_q8[static_cast<int>(quant::Type::name)] = gemv<quant::Type::name>;
   KIMI_QUANT_TYPES(KIMI_FILL)
 #undef KIMI_FILL
 }

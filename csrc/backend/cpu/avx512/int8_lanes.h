@@ -52,6 +52,7 @@ struct Lanes {
   KIMI_INLINE F zero() { return _mm512_setzero_ps(); }
   KIMI_INLINE F f32_from_f16_low(U a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
   KIMI_INLINE F f32_from_f16_high(U a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16))); }
+  KIMI_INLINE F load_floats(const float* from) { return _mm512_loadu_ps(from); }
   KIMI_INLINE void store(void* to, U a) { _mm512_storeu_si512(to, a); }
   KIMI_INLINE void store_floats(float* to, F a) { _mm512_storeu_ps(to, a); }
   // The first n lanes.

@@ -35,7 +35,7 @@ void fill_int8_generic(KernelTable* table) {
   table->quantize_row = quantize_row;
   table->panel_lanes = kLanes;
   table->gemm_panel_q8 = gemm_panel;
-#define KIMI_FILL(name) fill_type<quant::Type::name>(table);
+#define KIMI_FILL(name, id) fill_type<quant::Type::name>(table);
   KIMI_QUANT_TYPES(KIMI_FILL)
 #undef KIMI_FILL
 }

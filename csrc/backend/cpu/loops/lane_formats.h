@@ -49,9 +49,60 @@ KIMI_INLINE void load_eight(const LaneRows<L>& rows, int offset, typename L::U* 
   L::load_transposed(rows.p, rows.stride, offset + 16, out + 4);
 }
 
-// bias: what is subtracted from u; max_u: the largest u.
+// bias: what is subtracted from u, 0 where there is a minimum; max_u: the largest u.
+//
+// For any format: each row by the format's own `unpack`, then side by side.
 template <Type type>
-struct Unpack;
+struct UnpackByRow {
+  using Traits = quant::BlockTraits<type>;
+  static constexpr int bias = Traits::has_min ? 0 : Traits::reach;
+  static constexpr int max_u = bias == 128 ? 255 : bias + Traits::reach;
+
+  template <class L>
+  struct Rows {
+    int8_t q[L::kWidth][Traits::elems];
+    float scale[Traits::groups][L::kWidth], min[Traits::groups][L::kWidth];
+  };
+
+  template <class L, class Sink>
+  KIMI_INLINE void run(const LaneRows<L>& rows, Sink& sink) {
+    Rows<L> unpacked;
+    unpack_rows<L>(rows, &unpacked);
+    pass_groups<0, L>(unpacked, LaneRows<L>::at(reinterpret_cast<const uint8_t*>(unpacked.q), Traits::elems), sink);
+  }
+
+  template <class L>
+  __attribute__((noinline)) static void unpack_rows(const LaneRows<L>& rows, Rows<L>* out) {
+    for (int r = 0; r < L::kWidth; ++r) {
+      float scale[Traits::groups], min[Traits::groups] = {};
+      unpack(*reinterpret_cast<const typename Traits::Block*>(rows.p[r / 4] + r % 4 * rows.stride), out->q[r], scale, min);
+      for (int g = 0; g < Traits::groups; ++g) {
+        out->scale[g][r] = scale[g];
+        if constexpr (Traits::has_min) out->min[g][r] = min[g];
+      }
+    }
+  }
+
+  template <int g, class L, class Sink>
+  KIMI_INLINE void pass_groups(const Rows<L>& unpacked, const LaneRows<L>& q, Sink& sink) {
+    typename L::U u[Traits::group / 4];
+    for (int t = 0; t < Traits::group / 16; ++t) L::load_transposed(q.p, q.stride, g * Traits::group + 16 * t, u + 4 * t);
+    if constexpr (bias != 0) {
+      for (int t = 0; t < Traits::group / 4; ++t) u[t] = L::add_bytes(u[t], L::splat(bias * 0x01010101u));
+    }
+    const auto scale = L::load_floats(unpacked.scale[g]);
+    if constexpr (Traits::has_min) {
+      sink.template group<g, Traits::group / 4>(u, scale, L::load_floats(unpacked.min[g]));
+    } else {
+      sink.template group<g, Traits::group / 4>(u, scale, scale);
+    }
+    if constexpr (g + 1 < Traits::groups) pass_groups<g + 1, L>(unpacked, q, sink);
+  }
+};
+
+// A format's own, below, takes the fields of all rows apart at once and is several times as fast.
+template <Type type>
+struct Unpack : UnpackByRow<type> {};
 
 // ---- blocks of 32 with 4-bit quants: byte j holds element j (low nibble) and j + 16 ------------------------------------
 template <class L>

@@ -10,7 +10,8 @@ from kimi_vl_cpp import _core
 
 ISAS: list[str] = _core.ops.isas()
 
-# Byte offsets of the f16 numbers in a block; MXFP4 has a power of two in its first byte instead.
+# Byte offsets of the f16 numbers in a block. MXFP4 has a power of two in its first byte instead, SCATTERED types have a
+# nibble in the upper half of each of the bytes named there.
 F16_FIELDS: dict[str, list[int]] = {
     "Q4_0": [0],
     "Q4_1": [0, 2],
@@ -25,7 +26,12 @@ F16_FIELDS: dict[str, list[int]] = {
     "IQ4_NL": [0],
     "IQ4_XS": [0],
     "MXFP4": [],
+    **{name: [0] for name in ("IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S")},
+    "IQ1_M": [49],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
 }
+SCATTERED = {"IQ1_M": [49, 51, 53, 55]}
 QUANT_TYPES = list(F16_FIELDS)
 FLOAT_TYPES = ["F32", "F16", "BF16"]
 U = 2.0**-24  # unit roundoff of float32
@@ -44,7 +50,10 @@ def dequantize(type_name: str, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def set_scales(type_name: str, blocks: NDArray[np.uint8], scales: NDArray[np.float16]) -> None:
     """Writes `scales` [n_blocks, n_fields] into the f16 fields of blocks [n_blocks, block_bytes], in place."""
-    for i, offset in enumerate(F16_FIELDS[type_name]):
+    for i, offset in enumerate(SCATTERED.get(type_name, ())):
+        nibble = (np.ascontiguousarray(scales[:, 0]).view(np.uint16) >> (4 * i)) & 15
+        blocks[:, offset] = (blocks[:, offset] & 15) | (nibble << 4).astype(np.uint8)
+    for i, offset in enumerate(F16_FIELDS[type_name] if type_name not in SCATTERED else ()):
         blocks[:, offset : offset + 2] = np.ascontiguousarray(scales[:, i : i + 1]).view(np.uint8)
 
 

@@ -18,6 +18,8 @@ NUMBERS = {name: number for number, name in NAMES.items()}
 
 FALLBACK = {
     **{"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"},
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M"), "IQ4_NL"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), "Q4_0"),
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "F16"),
 }
 """Tensor type -> the type that converters take where a row is not a whole number of its blocks: the nearest with blocks

@@ -1,6 +1,6 @@
 """Encoding of float32 rows as GGUF blocks, for test files: `quantize`, `dequantize`, `block_of`.
 
-The `gguf` package encodes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 and decodes everything. The
+The `gguf` package encodes F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 and the TQ types and decodes everything. The
 others are encoded here by plain rounding: valid blocks whose values lie near the wanted ones, made for tests and not
 for quality.
 """
@@ -178,6 +178,97 @@ def _iq4_xs(x: F32Array) -> U8Array:
     return np.concatenate([_f16(d[:, None]), high, low, qs], -1)
 
 
+# The IQ types below 4 bits: vectors of 4 or 8 magnitudes are points of a codebook.
+
+
+def _bits(x: NDArray[Any], width: int, step: int) -> NDArray[np.int64]:
+    """[..., width] integers into one: the i-th at bit i * step."""
+    return np.asarray((x.astype(np.int64) << (step * np.arange(width))).sum(-1), np.int64)
+
+
+def _nearest_points(y: F32Array, grid: F32Array) -> NDArray[np.int64]:
+    """Index of the nearest row of grid [n_points, width] for each of y [n, width]."""
+    lengths = (grid**2).sum(-1)
+    parts = [np.argmin(lengths - 2 * part @ grid.T, -1) for part in np.array_split(y, -(-len(y) // 4096))]
+    return np.concatenate(parts)
+
+
+def _points(
+    x: F32Array, codebook: Any, levels: list[float], n_groups: int, even: bool = False, shift: float = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], F32Array]:
+    """x [n, 256] as points [n, vectors], a byte of signs for each eight elements [n, 32], level of each group
+    [n, n_groups] and d [n]. even: an even number of each eight is negative. shift: points are signed, and moved by
+    it."""
+    codebook.init_grid()
+    grid = codebook.grid.reshape(-1, codebook.grid.shape[-1]).astype(np.float32) + np.float32(shift)
+    groups = x.reshape(len(x), n_groups, -1)
+    scale = np.abs(groups).max(-1) / grid.max()
+    steps = np.array(levels, np.float32)
+    d = _rounded_f16(scale.max(-1) / steps[-1])
+    level = np.abs(d[:, None, None] * steps - scale[..., None]).argmin(-1)
+    y = _ratio(groups, (d[:, None] * steps[level])[..., None]).astype(np.float32).reshape(len(x), 32, 8)
+    negative = np.zeros(y.shape, bool) if shift else y < 0
+    if even:
+        odd = np.asarray(negative.sum(-1) % 2, bool)
+        smallest = np.abs(y).argmin(-1)[..., None] == np.arange(8)
+        negative ^= odd[..., None] & smallest
+    vectors = np.where(negative, -y, y).reshape(-1, grid.shape[-1])
+    return _nearest_points(vectors, grid).reshape(len(x), -1), _bits(negative, 8, 1), level, d
+
+
+def _words(x: NDArray[Any], dtype: str) -> U8Array:
+    return np.ascontiguousarray(x.astype(dtype)).reshape(len(x), -1).view(np.uint8)
+
+
+def _nibbles(level: NDArray[np.int64]) -> U8Array:
+    return _u8(level[:, 0::2] | level[:, 1::2] << 4)
+
+
+_HALVES_OF_ODD = [(2 * s + 1) / 2 for s in range(16)]
+
+
+def _iq3_xxs(x: F32Array) -> U8Array:
+    q, signs, level, d = _points(x, quants.IQ3_XXS, [v / 2 for v in _HALVES_OF_ODD], 8, even=True)
+    words = _bits((signs & 127).reshape(-1, 8, 4), 4, 7) | level << 28
+    return np.concatenate([_f16(d[:, None]), _u8(q), _words(words, "<u4")], -1)
+
+
+def _iq3_s(x: F32Array) -> U8Array:
+    q, signs, level, d = _points(x, quants.IQ3_S, [2 * v for v in _HALVES_OF_ODD], 8)
+    high = _bits((q >> 8).reshape(-1, 8, 8), 8, 1)
+    return np.concatenate([_f16(d[:, None]), _u8(q), _u8(high), _u8(signs), _nibbles(level)], -1)
+
+
+def _iq2_xxs(x: F32Array) -> U8Array:
+    q, signs, level, d = _points(x, quants.IQ2_XXS, [v / 4 for v in _HALVES_OF_ODD], 8, even=True)
+    words = np.stack([_bits(q.reshape(-1, 8, 4), 4, 8), _bits((signs & 127).reshape(-1, 8, 4), 4, 7) | level << 28], -1)
+    return np.concatenate([_f16(d[:, None]), _words(words, "<u4")], -1)
+
+
+def _iq2_xs(x: F32Array) -> U8Array:
+    q, signs, level, d = _points(x, quants.IQ2_XS, [v / 4 for v in _HALVES_OF_ODD], 16, even=True)
+    return np.concatenate([_f16(d[:, None]), _words(q | (signs & 127) << 9, "<u2"), _nibbles(level)], -1)
+
+
+def _iq2_s(x: F32Array) -> U8Array:
+    q, signs, level, d = _points(x, quants.IQ2_S, [v / 4 for v in _HALVES_OF_ODD], 16)
+    high = _bits((q >> 8).reshape(-1, 8, 4), 4, 2)
+    return np.concatenate([_f16(d[:, None]), _u8(q), _u8(signs), _u8(high), _nibbles(level)], -1)
+
+
+def _iq1_s(x: F32Array) -> U8Array:
+    q, _, level, d = _points(x, quants.IQ1_S, [2 * s + 1 for s in range(8)], 8, shift=float(quants.IQ1_S.delta))
+    high = _bits((q >> 8).reshape(-1, 8, 4), 4, 3) | level << 12
+    return np.concatenate([_f16(d[:, None]), _u8(q), _words(high, "<u2")], -1)
+
+
+def _iq1_m(x: F32Array) -> U8Array:
+    q, _, level, d = _points(x, quants.IQ1_S, [2 * s + 1 for s in range(8)], 16, shift=float(quants.IQ1_S.delta))
+    halves = np.asarray(d, "<f2").view("<u2").astype(np.int64)
+    scales = _bits(level.reshape(-1, 4, 4), 4, 3) | ((halves[:, None] >> (4 * np.arange(4))) & 15) << 12
+    return np.concatenate([_u8(q), _nibbles(q >> 8), _words(scales, "<u2")], -1)
+
+
 _ENCODERS: dict[str, Callable[[F32Array], U8Array]] = {
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,
@@ -186,4 +277,11 @@ _ENCODERS: dict[str, Callable[[F32Array], U8Array]] = {
     "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
 }

@@ -98,7 +98,8 @@ const std::vector<FormatOps>& all_formats() {
       ops<Type::Q8_0>("Q8_0", {0}),     ops<Type::Q5_K>("Q5_K", {0, 2}), ops<Type::Q5_1>("Q5_1", {0, 2}),
       ops<Type::Q4_0>("Q4_0", {0}),     ops<Type::Q4_1>("Q4_1", {0, 2}), ops<Type::IQ4_NL>("IQ4_NL", {0}),
       ops<Type::IQ4_XS>("IQ4_XS", {0}), ops<Type::Q3_K>("Q3_K", {108}),  ops<Type::Q2_K>("Q2_K", {80, 82}),
-      ops<Type::MXFP4>("MXFP4", {}),
+      ops<Type::MXFP4>("MXFP4", {}),   ops<Type::IQ3_XXS>("IQ3_XXS", {0}), ops<Type::IQ3_S>("IQ3_S", {0}),
+      ops<Type::IQ2_S>("IQ2_S", {0}),   ops<Type::IQ1_S>("IQ1_S", {0}),   ops<Type::TQ2_0>("TQ2_0", {64}),
   };
   return list;
 }

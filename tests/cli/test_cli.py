@@ -825,7 +825,7 @@ def test_a_good_model_has_no_faults(parts):
     assert [f for f in verdict(*parts) if f.severity != "note"] == []
 
 
-UNREADABLE = {"type": "IQ2_XXS", "supported": False}
+UNREADABLE = {"type": "NVFP4", "supported": False}
 
 
 @pytest.mark.parametrize(
@@ -834,7 +834,7 @@ UNREADABLE = {"type": "IQ2_XXS", "supported": False}
         (lambda v, t, k: t.pop("blk.1.ffn_down_exps.weight"), "tensor blk.1.ffn_down_exps.weight: missing"),
         (lambda v, t, k: [t.pop(f"blk.{i}.attn_norm.weight") for i in range(3)], "tensors blk.N.attn_norm.weight: 3"),
         (lambda v, t, k: setattr(t["output_norm.weight"], "ne", (3,)), "tensor output_norm.weight: shape [3], "),
-        (lambda v, t, k: vars(t["blk.0.attn_q.weight"]).update(UNREADABLE), "IQ2_XXS cannot be read: blk.0.attn_q."),
+        (lambda v, t, k: vars(t["blk.0.attn_q.weight"]).update(UNREADABLE), "NVFP4 cannot be read: blk.0.attn_q."),
         (lambda v, t, k: v.pop("deepseek2.block_count"), "key deepseek2.block_count: missing"),
         (lambda v, t, k: v.update({"deepseek2.expert_count": "many"}), "expert_count: 'many', expected a whole number"),
         (lambda v, t, k: v.update({"deepseek2.attention.q_lora_rank": 1536}), "q_lora_rank"),

@@ -16,12 +16,13 @@ from kernel_support import dequantize, sizes
 from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
-from kimi_vl_cpp.errors import BadRequest
+from kimi_vl_cpp.errors import BadRequest, Unsupported
 
 PLAIN = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 SEARCHED = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 ALL_TYPES = [row["name"] for row in _core.formats() if row["writable"]]
 BLOCK_TYPES = [*PLAIN, *SEARCHED]
+READ_ONLY = [row["name"] for row in _core.formats() if not row["writable"]]
 KINDS = ["gaussian", "heavy", "outliers"]
 
 # sum w (x - decoded)^2 / sum w x^2 that llama-quantize (the llama.cpp of llama_cpp_python 0.3.36) leaves on
@@ -331,6 +332,20 @@ def test_not_a_number_is_refused_by_row_and_column(value: float, type_name: str,
     with pytest.raises(BadRequest, match=r"row 41, column 17 is -?(nan|inf)") as caught:
         _core.quantize_rows(type_name, x, None, 3, isa)
     assert caught.value.code == "quant.not_finite"
+
+
+@pytest.mark.parametrize("type_name", READ_ONLY)
+def test_format_without_an_encoder_is_refused_by_name(type_name: str, isa: str) -> None:
+    with pytest.raises(
+        Unsupported, match=f"type {type_name} is read, but not written: use one of F32 F16 .*Q4_K "
+    ) as caught:
+        _core.quantize_rows(type_name, np.zeros((2, 256), np.float32), None, 1, isa)
+    assert caught.value.code == "quant.no_encoder"
+
+
+def test_every_format_is_either_written_or_known_to_be_read_only() -> None:
+    assert sorted(ALL_TYPES) == sorted(["F32", "F16", "BF16", *BLOCK_TYPES])
+    assert {"IQ3_S", "TQ2_0"} <= set(READ_ONLY)
 
 
 def test_floats_past_f16_are_refused_as_f16_and_kept_as_bf16() -> None:

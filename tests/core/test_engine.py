@@ -99,7 +99,7 @@ TYPE_SHAPE = {**ROWS_OF_256, "num_hidden_layers": 2, "n_routed_experts": 4}
 @pytest.mark.parametrize("type_name", [*TENSOR_TYPES, *MIXES])
 def test_every_tensor_type_gives_the_reference(tiny_model, expected, isa, type_name):
     vision_type = "Q8_0" if type_name in MIXES else type_name
-    model = tiny_model(seed=3, text_type=type_name, vision_type=vision_type, **TYPE_SHAPE)
+    model = tiny_model(seed=5, text_type=type_name, vision_type=vision_type, **TYPE_SHAPE)
     want = expected(model)
     assert want.margin > 0.04  # else rounding activations could choose other experts
     exact = open_engine(model, isa, activations="float")

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
-from kernel_support import F16_FIELDS, FLOAT_TYPES, ISAS, QUANT_TYPES, assert_bits_equal, dequantize, set_scales, sizes
+from kernel_support import (
+    F16_FIELDS,
+    FLOAT_TYPES,
+    ISAS,
+    QUANT_TYPES,
+    assert_bits_equal,
+    dequantize,
+    set_scales,
+    sizes,
+    unpack_rows,
+)
 from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
@@ -31,6 +44,10 @@ def blocks_of(type_name: str) -> NDArray[np.uint8]:
     return np.concatenate([rng.integers(0, 256, (300, n_bytes), dtype=np.uint8), constant, special])
 
 
+# Types whose blocks name points of a codebook: how many there are.
+CODEBOOKS = {"IQ3_XXS": 256, "IQ3_S": 512, "IQ2_XXS": 256, "IQ2_XS": 512, "IQ2_S": 1024, "IQ1_S": 2048, "IQ1_M": 2048}
+
+
 def float_values(type_name: str) -> NDArray[np.uint8]:
     """All 65536 bit patterns of a 16-bit type, or random ones of F32."""
     if type_name == "F32":
@@ -45,6 +62,19 @@ def test_decoder_agrees_with_gguf_bit_for_bit(type_name: str, isa: str) -> None:
     n = blocks.shape[0] * sizes(type_name)[0]
     got = _core.ops.decode_row(isa, type_name, blocks.reshape(-1), n)
     assert_bits_equal(got, dequantize(type_name, blocks).reshape(-1))
+
+
+@pytest.mark.parametrize("type_name", CODEBOOKS)
+def test_every_point_of_the_codebook_agrees_with_gguf(type_name: str) -> None:
+    elems, n_bytes = sizes(type_name)
+    blocks = np.random.default_rng(11).integers(0, 256, (2000, n_bytes), dtype=np.uint8)
+    assert_bits_equal(
+        _core.decode(type_name, blocks.reshape(-1), 2000 * elems), dequantize(type_name, blocks).reshape(-1)
+    )
+    q, _, _ = unpack_rows("generic", type_name, blocks, elems)
+    points = np.rint(q / 8) if type_name.startswith("IQ1") else np.abs(q)
+    width = 4 if type_name.startswith("IQ3") else 8
+    assert len(np.unique(points.reshape(-1, width), axis=0)) == CODEBOOKS[type_name]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -78,6 +108,13 @@ def test_format_table_agrees_with_gguf() -> None:
     for name, row in table.items():
         assert (row["block_elems"], row["block_bytes"]) == sizes(name)
         assert row["id"] == int(gguf.GGMLQuantizationType[name])
+
+
+def test_the_page_on_types_lists_the_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "quantize.md").read_text(encoding="utf-8")
+    for kind, writable in (("read and written", True), ("read only", False)):
+        row = re.search(rf"^\| {kind} \| ([A-Z0-9_ ]+)", page, re.M)
+        assert row and sorted(row[1].split()) == sorted(f["name"] for f in _core.formats() if f["writable"] == writable)
 
 
 def test_decode_rejects_part_of_a_block_and_short_input() -> None:

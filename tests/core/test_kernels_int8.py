@@ -34,8 +34,12 @@ Activations = NDArray[np.void]  # structured blocks of 32: ops.quantize_rows
 Q_RANGE = {
     "Q4_0": (-8, 7), "Q4_1": (0, 15), "Q5_0": (-16, 15), "Q5_1": (0, 31), "Q8_0": (-128, 127), "Q2_K": (0, 3),
     "Q3_K": (-4, 3), "Q4_K": (0, 15), "Q5_K": (0, 31), "Q6_K": (-32, 31), "IQ4_NL": (-127, 113), "IQ4_XS": (-127, 113),
-    "MXFP4": (-12, 12),
+    "MXFP4": (-12, 12), "IQ3_XXS": (-62, 62), "IQ3_S": (-15, 15), "IQ2_XXS": (-43, 43), "IQ2_XS": (-43, 43),
+    "IQ2_S": (-43, 43), "IQ1_S": (-9, 9), "IQ1_M": (-9, 9), "TQ1_0": (-1, 1), "TQ2_0": (-1, 2),
 }  # fmt: skip
+# The scale under which all weights are integers, where it is not 1.
+UNIT = {"IQ3_XXS": 4, **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M"), 8)}
+GROUPS_OF_16 = ("Q2_K", "Q3_K", "Q6_K", "IQ2_XS", "IQ2_S", "IQ1_M")
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_type = pytest.mark.parametrize("type_name", QUANT_TYPES)
 
@@ -146,7 +150,7 @@ def test_panel_holds_exactly_the_values_of_the_weights(isa: str, type_name: str)
         q, scale, low = unpack_rows(isa, type_name, w, k)
         assert Q_RANGE[type_name][0] <= q.min() and q.max() <= Q_RANGE[type_name][1]
         group = k // scale.shape[1]
-        assert group == (16 if type_name in ("Q2_K", "Q3_K", "Q6_K") else 32)
+        assert group == (16 if type_name in GROUPS_OF_16 else 32)
         value = np.repeat(scale, group, axis=1) * q.astype(np.float32)
         if low is not None:
             value = value - np.repeat(low, group, axis=1)
@@ -200,7 +204,7 @@ def test_integer_part_is_exact(isa: str, type_name: str, product: str) -> None:
     if type_name == "MXFP4":
         blocks[:, 0] = 128
     else:
-        set_scales(type_name, blocks, np.ones((len(blocks), 2), np.float16))
+        set_scales(type_name, blocks, np.full((len(blocks), 2), UNIT.get(type_name, 1), np.float16))
     w = blocks.reshape(n_rows, -1)
     values = rng.integers(-2, 3, (9, k))
     values[:, ::32] = 127 * rng.choice([-1, 1], (9, k // 32))  # makes every scale exactly 1

@@ -75,6 +75,19 @@ def test_a_checkpoint_and_its_gguf_give_the_same_weights(tmp_path: Path, mix: st
     assert not differing
 
 
+@pytest.mark.parametrize("text_type", ["IQ3_XXS", "IQ3_S", "TQ2_0"])
+def test_types_that_are_only_read_can_be_requantized(tmp_path: Path, text_type: str) -> None:
+    source = make_tiny_model(tmp_path / "in", vision="none", text_type=text_type, **ROWS_OF_256)
+    report = quantize(source.text, tmp_path / "out.gguf", "F16", allow_requantize=True)
+    before, after = GGUFFile(str(source.text)), GGUFFile(str(report.path))
+    for tensor in before.tensors:
+        if tensor.type == text_type:
+            expected = before.tensor_f32(tensor.name).astype(np.float16).astype(np.float32)
+            assert np.array_equal(after.tensor_f32(tensor.name), expected), tensor.name
+    with pytest.raises(BadRequest, match=f"type {text_type} are read, but not written"):
+        quantize(source.text, tmp_path / "out2.gguf", "F16", types={"output": text_type})
+
+
 def test_metadata_of_the_source_is_kept(tmp_path: Path) -> None:
     extra = {
         "general.author": "Somebody",
@@ -203,7 +216,7 @@ def test_an_impossible_number_of_layers_is_refused(tmp_path: Path, n_layers: Any
 def test_types_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "in.gguf", "deepseek2")
     writer.add_uint32("deepseek2.block_count", 1)
-    writer.add_tensor("blk.0.x.weight", np.zeros((1, 66), np.uint8), raw_dtype=GGMLQuantizationType.IQ2_XXS)
+    writer.add_tensor("blk.0.x.weight", np.zeros((1, 36), np.uint8), raw_dtype=GGMLQuantizationType.NVFP4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

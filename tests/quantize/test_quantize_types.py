@@ -315,6 +315,7 @@ def test_a_recipe_file_changes_a_mix(wide: TinyCheckpoint, tmp_path: Path) -> No
         (b"base = 4", "no type"),
         (b"base = 'Q8_0'\nvison = 'F16'", "vison"),
         (b"base = 'Q8_0'\nvision = 'Q4_K_M'", "not a tensor type"),
+        (b"base = 'Q8_0'\nvision = 'IQ3_S'", "are read, but not written"),
         (b"base = 'Q8_0'\ntypes = 3", "expected a table"),
         (b"base = 'Q8_0'\n[types]\nx = 3", "types.x"),
         (b"base = 'Q8_0'\nx = " + b"[" * 100_000, "is not TOML"),

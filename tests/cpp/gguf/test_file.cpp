@@ -38,11 +38,11 @@ std::string sample() {
                            array("a.names", ValueType::string, 3, text("x") + text("") + text("zz")) +
                            array("a.ints", ValueType::i16, 2, raw(int16_t{-1}) + raw(int16_t{2})) +
                            array("a.floats", ValueType::f32, 2, raw(1.5f) + raw(-2.0f)) + array("a.none", ValueType::f64, 0, "");
-  const std::string tensors = tensor("second", 8, 2, 0, 32) + tensor("first", 8, 1, 0, 0) + tensor("odd", 256, 1, 16, 96);
+  const std::string tensors = tensor("second", 8, 2, 0, 32) + tensor("first", 8, 1, 0, 0) + tensor("odd", 128, 1, 40, 96);
   std::string bytes = "GGUF" + raw(uint32_t{3}) + raw(uint64_t{3}) + raw(uint64_t{11}) + keys + tensors;
   bytes.resize((bytes.size() + 31) / 32 * 32);
   for (int i = 0; i < 24; ++i) bytes += raw(static_cast<float>(i));
-  return bytes + std::string(96, '\0');  // 66 bytes of IQ2_XXS, padded
+  return bytes + std::string(96, '\0');  // 72 bytes of NVFP4, padded
 }
 
 File parse(const std::string& bytes) { return File::from_memory(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), "memory"); }
@@ -79,7 +79,7 @@ TEST_CASE("a tensor of a type that is not read has a size but no data") {
   REQUIRE(odd != nullptr);
   CHECK(odd->format == nullptr);
   CHECK(odd->data == nullptr);
-  CHECK(odd->n_bytes == 66);
+  CHECK(odd->n_bytes == 72);
 }
 
 TEST_CASE("values are read by type") {

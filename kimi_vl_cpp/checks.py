@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import BadRequest, shown
 
@@ -46,3 +46,15 @@ def check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a string", f"request.{name}")
     return value
+
+
+class NotPicklable:
+    """Base of objects that hold memory and threads of this process: pickling or copying one is a BadRequest (code
+    "request.not_picklable") that says what to do instead."""
+
+    _instead: str
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise BadRequest(
+            f"{type(self).__name__}: it cannot be pickled or copied: {self._instead}", "request.not_picklable"
+        )

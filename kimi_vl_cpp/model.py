@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from . import _core, builtin
 from .cache.images import ImageCache
-from .checks import check_int, check_text
+from .checks import NotPicklable, check_int, check_text
 from .errors import BadRequest, OutOfMemory
 from .files import model_files
 from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
@@ -57,13 +57,15 @@ _MIN_N_CTX = 1024  # a default context is not made smaller than this when memory
 _MAX_THREADS = 1024
 
 
-class KimiVL:
+class KimiVL(NotPicklable):
     """A Kimi-VL model, loaded from a GGUF file and its vision file.
 
     Use it as a context manager or call `close()`. Every method may raise `BadRequest` with code "engine.closed" after
     that. All errors are subclasses of `KimiVLError`. Ctrl-C on the main thread raises KeyboardInterrupt within 200 ms
     in every long call; the model is usable afterwards.
     """
+
+    _instead = "open the model in the other process, KimiVL(path); the threads of one process can share this one"
 
     def __init__(
         self,

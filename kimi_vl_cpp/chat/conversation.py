@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..checks import check_text
+from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
 from ..generation.generation import Generation, Job, PieceStream
 from ..generation.request import build_job, check_images
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from ..model import KimiVL
 
 
-class Conversation:
+class Conversation(NotPicklable):
     """Made by `KimiVL.conversation()`. Its context is the model's n_ctx; it holds a KV cache of that size from the
     first question until `close()`. One question at a time; different conversations may be used from different threads.
 
     An answer that was cancelled (Ctrl-C, a closed stream) after its first token stays in the conversation as far as it
     got. One that failed or was cancelled before its first token leaves the conversation as if it had not been asked.
     """
+
+    _instead = "send its to_dict() and call Conversation.from_dict(model, data) where a model is open"
 
     def __init__(self, model: KimiVL, system: str | None = None) -> None:
         """See `KimiVL.conversation`."""
@@ -149,13 +151,16 @@ class Conversation:
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
+            "tokenizer": self.model.tokenizer.digest,
             "system": self.system,
             "turns": [turn_to_dict(turn) for turn in self.turns],
         }
 
     @classmethod
     def from_dict(cls, model: KimiVL, data: Mapping[str, Any]) -> Conversation:
-        """The conversation that `to_dict` gave. Raises BadRequest (code "conversation.invalid") naming the field."""
+        """The conversation that `to_dict` gave. Under a model with another vocabulary, or one that the data does not
+        name, the answers are encoded again from their texts. Raises BadRequest (code "conversation.invalid") naming
+        the field."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise invalid("format", data.get("format") if isinstance(data, Mapping) else data, repr(FORMAT))
         if data.get("version") != FORMAT_VERSION:
@@ -165,7 +170,10 @@ class Conversation:
         turns = data.get("turns")
         if not isinstance(turns, list):
             raise invalid("turns", turns, "a list")
-        conversation.turns = [turn_from_dict(model, f"turns[{index}].", item) for index, item in enumerate(turns)]
+        same_ids = data.get("tokenizer") == model.tokenizer.digest
+        conversation.turns = [
+            turn_from_dict(model, f"turns[{index}].", item, same_ids=same_ids) for index, item in enumerate(turns)
+        ]
         return conversation
 
     # Inside

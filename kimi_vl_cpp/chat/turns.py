@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 @dataclass
 class Turn:
     """A question and its answer. token_ids: the answer as it was produced, reasoning included; None when it was cut by
-    a stop string, and its text (with the reasoning in its marks) stands for it."""
+    a stop string or comes from another vocabulary, and its text (with the reasoning in its marks) stands for it."""
 
     text: str
     images: list[ProcessedImage] = field(default_factory=list)
@@ -87,7 +87,8 @@ def text_field(data: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
+def turn_from_dict(model: KimiVL, where: str, data: Any, *, same_ids: bool) -> Turn:
+    """same_ids: whether the token ids are those of the model's vocabulary; others are dropped, and the text stands."""
     if not isinstance(data, Mapping):
         raise invalid(where.rstrip("."), data, "a dict")
     images, ids = data.get("images", []), data.get("token_ids")
@@ -96,6 +97,8 @@ def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
     if ids is not None:
         if not isinstance(ids, list):
             raise invalid(f"{where}token_ids", ids, "a list of token ids or null")
+        if not same_ids:
+            ids = []
         ids = tuple(
             check_int(f"{where}token_ids[{index}]", token, 0, model.n_vocab - 1) for index, token in enumerate(ids)
         )
@@ -104,7 +107,7 @@ def turn_from_dict(model: KimiVL, where: str, data: Any) -> Turn:
         images=[_image_from_dict(model, f"{where}images[{index}].", image) for index, image in enumerate(images)],
         answer=text_field(data, "answer", where),
         thinking=text_field(data, "thinking", where),
-        token_ids=ids,
+        token_ids=ids if same_ids else None,
     )
 
 

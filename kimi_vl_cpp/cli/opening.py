@@ -62,7 +62,7 @@ def sampling(
         "seed": seed,
         "stop": stop or None,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None and (name, value) != ("seed", -1)}
     resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
     return given
 

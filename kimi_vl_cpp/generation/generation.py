@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..cache.images import ImageCache
+from ..checks import NotPicklable
 from ..errors import BadRequest, Cancelled
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, Usage
@@ -270,7 +271,7 @@ def encode_cached(
     return embedding
 
 
-class PieceStream(Generator[Piece, None, Response]):
+class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     """The pieces of an answer, as a generator.
 
     Nothing is computed before the first `next()`. `close()` (or dropping the stream) cancels. `result` is the response
@@ -278,6 +279,8 @@ class PieceStream(Generator[Piece, None, Response]):
     value. `cancel()` may be called from any thread and ends the stream within about 100 ms; a stream that is read by
     one thread may be closed by another, which is then the same as `cancel()`.
     """
+
+    _instead = "read it to its end here and send its result"
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation

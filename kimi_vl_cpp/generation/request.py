@@ -59,6 +59,7 @@ def build_job(
     parts = splice_answers(tokenizer, build_prompt(tokenizer, messages), answers or {})
     if images:
         model.require_vision()
+    _check_indices(parts, len(images))
     pictures: list[Picture] = []
     pixels = {}
     notices: list[str] = []
@@ -86,6 +87,21 @@ def build_job(
         stop_ids=tokenizer.stop_ids,
         reasoning=REASONING[model.variant],
     )
+
+
+def _check_indices(parts: Sequence[Part], n_images: int) -> None:
+    """Raises BadRequest unless the messages place every picture that is given, and no other."""
+    named = {part.index for part in parts if isinstance(part, ImagePart)}
+    given = f"{n_images} picture{'' if n_images == 1 else 's'} given"
+    if named and max(named) >= n_images:
+        raise BadRequest(f"messages: they name picture {max(named)}, counted from 0, but {given}", "request.messages")
+    if len(named) < n_images:
+        missing = next(index for index in range(n_images) if index not in named)
+        raise BadRequest(
+            f"images[{missing}]: no message names it ({given}): "
+            f'a part {{"type": "image", "image": {missing}}} places it',
+            "request.images",
+        )
 
 
 def _placed(part: Part, pictures: Sequence[Picture]) -> PromptPart:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import errno
 import os
+import re
 import stat
 import urllib.parse
 from collections.abc import Callable
@@ -37,6 +38,9 @@ MAX_URL_BYTES = 64 << 20
 
 _MAX_ESCAPED = 4 << 20  # characters of a data URL without base64: three for each byte, and slow to read
 _ADDRESSES = ("http", "https", "ftp", "file", "gopher", "s3")
+_URL_HEAD = re.compile(r"\s*(data:)", re.IGNORECASE)
+# Enough characters of base64, of which the first are those of PNG, JPEG, GIF, RIFF (WebP), BMP or TIFF.
+_BARE_BASE64 = re.compile(r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkq|TU0A)[A-Za-z0-9+/_\r\n-]{60}")
 _OPEN_ERRORS = {
     errno.ENOENT: ("image.not_found", "no such file: check the path of the picture"),
     errno.ENOTDIR: ("image.not_found", "no such file: check the path of the picture"),
@@ -91,7 +95,7 @@ def _with_header(source: ImageInput, max_pixels: int) -> tuple[Image.Image, str,
         return source, "PIL image", ["one frame of an animation"] if _frame(source) else []
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(_bytes_of(source), "picture", max_pixels)
-    if isinstance(source, str) and source[:5].lower() == "data:":
+    if isinstance(source, str) and _URL_HEAD.match(source):
         return _decoded(load_data_url(source), "data URL", max_pixels)
     if isinstance(source, (str, os.PathLike)):
         return _decoded(read_image_file(source), shown(os.fspath(source)), max_pixels)
@@ -116,6 +120,11 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
     flags = os.O_RDONLY
     for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # not all exist everywhere
         flags |= getattr(os, flag, 0)
+    if is_bare_base64(name) and not os.path.exists(name):
+        raise BadImage(
+            f"{shown(name)}: base64 without its head, and no such file: put data:image/png;base64, in front of it",
+            code="image.not_found",
+        )
     try:
         handle = os.open(os.path.expanduser(name), flags)
     except OSError as error:
@@ -141,18 +150,22 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
 def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES) -> bytes:
     """The bytes that a `data:[image type][;base64],...` URL carries; they are not decoded as a picture here.
 
-    The base64 may be of the URL alphabet, without padding, wrapped, or percent-encoded.
+    The base64 may be of the URL alphabet, without padding, wrapped, or percent-encoded; white space before the URL is
+    skipped. Its type may be any that does not say that it is something else: the bytes decide what a picture is.
     Raises BadImage (image.data_url, image.too_large).
     """
+    found = _URL_HEAD.match(url)
+    url = url[found.start(1) :] if found else url
     head, comma, body = url[:1024].partition(",")
-    if head[:5].lower() != "data:" or not comma:
+    if not found or not comma:
+        problem = "no comma before the data" if found else "it does not begin with data:"
         raise BadImage(
-            f"data URL {shown(url[:80])}: no comma before the data: expected data:image/png;base64,...",
+            f"data URL {shown(url[:80])}: {problem}: expected data:image/png;base64,...",
             code="image.data_url",
         )
     body = url[len(head) + 1 :]
     mime, *parameters = (part.strip().lower() for part in head[5:].split(";"))
-    if mime and not mime.startswith("image/"):
+    if mime and not mime.startswith(("image/", "application/", "binary/")):
         raise BadImage(
             f"data URL of type {shown(mime)}: expected a picture's, such as image/png", code="image.data_url"
         )
@@ -173,6 +186,11 @@ def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES) -> bytes:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadImage(f"data URL: its base64 is damaged ({error}): encode it again", code="image.data_url") from None
+
+
+def is_bare_base64(text: str) -> bool:
+    """Whether this is the base64 of a picture file without the head of a data URL."""
+    return _BARE_BASE64.match(text) is not None
 
 
 def _unescape(url: str) -> bytes:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BadImage, BadRequest, OutOfMemory, shown
-from .open import MAX_PIXELS, ImageInput, load_data_url, open_image
+from .open import MAX_PIXELS, ImageInput, is_bare_base64, load_data_url, open_image
 
-__all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "load_data_url"]
+__all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "is_bare_base64", "load_data_url"]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import unquote, urlsplit
 
+from ..checks import NotPicklable
 from ..errors import BadRequest, Unsupported, shown
 from ..generation.sampling import check_max_new_tokens
-from ..media.processor import load_data_url
+from ..media.processor import is_bare_base64, load_data_url
 from ..text.thinking import join_thinking
 from ..types import FinishReason, Piece, Response
 
@@ -132,9 +133,11 @@ class ChatCompletionChunk(TypedDict, total=False):
     usage: CompletionUsage
 
 
-class ChatCompletionStream(Generator[ChatCompletionChunk, None, None]):
+class ChatCompletionStream(NotPicklable, Generator[ChatCompletionChunk, None, None]):
     """The chunks of an answer, as a generator. `close()` cancels; `cancel()` does so from another thread. `result` is
     the Response once it has ended."""
+
+    _instead = "read it to its end here and send its chunks or its result"
 
     def __init__(self, pieces: PieceStream, model_name: str, include_usage: bool) -> None:
         self._pieces = pieces
@@ -357,6 +360,11 @@ def _image_from_url(where: str, url: str | os.PathLike[str], allow_local: bool) 
     scheme = spelled.split(":", 1)[0].strip().lower() if ":" in spelled else ""
     if scheme == "data":
         return load_data_url(spelled)
+    if isinstance(url, str) and is_bare_base64(spelled):
+        raise BadRequest(
+            f"{where}: got {shown(spelled)}, base64 without its head: put data:image/png;base64, in front of it",
+            "request.image_url",
+        )
     if scheme in ("http", "https") or spelled.lstrip().startswith(("//", "\\\\")):
         raise BadRequest(
             f"{where}: got {shown(spelled)}; pictures are not fetched from a network: fetch it yourself and pass a "

@@ -6,6 +6,7 @@ Owns special tokens: their names, their ids, and the rule that text spelling one
 from __future__ import annotations
 
 import codecs
+import hashlib
 import operator
 import re
 from collections.abc import Iterable
@@ -161,6 +162,14 @@ class Tokenizer:
     def media_pad_id(self) -> int:
         """<|media_pad|>: stands for one position of a picture; a prompt has the picture's embeddings in its place."""
         return self._vocabulary.require_special("<|media_pad|>")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the vocabulary: with the same digest, the same ids mean the same text."""
+        digest = hashlib.sha256(f"{self.kind} {self.n_vocab} {self._strip_first_space}\n".encode())
+        for surface, kind in zip(self._surface, self._vocabulary.types, strict=True):
+            digest.update(b"%d %d " % (kind, len(surface)) + surface)
+        return digest.hexdigest()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The token ids of a text; no bos, no eos.

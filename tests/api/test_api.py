@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import io
 import math
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -501,3 +504,34 @@ threading.Thread(target=ask).start()
         [sys.executable, "-c", program.format(picture=picture)], capture_output=True, text=True, timeout=300
     )
     assert (done.stdout.split(), done.stderr) == (["True", "True", "chat.completion"], "")
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+def test_what_holds_a_model_is_not_pickled_or_copied_but_says_what_to_do(model, way):
+    for thing, advice in (
+        (model, "open the model in the other process"),
+        ([model], "open the model in the other process"),
+        (model.conversation(), "to_dict()"),
+        (model.chat("Hi", stream=True), "send its result"),
+        (model.create_chat_completion([{"role": "user", "content": "Hi"}], stream=True), "send its chunks"),
+    ):
+        if way is copy.copy and isinstance(thing, list):
+            continue
+        with pytest.raises(BadRequest, match=re.escape(advice)) as caught:
+            way(thing)
+        assert caught.value.code == "request.not_picklable"
+
+
+def test_an_answer_is_pickled_and_copied(model):
+    answer = model.chat("Hi", max_new_tokens=2)
+    assert pickle.loads(pickle.dumps(answer)) == copy.deepcopy(answer) == answer
+
+
+@pytest.mark.parametrize(
+    ("n_images", "indices", "code"), [(1, [1], "messages"), (0, [0], "messages"), (2, [1], "images"), (1, [], "images")]
+)
+def test_pictures_given_and_pictures_named_must_be_the_same(model, n_images, indices, code):
+    content = [*({"type": "image", "image": index} for index in indices), {"type": "text", "text": "Hi"}]
+    with pytest.raises(BadRequest) as caught:
+        model.start([{"role": "user", "content": content}], [np.zeros((28, 28, 3), np.uint8)] * n_images)
+    assert caught.value.code == f"request.{code}"

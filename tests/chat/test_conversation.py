@@ -238,9 +238,26 @@ def broken(change) -> dict:
     ],
 )
 def test_a_broken_saved_conversation_is_a_request_error(model, data):
+    if data:
+        data = {**data, "tokenizer": model.tokenizer.digest}
     with pytest.raises(BadRequest):
         Conversation.from_dict(model, data)
 
 
 def test_the_saved_form_that_the_broken_ones_start_from_is_good(model):
     assert Conversation.from_dict(model, saved()).ask("Two").text == "Hello world"
+
+
+def test_answers_of_another_vocabulary_are_encoded_again_from_their_text(model):
+    conversation = model.conversation()
+    conversation.ask("One")
+    saved = json.loads(json.dumps(conversation.to_dict()))
+    assert Conversation.from_dict(model, saved).turns[0].token_ids == conversation.turns[0].token_ids
+    for other in ("0" * 64, None, 5):
+        foreign = {**saved, "tokenizer": other}
+        foreign["turns"] = [{**saved["turns"][0], "token_ids": [10**9]}]
+        again = Conversation.from_dict(model, foreign)
+        assert again.turns[0].token_ids is None
+        assert again.messages == conversation.messages
+        plain = model.start([*conversation.messages, {"role": "user", "content": "Two"}]).drain()
+        assert again.ask("Two").usage.prompt_tokens == plain.usage.prompt_tokens

@@ -355,6 +355,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a file of 1 TB": (lambda folder: sparse(folder / "big.png", 1 << 40), "image.too_large", "big.png"),
     "a data URL without a comma": (lambda folder: "data:image/png;base64", "image.data_url", "comma"),
     "a data URL with a head of 1 MB": (lambda folder: "data:" + "a" * (1 << 20), "image.data_url", "comma"),
+    "base64 without its head": (
+        lambda folder: base64.b64encode(PNG).decode(),
+        "image.not_found",
+        "put data:image/png;base64, in front",
+    ),
     "a data URL of text": (lambda folder: "data:text/plain;base64,aGk=", "image.data_url", "text/plain"),
     "a data URL of HTML": (lambda folder: "data:text/html,<p>", "image.data_url", "image/png"),
     "a data URL of SVG": (lambda folder: data_url(b"<svg/>", "image/svg+xml"), "image.format", "render"),
@@ -560,6 +565,8 @@ DOORS: dict[str, Callable[[Path], Any]] = {
     "a data URL of escaped base64": lambda folder: (
         "data:image/png;base64," + urllib.parse.quote(base64.b64encode(PNG).decode(), safe="")
     ),
+    "a data URL of an unknown type": lambda folder: data_url(PNG, "application/octet-stream"),
+    "a data URL behind white space": lambda folder: " \n" + data_url(PNG),
     "a data URL of escapes": lambda folder: "data:image/png," + urllib.parse.quote(PNG, safe=""),
     "an array": lambda folder: SCENE,
     "an array in Fortran's order": lambda folder: np.asfortranarray(SCENE),

@@ -367,3 +367,9 @@ def test_what_a_message_carries_beside_its_content_is_refused_by_name(model, ext
 def test_what_asks_for_nothing_beside_the_content_changes_nothing(model, extra):
     plain = model.create_chat_completion(HI)["usage"]["prompt_tokens"]
     assert model.create_chat_completion([{**HI[0], **extra}], stream=None)["usage"]["prompt_tokens"] == plain
+
+
+def test_base64_without_its_head_is_refused_with_what_is_missing(model):
+    part = {"type": "image_url", "image_url": {"url": "iVBORw0KGgo" + "A" * 100}}
+    with pytest.raises(BadRequest, match="put data:image/png;base64, in front of it"):
+        model.create_chat_completion([{"role": "user", "content": [part]}])

@@ -10,9 +10,10 @@ Importing the package is quick: the C++ core, NumPy and Pillow are loaded when a
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from .version import __version__
+
+TYPE_CHECKING = False  # as in typing, which is not imported: importing the package stays quick
 
 _HOME = {
     "KimiVL": "model",
@@ -33,6 +34,8 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .chat.conversation import Conversation
     from .errors import (
         BadImage,

@@ -36,3 +36,28 @@ def plural(n: int, word: str) -> str:
 def duration(seconds: float) -> str:
     """12.3 -> "12 s"; 600 -> "10 min"."""
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
+
+
+def columns(text: str) -> int:
+    """Columns that `text`, on one line and without control characters, takes on a terminal: some characters take two,
+    some none."""
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth
+
+    return max(0, int(wcswidth(text)))
+
+
+def cut(text: str, n: int) -> str:
+    """The longest beginning of `text` that takes at most n columns."""
+    if columns(text) <= n:
+        return text
+    end = min(len(text), n)
+    while columns(text[:end]) > n:
+        end -= 1
+    return text[:end]
+
+
+def padded(text: str, n: int) -> str:
+    """`text` with spaces behind it up to n columns."""
+    return text + " " * (n - columns(text))

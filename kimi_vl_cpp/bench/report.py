@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import BadRequest
-from ..wording import human_bytes, printable
+from ..wording import columns, human_bytes, padded, printable
 from .measurements import Row
 
 FORMATS = ("md", "csv", "json", "jsonl")
@@ -182,11 +182,11 @@ def _markdown(report: Mapping[str, Any]) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> list[str]:
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+    widths = [max(columns(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
 
     def line(cells: Sequence[str]) -> str:
         parts = [
-            cell.ljust(width) if title in left else cell.rjust(width)
+            padded(cell, width) if title in left else cell.rjust(width)
             for cell, width, title in zip(cells, widths, titles, strict=True)
         ]
         return f"| {' | '.join(parts)} |"

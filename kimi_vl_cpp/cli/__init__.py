@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # as in typing, whose import would leave time for a Ctrl-C before main() can catch it
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
 
@@ -17,12 +20,14 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line (default: sys.argv) and returns the exit code of the process. Never lets an exception
     out."""
-    from . import app
-
     try:
+        from . import app
+
         code = app.main(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # the reader of our output has seen enough: `kimi-vl run … | head -1`
         code = _quiet_pipe()
+    except KeyboardInterrupt:  # while the commands were being imported
+        code = 130
     return _flush(code)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import errors
-from ..wording import human_bytes, plural, printable
+from ..wording import columns, human_bytes, padded, plural, printable
 from . import exits, failures, options
 from .progress import Bar
 from .terminal import BOLD, DIM, YELLOW, Terminal
@@ -149,9 +149,9 @@ def print_report(report: Any, terminal: Terminal) -> None:
             if d is not None and (what != "all" or (candidate.text and candidate.picture)):
                 top = f"{100 * d.top:.1f} % ({100 * d.top_low:.1f}-{100 * d.top_high:.1f})"
                 rows.append((what, top, number(d.mean), number(d.median), number(d.p99)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+        widths = [max(columns(row[i]) for row in rows) for i in range(len(titles))]
         for row in rows:
-            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            cells = [padded(row[0], widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
             terminal.print("  " + "  ".join(cells))
         if candidate.text is not None and candidate.text.perplexity is not None:
             a, b = candidate.text.perplexity

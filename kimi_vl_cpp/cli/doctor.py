@@ -9,6 +9,7 @@ without the built-in model is told, and no failure of the computer.
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import sys
@@ -21,7 +22,7 @@ from .. import errors
 from ..machine import system
 from ..version import __version__
 from ..wording import human_bytes, human_count, printable
-from . import options
+from . import exits, options
 from .progress import Progress
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
@@ -40,6 +41,8 @@ QUANTIZATIONS = {
 }
 MMPROJ_BYTES = 618_098_624
 KV_BYTES_PER_TOKEN = 31_104
+
+_CANNOT_WRITE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 LOGITS_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by about 1e-6 in so small a model
 
@@ -63,6 +66,7 @@ class SelfTest:
     builtin: list[dict[str, Any]] = field(default_factory=list)
     builtin_missing: str = ""
     problems: list[str] = field(default_factory=list)
+    unwritable: str = ""  # why the small model could not be written; nothing is known about the processor then
 
 
 SUMMARY = "Check this computer."
@@ -145,8 +149,13 @@ def self_test(progress: Progress) -> SelfTest:
     started = time.monotonic()
     test = SelfTest()
     try:
-        with tempfile.TemporaryDirectory(prefix="kimi-vl-doctor-") as folder:
-            _compare_isas(Path(folder), test, progress)
+        try:
+            with tempfile.TemporaryDirectory(prefix="kimi-vl-doctor-") as folder:
+                _compare_isas(Path(folder), test, progress)
+        except OSError as failure:
+            if failure.errno not in _CANNOT_WRITE or isinstance(failure, errors.KimiVLError):
+                raise
+            test.unwritable = exits.describe_os_error(failure)
         _ask_builtin(test, progress)
     except Exception as failure:
         test.problems.append(f"{type(failure).__name__}: {failure}")
@@ -268,15 +277,15 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
         row("built in", terminal.style(printable(test["builtin_missing"], one_line=True), YELLOW, err=False))
     for problem in test["problems"]:
         terminal.print("  " + terminal.style(problem, RED, err=False))
-    if test["ok"]:
+    if test["unwritable"]:
+        terminal.print("  " + terminal.style(printable(test["unwritable"], one_line=True), RED, err=False))
+        text = "INCOMPLETE: a small model could not be written: free some space, or set TMPDIR to a folder to write to"
+        terminal.print("  " + terminal.style(text, BOLD, YELLOW, err=False))
+    if test["problems"] or not (test["ok"] or test["unwritable"]):
+        text = "FAILED: do not trust answers on this computer; please report this output"
+        terminal.print("  " + terminal.style(text, BOLD, RED, err=False))
+    elif test["ok"]:
         terminal.print("  " + terminal.style(f"passed in {test['seconds']:.1f} s", GREEN, err=False))
-    else:
-        terminal.print(
-            "  "
-            + terminal.style(
-                "FAILED: do not trust answers on this computer; please report this output", BOLD, RED, err=False
-            )
-        )
 
 
 def _print_processor(report: dict[str, Any], row: Any, terminal: Terminal) -> None:

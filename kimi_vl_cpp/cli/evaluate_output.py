@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..wording import duration, human_bytes, plural, printable
+from ..wording import columns, cut, duration, human_bytes, padded, plural, printable
 from .terminal import BOLD, DIM, Terminal
 
 if TYPE_CHECKING:
@@ -84,13 +84,14 @@ def _seconds(judged: Sequence[Judged]) -> float:
 def print_table(measured: Measured, terminal: Terminal) -> None:
     """One row for each task and one for all, on standard output."""
     judged, rows = measured.judged, measured.rows()
-    width = max(len("task"), *(min(32, len(printable(task, one_line=True))) for task in rows))
+    names = {task: cut(printable(task, one_line=True), 32) for task in rows}
+    width = max(columns("task"), *map(columns, names.values()))
     facts = [measured.model["name"], measured.model["quantization"], human_bytes(measured.model["bytes"])]
     terminal.print(terminal.style(printable(", ".join(fact for fact in facts if fact), one_line=True), BOLD, err=False))
-    columns = f"{'exact':>8}  {'95 % interval':>14}  {'lenient':>8}  {'right':>9}  {'a question':>10}"
-    terminal.print(terminal.style(f"{'task'.ljust(width)}  {columns}", DIM, err=False))
+    titles = f"{'exact':>8}  {'95 % interval':>14}  {'lenient':>8}  {'right':>9}  {'a question':>10}"
+    terminal.print(terminal.style(f"{'task'.ljust(width)}  {titles}", DIM, err=False))
     for task, ones in rows.items():
-        terminal.print(f"{printable(task, one_line=True)[:32].ljust(width)}  {_row(ones)}")
+        terminal.print(f"{padded(names[task], width)}  {_row(ones)}")
     if len(rows) > 1:
         terminal.print(terminal.style(f"{'all'.ljust(width)}  {_row(judged)}", BOLD, err=False))
     n_pictures = len({one.question.image for one in judged})

@@ -20,6 +20,8 @@ PICTURE_SUFFIXES = frozenset(
 )
 MODEL_SUFFIXES = frozenset({".gguf"})
 
+ONE_PICTURE = "the demonstration model knows one picture in a conversation: of several, it may answer about a wrong one"
+
 HOW_TO_GET_A_MODEL = (
     "Download a model and its vision file (mmproj), for example Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf (10.5 GB) and\n"
     "mmproj-Kimi-VL-A3B-Thinking-2506-Q8_0.gguf (0.6 GB), from https://huggingface.co/ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF\n"

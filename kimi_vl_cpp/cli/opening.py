@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import errors
 from ..wording import human_count, plural, printable
-from . import exits
+from . import exits, paths
 from .progress import Progress
 from .terminal import Terminal
 
@@ -133,6 +133,14 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
         )
     finally:
         progress.clear()
+
+
+def resolve_picture(path: str) -> str:
+    """The path that -i names: `~` expanded, file:// decoded, "-" for standard input under any of its names; data URLs
+    and addresses of the web stay as they are."""
+    if path in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
+        return "-"
+    return path if path.lower().startswith(("data:", "http://", "https://")) else paths.resolve(path)
 
 
 def check_picture(path: str) -> None:

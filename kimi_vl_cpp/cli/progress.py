@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from ..wording import duration, printable
+from ..wording import columns, cut, duration, padded, printable
 from .terminal import DIM, Terminal
 
 _STAGES = {"load": "loading the model", "encode": "looking at the picture", "prefill": "reading the prompt"}
@@ -53,12 +53,12 @@ class Progress:
         """Puts `text` on the line, cut to the terminal's width."""
         if not self._terminal.err_tty:
             return
-        text = printable(text, one_line=True)[: self._terminal.width() - 1]
+        text = cut(printable(text, one_line=True), self._terminal.width() - 1)
         if self._terminal.err_escapes:
             self._write(f"\r{self._terminal.style(text, DIM)}\x1b[K")
         else:
-            self._write("\r" + text.ljust(self._shown))
-        self._shown = len(text)
+            self._write("\r" + padded(text, self._shown))
+        self._shown = columns(text)
         self._painted = self._clock()
 
     def clear(self) -> None:

@@ -22,6 +22,12 @@ from .answer import AnswerWriter, ThinkingMode
 from .progress import Progress
 from .terminal import DIM, Terminal, is_terminal
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    pass
+
 if TYPE_CHECKING:
     from ..model import KimiVL
     from ..types import Response
@@ -114,6 +120,7 @@ def command(
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
     options = replace(options, files=opening.choose_model(options.files))
+    options = replace(options, images=tuple(opening.resolve_picture(path) for path in options.images))
     prompt, images = gather(options)
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
@@ -127,6 +134,10 @@ def run(options: Options, terminal: Terminal) -> int:
             for notice in response.notices:
                 terminal.note(notice)
             opening.explain_end(response, terminal)
+    if len(images) > 1 and model.variant == "demo":
+        terminal.note(exits.ONE_PICTURE)
+    if options.prompt and options.file is None and not options.images and _stdin_has_data():
+        terminal.note("standard input was not read: -i - reads a picture from it, -f - a text")
     if options.timings:
         terminal.say(opening.timings_line(response), DIM)
     return errors.EXIT_OK
@@ -153,6 +164,21 @@ def gather(options: Options) -> tuple[str, list[str | bytes]]:
     if not prompt:
         raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
     return prompt, [_picture(path) for path in options.images]
+
+
+def _stdin_has_data() -> bool:
+    """Whether a pipe or a file at standard input still holds something. Takes nothing from it and waits for nothing."""
+    try:
+        handle = sys.stdin.fileno()
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode):
+            return os.lseek(handle, 0, os.SEEK_CUR) < os.fstat(handle).st_size
+        if not stat.S_ISFIFO(mode):
+            return False
+        waiting = fcntl.ioctl(handle, termios.FIONREAD, bytes(4))
+    except (AttributeError, NameError, OSError, ValueError):  # closed, or a system without these
+        return False
+    return int.from_bytes(waiting, sys.byteorder) > 0
 
 
 def _read_prompt_from_stdin() -> str:

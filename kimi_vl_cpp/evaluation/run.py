@@ -13,7 +13,8 @@ in any; a point is "(0.25, 0.75)", shares of width and height, and lies in the b
 Lenient, for models that answer in sentences: it names one thing of the task's kind, and that is the accepted one. The
 kind is, for closed answers, all answers of the task in the folder (in any case and in the plural; three is 3, upper is
 top, middle is centre); for prices, amounts with a currency sign or cents (a sign that is left out is no fault); for
-points, pairs of numbers (shares, thousandths or pixels). Words are right when the answer contains them, in any case.
+points, pairs of numbers, or boxes of four that stand for their middle (shares, thousandths or pixels; a place may be
+named twice). Words are right when the answer contains them, in any case.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ _AMOUNT = re.compile(
 )
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 _POINT = re.compile(rf"(?<![\d.-]){_NUMBER}\s*,\s*(?:[\"']?y[\"']?\s*[:=]\s*)?{_NUMBER}")
+_NEXT = r"\s*,\s*(?:[\"']?[a-z]+\d?[\"']?\s*[:=]\s*)?"  # perhaps with a name: "x2": 0.3
+_BOX = re.compile(
+    rf"(?<![\d.-]){_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}(?![\d.]*\s*,\s*[\d.])"
+    rf"|box\W{{0,20}}{_NUMBER}\s*,\s*{_NUMBER}\s*[)\]]\s*,\s*[(\[]\s*{_NUMBER}\s*,\s*{_NUMBER}"
+)
 _EXACT_POINT = re.compile(r"\((0\.\d+|1\.0+), (0\.\d+|1\.0+)\)")
 
 Box = tuple[float, float, float, float]
@@ -250,13 +256,23 @@ def _agree(named: set[tuple[str, int]], accepted: set[tuple[str, int]]) -> bool:
 
 
 def _loose_point(question: Question, text: str) -> bool:
-    found = _POINT.findall(text)
-    if len(found) != 1:
+    """Whether all places that a text names are one, and that lies in the question's box. A box stands for its middle,
+    and a point inside of it for the same place."""
+    boxes = {_corners(*(float(n) for n in found if n)) for found in _BOX.findall(text)}
+    points = {(float(x), float(y)) for x, y in _POINT.findall(_BOX.sub(" ", text))}
+    points = {p for p in points if not any(x0 <= p[0] <= x1 and y0 <= p[1] <= y1 for x0, y0, x1, y1 in boxes)}
+    numbers = [number for place in (*boxes, *points) for number in place]
+    places = points | {((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes}
+    if len(places) != 1:
         return False
-    x, y = float(found[0][0]), float(found[0][1])
+    ((x, y),) = places
     width, height = _size(question.image)
-    scales = [(1.0, 1.0)] if max(x, y) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
+    scales = [(1.0, 1.0)] if max(numbers) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
     return any(_inside(question, x * across, y * down) for across, down in scales)
+
+
+def _corners(x0: float, y0: float, x1: float, y1: float) -> Box:
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
 def _inside(question: Question, x: float, y: float) -> bool:

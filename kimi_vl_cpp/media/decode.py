@@ -139,13 +139,18 @@ def check_pixels(size: tuple[int, int], label: str, max_pixels: int) -> None:
         )
 
 
+def format_of(head: bytes) -> str | None:
+    """The picture format that the first bytes of a file announce (64 are enough), or None."""
+    return next((name for name, start in _MAGIC_RE.items() if start.match(head)), None)
+
+
 def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Image.Image:
     """The first frame of the picture in `data`, with its pixels still to be loaded. label: what messages call it.
 
     Raises BadImage: image.format (none of FORMATS), image.truncated (damaged), image.too_large, image.empty.
     """
     _refuse_stranger(data, label)
-    magic = next((name for name, start in _MAGIC_RE.items() if start.match(data)), None)
+    magic = format_of(data)
     check_structure(data, magic, label)
     if magic == "WEBP" and data[12:16] == b"VP8X":  # its decoder takes memory for all of it when it opens
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))

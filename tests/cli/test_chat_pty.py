@@ -273,3 +273,20 @@ def test_a_wrong_picture_in_a_chat_is_told_and_the_talk_goes_on(spawn, pictures)
     assert "is a folder" in say(child, f"/image '{pictures}'")
     assert "error" not in say(child, "hello")
     assert leave(child) == 0
+
+
+def test_ctrl_z_at_the_prompt_suspends_and_fg_goes_on(tiny, tmp_path):
+    env = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=60)
+    try:
+        shell.sendline(f"{sys.executable} -m kimi_vl_cpp chat -m {tiny.text} --temp 0 -n 4")
+        shell.expect(READY)
+        shell.send("half a mess\x1a")
+        shell.expect("Stopped")
+        shell.sendline("fg")
+        shell.expect("half a mess")
+        shell.send("age\r")
+        shell.expect(TAKEN)
+        shell.expect(READY)
+    finally:
+        shell.close(force=True)

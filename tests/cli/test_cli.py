@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors, wording
-from kimi_vl_cpp.cli import answer, exits, paths, terminal
+from kimi_vl_cpp.cli import answer, exits, opening, terminal
 from kimi_vl_cpp.cli import progress as progress_line
 from kimi_vl_cpp.cli.chat import store
 from kimi_vl_cpp.files import rules
@@ -515,42 +515,6 @@ def pictures(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("message", "names", "text"),
-    [
-        ("{d}/a.png", ["a.png"], ""),
-        ("  {d}/a.png \n", ["a.png"], ""),
-        ("'{d}/my photo.jpg'", ["my photo.jpg"], ""),
-        ('"{d}/my photo.jpg"', ["my photo.jpg"], ""),
-        ("{d}/my\\ photo.jpg", ["my photo.jpg"], ""),
-        ("{d}/my photo.jpg", ["my photo.jpg"], ""),
-        ('"{d}/it\'s.png"', ["it's.png"], ""),
-        ("file://{d}/my%20photo.jpg", ["my photo.jpg"], ""),
-        ("file://localhost{d}/%C3%BC.png", ["ü.png"], ""),
-        ("{d}/a.png {d}/my\\ photo.jpg", ["a.png", "my photo.jpg"], ""),
-        ("{d}/a.png what is this?", ["a.png"], "what is this?"),
-        ("what is this? '{d}/my photo.jpg'", ["my photo.jpg"], "what is this?"),
-        ("{d}/a.png compare with {d}/ü.png", ["a.png", "ü.png"], "compare with"),
-        ("what is in {d}/a.png exactly?", [], "what is in {d}/a.png exactly?"),
-        ("{d}/notes.txt", [], "{d}/notes.txt"),
-        ("{d}/missing.png", [], "{d}/missing.png"),
-        ("is it's 5 o'clock?", [], "is it's 5 o'clock?"),
-        ("file://elsewhere{d}/a.png", [], "file://elsewhere{d}/a.png"),
-        ("\0", [], "\0"),
-    ],
-)
-def test_pictures_are_found_in_a_message_however_they_are_spelled(pictures, message, names, text):
-    found, left = paths.split_pictures(message.replace("{d}", str(pictures)))
-    assert [os.path.basename(path) for path in found] == names
-    assert left == text.replace("{d}", str(pictures))
-
-
-def test_a_bare_name_is_a_picture_alone_but_a_word_in_a_sentence(pictures, monkeypatch):
-    monkeypatch.chdir(pictures)
-    assert paths.split_pictures("a.png") == (["a.png"], "")
-    assert paths.split_pictures("what is in a.png") == ([], "what is in a.png")
-
-
 def test_names_near_a_mistyped_one_are_found(pictures):
     assert exits.nearest_names(pictures / "A.PNG", exits.PICTURE_SUFFIXES)[0] == "a.png"
     assert exits.nearest_names(pictures / "no" / "a.png") == []
@@ -962,3 +926,54 @@ def test_every_path_on_the_command_line_may_begin_with_a_tilde(monkeypatch):
                 expanded.add((name, parameter.name))
     assert {("run", "model"), ("run", "image"), ("chat", "load"), ("inspect", "file"), ("bench", "plot")} <= expanded
     assert {name for name, _ in expanded} >= {"quantize", "imatrix", "compare", "eval"}
+
+
+# Columns, standard input, Ctrl-C
+
+
+def test_columns_stand_under_each_other_whatever_the_characters(capsys):
+    from kimi_vl_cpp.cli.evaluate_output import Measured, print_table
+    from kimi_vl_cpp.evaluation.run import Judged, Question
+
+    tasks = ("words", "読み取り", "각도", "é" + "e\u0301" * 3, "長" * 40)
+    model = {"name": "m", "quantization": "", "bytes": 1}
+    asked = [Judged(Question(task, task, Path("a.png"), "?", ("x",)), "x", True, True, 0.1) for task in tasks]
+    print_table(Measured(model, tasks, len(asked), asked), terminal.Terminal())
+    rows = [line for line in capsys.readouterr().out.splitlines() if "100.0 %" in line]
+    assert len(rows) == len(tasks) + 1
+    assert len({wording.columns(row[: row.index("%")]) for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "expected"), [("日本語", 5, "日本"), ("abc", 2, "ab"), ("日", 1, ""), ("", 3, "")]
+)
+def test_text_is_cut_by_the_columns_it_takes(text, n, expected):
+    assert wording.cut(text, n) == expected
+    assert wording.columns(wording.padded(expected, n)) == n
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_no_traceback(monkeypatch):
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "kimi_vl_cpp.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "kimi_vl_cpp.cli.app")
+    monkeypatch.delattr("kimi_vl_cpp.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert cli.main(["doctor"]) == errors.EXIT_CANCELLED
+
+
+def test_doctor_says_that_it_cannot_write_and_accuses_nobody(tmp_path):
+    program = """import sys, tempfile
+def full(*a, **k): raise OSError(28, "No space left on device", "/tmp/x")
+tempfile.mkdtemp = full
+from kimi_vl_cpp.cli import main; sys.exit(main(["doctor"]))"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert "INCOMPLETE" in done.stdout and "No space left" in done.stdout
+    assert "do not trust" not in done.stdout and done.returncode == errors.EXIT_FAILED
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_standard_input_has_several_names(name):
+    assert opening.resolve_picture(name) == "-"

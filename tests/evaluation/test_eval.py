@@ -188,7 +188,7 @@ def test_answers_are_judged(task: str, accepted: str, answer: str, exact: bool, 
         ("(0.25,0.5)", False, True),
         ('{"x": 0.25, "y": 0.5}', False, True),
         ("(-0.25, 0.50)", False, False),
-        ("[0.2, 0.4, 0.3, 0.6]", False, False),
+        ("[0.2, 0.4, 0.3, 0.6]", False, True),
         ("click at 28, 28", False, True),
         ("x: 250, 500 of a thousand", False, True),
         ("(0.75, 0.50)", False, False),
@@ -345,3 +345,28 @@ def test_answers_have_room_for_a_sentence_or_for_reasoning(tmp_path: Path, name:
     made = make_tiny_model(tmp_path / "m", vision="single", name=f"Kimi-VL-A3B-{name}")
     with KimiVL(made.text, n_ctx=256) as model:
         assert default_max_new_tokens(model) == longest
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ('{"bbox_2d": [0.20, 0.65, 0.30, 0.85]}', True),
+        ("[[80, 130, 120, 170]]", True),
+        ("<box>(200, 650), (300, 850)</box>", True),
+        ('{"x1": 80, "y1": 130, "x2": 120, "y2": 170}', True),
+        ("box [0.20, 0.65, 0.30, 0.85], click (0.25, 0.75)", True),
+        ("[0.70, 0.65, 0.90, 0.85]", False),
+        ("click (0.25, 0.75), that is pyautogui.click(x=0.25, y=0.75)", True),
+        ("(0.25, 0.75) or (0.8, 0.1)", False),
+        ("[0.2, 0.65, 0.3, 0.85] or [0.7, 0.1, 0.8, 0.2]", False),
+        ("(0.8, 0.1) and (0.8, 0.1)", False),
+    ],
+)
+def test_a_box_stands_for_its_middle_and_a_place_may_be_named_twice(tmp_path, answer, right):
+    from PIL import Image
+
+    from kimi_vl_cpp.evaluation.run import Judge, Question
+
+    Image.new("RGB", (400, 200)).save(tmp_path / "b.png")
+    question = Question("b", "button", tmp_path / "b.png", "Click on Save.", ("(0.25, 0.75)",), (80, 130, 120, 170))
+    assert Judge([question]).lenient(question, answer) is right

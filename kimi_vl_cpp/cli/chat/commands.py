@@ -64,20 +64,12 @@ def execute(chat: Chat, line: str) -> None:
 
 
 def image(chat: Chat, rest: str) -> None:
-    """/image PATH [PATH …]"""
+    """/image PATH [PATH …] [QUESTION]"""
     if not rest:
         names = ", ".join(opening.display_name(picture.path) for picture in chat.attached)
         waiting = f"waiting for your next message: {names}" if names else "no picture is waiting"
         raise exits.UsageError(f"/image needs the path of a picture ({waiting})")
-    whole = paths.existing_file(rest)
-    if whole is not None:
-        chat.attach(whole)
-        return
-    pictures, left = paths.split_pictures(rest)
-    if left or not pictures:
-        pictures = [paths.spellings(rest)[-1]]  # attach() says that it is missing and what might be meant
-    for path in pictures:
-        chat.attach(path)
+    chat.send(paths.read_message(rest, named=True))
 
 
 def undo(chat: Chat, rest: str) -> None:
@@ -112,7 +104,7 @@ def clear(chat: Chat, rest: str) -> None:
 
 def save(chat: Chat, rest: str) -> None:
     """/save FILE"""
-    target = paths.spellings(rest)[-1] if rest else chat.file
+    target = paths.resolve(rest) if rest else chat.file
     if target is None:
         raise exits.UsageError("/save needs the name of a file, for example /save talk.json")
     store.save(chat.conversation, chat.model, target)
@@ -124,7 +116,7 @@ def load(chat: Chat, rest: str) -> None:
     """/load FILE"""
     if not rest:
         raise exits.UsageError("/load needs the name of a file that /save wrote")
-    source = paths.existing_file(rest) or paths.spellings(rest)[-1]
+    source = paths.resolve(rest)
     conversation, saved_with = store.load(chat.model, source)
     chat.conversation.close()
     chat.conversation = conversation

@@ -106,6 +106,7 @@ class Editor:
 
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
+            enable_suspend=True,
             history=_history(),
             key_bindings=_key_bindings(),
             completer=_completer(list(commands)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ...wording import human_count, plural
-from .. import failures, opening, paths
+from .. import exits, failures, opening, paths
 from ..answer import AnswerWriter, ThinkingMode
 from ..progress import Progress
 from ..terminal import DIM, Terminal
@@ -118,13 +118,17 @@ class Chat:
         if commands.is_command(message):
             commands.execute(self, message.strip())
             return
-        pictures, text = paths.split_pictures(message)
-        if not pictures and paths.looks_like_path(message) and "\n" not in message.strip():
-            opening.check_picture(paths.spellings(message)[-1])
-        for path in pictures:
+        self.send(paths.read_message(message))
+
+    def send(self, found: paths.Message) -> None:
+        """Attaches the pictures of a message, then asks what is left of it. Raises KimiVLError for a picture that
+        cannot be read, before anything is asked."""
+        for path in found.pictures:
             self.attach(path)
-        if text.strip():
-            self.ask(text.strip("\n"))
+        for note in found.notes:
+            self.terminal.note(note)
+        if found.text.strip():
+            self.ask(found.text.strip("\n"))
 
     def attach(self, path: str) -> None:
         """Reads a picture for the next message and says how the model will see it. Raises KimiVLError."""
@@ -146,6 +150,9 @@ class Chat:
         conversation."""
         pictures: list[Any] = [picture.seen for picture in self.attached]  # as it was shown, whatever the file is now
         before = len(self.conversation.turns)
+        earlier = sum(len(turn.images) for turn in self.conversation.turns)
+        if self.model.variant == "demo" and pictures and earlier + len(pictures) > 1:
+            self.terminal.note(f"{exits.ONE_PICTURE}; /clear begins anew")
         try:
             self.answer(
                 lambda: self.conversation.ask(
@@ -190,7 +197,10 @@ class Chat:
 def run(options: Options, terminal: Terminal) -> int:
     """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
     options = replace(options, files=opening.choose_model(options.files))
-    for path in options.images:
+    images = [opening.resolve_picture(path) for path in options.images]
+    if "-" in images:
+        raise exits.UsageError("-i -: a chat reads its messages from standard input; give a picture file, or use run")
+    for path in images:
         opening.check_picture(path)
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
@@ -203,7 +213,7 @@ def run(options: Options, terminal: Terminal) -> int:
             terminal.say("`kimi-vl inspect` tells what it can do and what it cannot.", DIM)
         if options.load is not None:
             commands.load(chat, options.load)
-        for path in options.images:
+        for path in images:
             chat.attach(path)
         return chat.loop(reader)
 

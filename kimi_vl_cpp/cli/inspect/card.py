@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ...wording import human_bytes, human_count, plural, printable
+from ...wording import columns, human_bytes, human_count, padded, plural, printable
 from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def _parameters(n: int) -> str:
 
 def print_tensors(tensors: list[TensorInfo], terminal: Terminal) -> None:
     """One line for each tensor: name, type, bytes, shape."""
-    width = max((len(t.name) for t in tensors), default=6)
+    width = max((columns(printable(t.name, one_line=True)) for t in tensors), default=6)
     terminal.print(f"{'tensor'.ljust(width)}  {'type':8} {'bytes':>14}  shape (contiguous dimension first)")
     for t in tensors:
-        name = printable(t.name, one_line=True).ljust(width)
+        name = padded(printable(t.name, one_line=True), width)
         terminal.print(f"{name}  {t.type:8} {human_count(t.n_bytes):>14}  {' x '.join(str(n) for n in t.ne)}")

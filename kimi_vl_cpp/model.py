@@ -42,6 +42,7 @@ from .generation.request import build_job, check_images
 from .generation.sequence import Timeline
 from .machine.memory import check_memory, shrink_to_fit
 from .media.processor import ImageProcessor, ProcessedImage
+from .text.template_check import OTHER_TEMPLATE
 from .text.tokenizer import Tokenizer
 from .types import Progress, Response
 
@@ -129,6 +130,7 @@ class KimiVL(NotPicklable):
             config = self.engine.config
             self.has_vision = bool(config["has_vision"])
             self.tokenizer = Tokenizer.from_gguf(self.engine.gguf, vision=self.has_vision)
+            self.notices = [] if self.tokenizer.template_is_kimis else [OTHER_TEMPLATE]
             self.variant = detect_variant(self.engine.gguf.get, files.text)
             self.defaults = stored_defaults(self.engine.gguf.get, DEFAULTS[self.variant])
             self.name = str(config.get("name") or files.text.stem)

@@ -91,6 +91,8 @@ def introduce(model: KimiVL, opening: Opening, terminal: Terminal) -> None:
         terminal.note(f"the small built-in demonstration model answers, not Kimi-VL; -m FILE names a real one{here}")
     elif model.variant == "demo":
         terminal.note("this is the small demonstration model, not Kimi-VL")
+    for notice in model.notices:
+        terminal.note(notice)
 
 
 def _models_in_folder() -> list[str]:

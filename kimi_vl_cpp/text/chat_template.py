@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 from ..errors import BadRequest, shown
 from .tokenizer import Tokenizer
 
-DEFAULT_SYSTEM_MESSAGE = "You are a helpful assistant"
-
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": str | [{"type": "text", "text": str} |
 {"type": "image", "image": int}]}; other keys are not looked at."""
@@ -35,8 +33,9 @@ Part = list[int] | ImagePart
 def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[Part]:
     """The prompt of a conversation.
 
-    The default system message goes first unless the first message is a system message. Text is encoded with special
-    tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's answer.
+    The tokenizer's default system message goes first unless the first message is a system message. Text is encoded with
+    special tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's
+    answer.
 
     Raises BadRequest "request.messages" that names messages[i].content[j]; BadModelFile when a picture is asked for and
     the vocabulary has no media tokens.
@@ -53,8 +52,8 @@ def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message], add_generati
         role = message.get("role")
         if not isinstance(role, str) or role not in writer.role_ids:
             _bad(f"{where}.role", f"got {shown(role)}, expected 'system', 'user' or 'assistant'")
-        if i == 0 and role != "system":
-            writer.message("system", [DEFAULT_SYSTEM_MESSAGE])
+        if i == 0 and role != "system" and tokenizer.default_system is not None:
+            writer.message("system", [tokenizer.default_system])
         writer.message(role, _content(message.get("content"), f"{where}.content"))
     if add_generation_prompt:
         writer.begin("assistant")

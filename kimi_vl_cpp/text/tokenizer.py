@@ -16,6 +16,7 @@ from itertools import groupby
 from ..errors import BadModelFile, BadRequest, Unsupported, shown
 from .bpe import BytePairEncoder
 from .sentence_piece import SentencePieceEncoder
+from .template_check import DEFAULT_SYSTEM_MESSAGE, KEY_CHAT_TEMPLATE, default_system_message
 from .vocabulary import (
     CONTROL,
     KEY_BOS,
@@ -39,7 +40,9 @@ class Tokenizer:
 
     kind: "bpe" or "spm". n_vocab: ids are 0 <= id < n_vocab. special: text -> id of every special token. bos_id,
     eos_id: from the file's keys, or by name ([BOS], [EOS]; <s>, </s>) where the file has no such keys. stop_ids: the
-    ids that end an answer. im_*_id, media_*_id: the tokens of the chat template.
+    ids that end an answer. im_*_id, media_*_id: the tokens of the chat template. default_system: the system message of
+    a conversation that has none, of the file's own template where that is Kimi-VL's but for this text; None for no
+    message. template_is_kimis: False when the file's own template writes conversations in another way.
     """
 
     kind: str
@@ -53,6 +56,8 @@ class Tokenizer:
     im_assistant_id: int
     im_system_id: int
     im_middle_id: int
+    default_system: str | None
+    template_is_kimis: bool
 
     @classmethod
     def from_gguf(cls, gguf: GGUFMetadata, *, vision: bool = False) -> Tokenizer:
@@ -86,6 +91,13 @@ class Tokenizer:
         else:  # a SentencePiece vocabulary may have its own name for it
             named_eos = vocabulary.special.get("[EOS]", self.eos_id)
         self.stop_ids = frozenset((self.im_end_id, named_eos, self.eos_id))
+
+        template = gguf.get(KEY_CHAT_TEMPLATE)
+        self.template_is_kimis, self.default_system = True, DEFAULT_SYSTEM_MESSAGE
+        if isinstance(template, str):
+            self.template_is_kimis, default = default_system_message(template, pictures=vision)
+            if self.template_is_kimis:
+                self.default_system = default
 
         self._strip_first_space = False
         self._encoder: BytePairEncoder | SentencePieceEncoder

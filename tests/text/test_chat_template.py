@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from vocabularies import FakeGGUF, small_bpe, small_spm, specials
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
-from kimi_vl_cpp.text.chat_template import DEFAULT_SYSTEM_MESSAGE, ImagePart, build_prompt
+from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
+from kimi_vl_cpp.text.template_check import DEFAULT_SYSTEM_MESSAGE
 from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 BPE = Tokenizer.from_gguf(FakeGGUF(small_bpe()), vision=True)

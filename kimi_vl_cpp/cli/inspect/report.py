@@ -7,6 +7,7 @@ is read: a file of any size takes a moment.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ... import errors
 from ...files import file_types, rules, variants
 from ...files.rules import Finding
+from ...text.template_check import DEFAULT_SYSTEM_MESSAGE, OTHER_TEMPLATE, default_system_message
 from .. import exits, opening
 from ..progress import Progress
 from ..terminal import DIM, Terminal
@@ -72,6 +74,7 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
     tokens = get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else None
     findings = rules.judge(gguf, tensors, tokens)
+    findings += _judge_template(get("tokenizer.chat_template"), tokens or ())
     findings += [Finding("warning", warning) for warning in gguf.warnings]
     text, vision = rules.is_text_model(gguf), rules.has_vision(gguf, tensors)
     report: dict[str, Any] = {
@@ -163,6 +166,18 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
         "special_tokens_missing": [name for name, found in special.items() if not found],
         "chat_template": isinstance(gguf.get("tokenizer.chat_template"), str),
     }
+
+
+def _judge_template(template: object, tokens: Sequence[str]) -> list[Finding]:
+    if not isinstance(template, str):
+        return []
+    is_kimis, system = default_system_message(template, pictures="<|media_pad|>" in tokens)
+    if not is_kimis:
+        return [Finding("warning", OTHER_TEMPLATE)]
+    if system == DEFAULT_SYSTEM_MESSAGE:
+        return []
+    said = "no default system message" if system is None else f"another default system message: {errors.shown(system)}"
+    return [Finding("note", f"the chat template of the file has {said}")]
 
 
 def _vision_part(gguf: GGUFFile) -> dict[str, Any]:

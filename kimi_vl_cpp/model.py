@@ -1,7 +1,8 @@
-"""KimiVL: one loaded model and everything a person can ask of it from Python.
+"""KimiVL: the face, one open model and everything that can be asked of it from Python.
 
-Owns loading, the public calls and their checks, and which timeline serves a request. The token loop is in generate.py,
-the spelling of prompts in prompt.py, pictures in processor.py.
+Owns the public calls and their checks. Holds no loop of its own: opening is in generation/loaded.py, which timeline
+serves a request in generation/timelines.py, the token loop in generation/generation.py, the chat template in
+text/chat_template.py, images in media/.
 
 Threads: any number of threads may use one KimiVL. Every request runs on a timeline (a session with its KV cache) of its
 own. A request that finds the model's main timeline free uses it, and with it whatever beginning of the prompt it still
@@ -18,44 +19,34 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, builtin
-from .cache.images import ImageCache
-from .checks import NotPicklable, check_int, check_text
-from .errors import BadRequest, OutOfMemory
-from .files import model_files
-from .files.variants import DEFAULTS, default_in_token_limit, detect_variant, stored_defaults, stored_in_token_limit
+from . import builtin
+from .checks import NotPicklable, check_text
+from .errors import BadRequest
+from .files.model_files import ModelFiles
+from .files.variants import Variant
 from .generation import sampling
-from .generation.gate import Gate
-from .generation.generation import Generation, Job, PieceStream, encode_cached
+from .generation.generation import Generation, PieceStream, encode_cached
+from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, LoadOptions, load
 from .generation.parts import Part, prepare_parts
+from .generation.raw import RawModel
 from .generation.request import build_job, check_images
-from .generation.sequence import Timeline
-from .machine.memory import check_memory, shrink_to_fit
-from .media.processor import ImageProcessor, ProcessedImage
-from .text.template_check import OTHER_TEMPLATE
-from .text.tokenizer import Tokenizer
-from .types import Progress, Response
+from .media.processor import ProcessedImage
+from .types import Progress, Response, SamplingDefaults
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .media.processor import ImageInput
     from .openai.completions import ChatCompletion, ChatCompletionStream
     from .text.chat_template import Message
-
-DEFAULT_N_CTX = 8192
-DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
-_MIN_N_CTX = 1024  # a default context is not made smaller than this when memory is short
-_MAX_THREADS = 1024
 
 
 class KimiVL(NotPicklable):
@@ -105,57 +96,17 @@ class KimiVL(NotPicklable):
 
         Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument.
         """
-        if n_ctx is not None:
-            check_int("n_ctx", n_ctx, 0, 1 << 31)
-        threads = 0 if n_threads is None else check_int("n_threads", n_threads, 0, _MAX_THREADS)
-        if in_token_limit is not None:
-            check_int("in_token_limit", in_token_limit, 4, 512 * 512)
-        check_text("isa", isa)
-        check_text("kv_type", kv_type)
-        check_text("activations", activations)
-        check_int("image_cache_bytes", image_cache_bytes, 0, 1 << 62)
-        self.progress = progress
-        started = time.perf_counter()
-        if progress is not None:
-            progress("load", 0, 1)
-        files = model_files.resolve(path, mmproj, kv_type)
-        size = (n_ctx or files.context_length) if n_ctx is not None else min(DEFAULT_N_CTX, files.context_length)
-        if memory_check:
-            size = shrink_to_fit(files, size, _MIN_N_CTX) if n_ctx is None else size
-            check_memory(files, size)
-        vision_path = None if files.mmproj is None else str(files.mmproj)
-        self.engine = _core.Engine(str(files.text), vision_path, threads, isa, activations)
-        self.gate = Gate(self.engine.close)
-        try:
-            config = self.engine.config
-            self.has_vision = bool(config["has_vision"])
-            self.tokenizer = Tokenizer.from_gguf(self.engine.gguf, vision=self.has_vision)
-            self.notices = [] if self.tokenizer.template_is_kimis else [OTHER_TEMPLATE]
-            self.variant = detect_variant(self.engine.gguf.get, files.text)
-            self.defaults = stored_defaults(self.engine.gguf.get, DEFAULTS[self.variant])
-            self.name = str(config.get("name") or files.text.stem)
-            self.files = files
-            if in_token_limit is None:
-                vision = self.engine.vision_gguf or self.engine.gguf
-                in_token_limit = stored_in_token_limit(vision.get) or default_in_token_limit(self.variant)
-            self.processor = ImageProcessor(
-                patch_size=config.get("patch_size") or 14,
-                merge=config.get("merge") or 2,
-                in_token_limit=in_token_limit,
-                max_grid_side=config.get("max_grid_side") or 512,
-            )
-            self.image_cache = ImageCache(image_cache_bytes)
-            self._kv_type = kv_type
-            main = self._main_timeline(size, may_shrink=n_ctx is None)
-            self.n_ctx = main.n_ctx
-            self._main: weakref.ref[Timeline] | None = weakref.ref(main)
-            self._idle: deque[Timeline] = deque([main], maxlen=1)  # the main one when no request holds it
-        except BaseException:
-            self.gate.close()
-            raise
-        self.load_s = time.perf_counter() - started
-        if progress is not None:
-            progress("load", 1, 1)
+        options = LoadOptions(
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            isa=isa,
+            kv_type=kv_type,
+            activations=activations,
+            in_token_limit=in_token_limit,
+            image_cache_bytes=image_cache_bytes,
+            memory_check=memory_check,
+        )
+        self.loaded = load(path, mmproj, options, progress)
 
     @classmethod
     def builtin(cls, **options: Any) -> Self:
@@ -167,31 +118,93 @@ class KimiVL(NotPicklable):
         return cls(builtin.model_path(), **options)
 
     @property
+    def name(self) -> str:
+        """What the file calls the model."""
+        return self.loaded.name
+
+    @property
+    def variant(self) -> Variant:
+        """Which Kimi-VL it is, see files/variants.py."""
+        return self.loaded.variant
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """The sampling options of this variant, used where a call names none."""
+        return self.loaded.defaults
+
+    @property
+    def files(self) -> ModelFiles:
+        """The files that were opened."""
+        return self.loaded.files
+
+    @property
+    def notices(self) -> list[str]:
+        """What is worth knowing about the files that were opened."""
+        return self.loaded.notices
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether a vision part was loaded."""
+        return self.loaded.has_vision
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context."""
+        return self.loaded.n_ctx
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of context that the model was trained for, the most that `n_ctx` may be."""
+        return self.loaded.context_length
+
+    @property
     def n_threads(self) -> int:
         """Threads that the core computes with."""
-        return int(self.engine.config["n_threads"])
+        return int(self.loaded.engine.config["n_threads"])
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the core computes with."""
+        return str(self.loaded.engine.config["isa"])
 
     @property
     def n_vocab(self) -> int:
         """Size of the vocabulary, the last dimension of logits."""
-        return int(self.engine.config["n_vocab"])
+        return self.loaded.n_vocab
 
     @property
     def hidden_size(self) -> int:
         """Width of an embedding, the last dimension of `encode_image`."""
-        return int(self.engine.config["hidden_size"])
+        return self.loaded.hidden_size
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that loading took."""
+        return self.loaded.load_s
+
+    @property
+    def progress(self) -> Progress | None:
+        """The callback of calls that are given none."""
+        return self.loaded.progress
+
+    @progress.setter
+    def progress(self, progress: Progress | None) -> None:
+        self.loaded.progress = progress
+
+    @property
+    def raw(self) -> RawModel:
+        """Ids and pixels in, logits out: the inner door for tools that measure a model."""
+        return RawModel(self.loaded)
 
     @property
     def closed(self) -> bool:
         """Whether `close()` was called."""
-        return self.gate.closed
+        return self.loaded.gate.closed
 
     def close(self) -> None:
         """Frees the model. Answers under way in other threads end with `Cancelled` (code "engine.closed"); waits for
         the core call that is running, about 100 ms at most. Calling it again does nothing."""
-        self.gate.close()
-        self._idle.clear()
-        self.image_cache.clear()
+        self.loaded.close()
 
     def __enter__(self) -> KimiVL:
         return self
@@ -318,8 +331,10 @@ class KimiVL(NotPicklable):
         counts. Raises like `chat`.
         """
         started = time.perf_counter() if started is None else started
-        job = build_job(self, messages, images, options=sampling_options, n_ctx=self.n_ctx, started=started)
-        return PieceStream(Generation(self, job, self._lease, progress or self.progress))
+        job = build_job(self.loaded, messages, images, options=sampling_options, started=started)
+        timelines = self.loaded.timelines
+        lease = partial(timelines.lease, job.n_prompt + job.max_new_tokens)
+        return PieceStream(Generation(self.loaded, job, lease, progress or self.progress))
 
     @overload
     def create_chat_completion(
@@ -353,22 +368,20 @@ class KimiVL(NotPicklable):
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text. special: whether text that spells a special token becomes that token."""
-        self.gate.check()
-        return self.tokenizer.encode(check_text("text", text), special=special)
+        self.loaded.gate.check()
+        return self.loaded.tokenizer.encode(check_text("text", text), special=special)
 
     def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. special: whether special tokens appear in it.
 
         Raises BadRequest (code "request.token_id") for what is no id of the vocabulary.
         """
-        self.gate.check()
-        return self.tokenizer.decode(ids, special=special)
+        self.loaded.gate.check()
+        return self.loaded.tokenizer.decode(ids, special=special)
 
     def process_image(self, image: ImageInput) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest when there is no vision file."""
-        self.gate.check()
-        self.require_vision()
-        return self.processor(image)
+        return self.loaded.process_image(image)
 
     def encode_image(self, image: ImageInput, progress: Progress | None = None) -> NDArray[np.float32]:
         """A picture as the decoder receives it: float32 [n_tokens, hidden_size]. From the cache when seen before.
@@ -377,13 +390,13 @@ class KimiVL(NotPicklable):
         """
         seen = self.process_image(image)
         tick = self._stage("encode", progress)
-        return self.gate.call(encode_cached, self, seen.digest, seen.pixels, tick).copy()
+        return self.loaded.gate.call(encode_cached, self.loaded, seen.digest, seen.pixels, tick).copy()
 
     def vision_tower(self, image: ImageInput, progress: Progress | None = None) -> NDArray[np.float32]:
         """The vision tower's output before the projector: float32 [n_patches, vision_hidden_size]. Raises like
         `encode_image`."""
         seen = self.process_image(image)
-        return self.gate.call(self.engine.vision_tower, seen.pixels, self._stage("encode", progress))
+        return self.raw.vision_tower(seen.pixels, self._stage("encode", progress))
 
     def logits(
         self,
@@ -402,13 +415,8 @@ class KimiVL(NotPicklable):
         if positions not in ("all", "last"):
             raise BadRequest(f"positions: got {positions!r}, expected 'all' or 'last'", "request.positions")
         arrays = prepare_parts(parts, self.n_vocab, self.hidden_size, self.n_ctx)
-        n_positions = sum(len(array) for array in arrays)
-
-        def compute() -> NDArray[np.float32] | None:
-            session = _core.Session(self.engine, n_positions, self._kv_type)
-            return session.prefill(arrays, logits=positions, progress=self._stage("prefill", progress))
-
-        result = self.gate.call(compute)
+        session = self.raw.session(sum(len(array) for array in arrays))
+        result = session.prefill(arrays, positions, self._stage("prefill", progress))
         assert result is not None
         return result
 
@@ -435,96 +443,24 @@ class KimiVL(NotPicklable):
         n_prompt = sum(len(array) for array in arrays)
         n_new = min(params.max_new_tokens, self.n_ctx - n_prompt)
         sampler = sampling.make_sampler(params)
-        stop_ids = frozenset() if ignore_stop else self.tokenizer.stop_ids
-
-        def first() -> tuple[_core.Session, int]:
-            session = _core.Session(self.engine, n_prompt + n_new, self._kv_type)
-            session.prefill(arrays, logits="last", progress=self._stage("prefill", progress))
-            return session, session.sample(sampler)
-
-        def following(previous: int) -> int:
-            session.decode(previous)
-            return session.sample(sampler)
-
-        session, token = self.gate.call(first)
-        ids: list[int] = []
-        while token not in stop_ids:
-            ids.append(token)
-            if len(ids) >= n_new:
-                break
-            token = self.gate.call(following, token)
-        return ids
+        stop_ids = frozenset() if ignore_stop else self.loaded.tokenizer.stop_ids
+        session = self.raw.session(n_prompt + n_new)
+        session.prefill(arrays, "last", self._stage("prefill", progress))
+        tokens = islice(session.tokens(sampler), n_new)
+        return list(takewhile(lambda token: token not in stop_ids, tokens))
 
     # Inside
 
     def require_vision(self) -> None:
-        """Raises BadRequest when the model was loaded without a vision file."""
-        if not self.has_vision:
-            raise BadRequest(
-                f"{self.files.text}: a picture was given, but the model was loaded without a vision file. "
-                f"{self.files.why_no_mmproj}",
-                "model.no_vision",
-            )
-
-    def take_timeline(self) -> Timeline:
-        """A timeline of full size for a conversation: the main one if it is free, else a new one."""
-        try:
-            timeline = self._idle.pop()
-        except IndexError:
-            return self.new_timeline(self.n_ctx)
-        self._main = None
-        return timeline
-
-    def give_back(self, timeline: Timeline) -> None:
-        """Takes a timeline of full size as the main one for later requests, unless there is one."""
-        if self.closed:
-            return
-        main = None if self._main is None else self._main()
-        if main is None or main is timeline:
-            self._main = weakref.ref(timeline)
-            self._idle.append(timeline)
-
-    def new_timeline(self, n_ctx: int) -> Timeline:
-        """A fresh timeline of n_ctx positions. Raises OutOfMemory."""
-        return Timeline(self.gate.call(_core.Session, self.engine, n_ctx, self._kv_type))
-
-    @contextmanager
-    def _lease(self, job: Job) -> Iterator[Timeline]:
-        try:
-            timeline = self._idle.pop()
-        except IndexError:
-            if self._main is None or self._main() is None:  # a conversation took it along
-                timeline = self.new_timeline(self.n_ctx)
-                self._main = weakref.ref(timeline)
-            else:
-                timeline = self.new_timeline(min(job.n_prompt + job.max_new_tokens, self.n_ctx))
-        try:
-            yield timeline
-        finally:
-            self.give_back(timeline)
-
-    def _main_timeline(self, n_ctx: int, may_shrink: bool) -> Timeline:
-        context_length = int(self.engine.config["context_length"])
-        if n_ctx > context_length:
-            raise BadRequest(
-                f"n_ctx: got {n_ctx}, but the model was trained for {context_length} tokens: "
-                f"use n_ctx <= {context_length}, or 0 for all of them",
-                "request.n_ctx",
-            )
-        while True:
-            try:
-                return self.new_timeline(n_ctx)
-            except OutOfMemory:
-                if not may_shrink or n_ctx // 2 < _MIN_N_CTX:
-                    raise
-                n_ctx //= 2
+        """Raises BadRequest (code "model.no_vision") when the model was loaded without a vision file."""
+        self.loaded.require_vision()
 
     def _stage(self, stage: str, progress: Progress | None) -> Any:
         """The core's progress callback for a call outside of a Generation; ends the call when the model is closed."""
         report = progress or self.progress
 
         def tick(done: int, total: int) -> None:
-            self.gate.check_running()
+            self.loaded.gate.check_running()
             if report is not None:
                 report(stage, done, total)
 

@@ -264,16 +264,15 @@ def install(monkeypatch: Any) -> Script:
     import sys
 
     import kimi_vl_cpp
-    from kimi_vl_cpp import model
     from kimi_vl_cpp.files import model_files
-    from kimi_vl_cpp.generation import sampling
+    from kimi_vl_cpp.generation import loaded, raw, sampling, timelines
 
     global SCRIPT
     SCRIPT = Script()
     fake = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "kimi_vl_cpp._core", fake)
     monkeypatch.setattr(kimi_vl_cpp, "_core", fake, raising=False)
-    monkeypatch.setattr(model, "_core", fake)
-    monkeypatch.setattr(sampling, "_core", fake)
+    for module in (loaded, raw, sampling, timelines):
+        monkeypatch.setattr(module, "_core", fake)
     monkeypatch.setattr(model_files, "GGUFFile", GGUFFile)
     return SCRIPT

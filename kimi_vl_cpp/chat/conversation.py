@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
-from ..generation.generation import Generation, Job, PieceStream
+from ..generation.generation import Generation, PieceStream
 from ..generation.request import build_job, check_images
 from ..generation.sequence import Timeline
 from ..media.processor import ProcessedImage
@@ -23,8 +23,8 @@ from ..types import Response
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
 
 if TYPE_CHECKING:
+    from ..generation.loaded import Opened
     from ..media.processor import ImageInput
-    from ..model import KimiVL
 
 
 class Conversation(NotPicklable):
@@ -37,9 +37,10 @@ class Conversation(NotPicklable):
 
     _instead = "send its to_dict() and call Conversation.from_dict(model, data) where a model is open"
 
-    def __init__(self, model: KimiVL, system: str | None = None) -> None:
+    def __init__(self, model: Opened, system: str | None = None) -> None:
         """See `KimiVL.conversation`."""
         self.model = model
+        self._loaded = model.loaded
         self.system = None if system is None else check_text("system", system)
         self.turns: list[Turn] = []
         self.last: Response | None = None
@@ -50,7 +51,7 @@ class Conversation(NotPicklable):
         """Gives the KV cache back; the turns stay and the next question would compute them again."""
         timeline, self._timeline = self._timeline, None
         if timeline is not None and not self._busy:
-            self.model.give_back(timeline)
+            self._loaded.timelines.give_back(timeline)
 
     def __del__(self) -> None:
         if getattr(self, "_timeline", None) is not None:
@@ -109,7 +110,7 @@ class Conversation(NotPicklable):
         started = time.perf_counter()
         self._check_free()
         check_text("text", text)
-        pictures = [self.model.process_image(image) for image in check_images(images)]
+        pictures = [self._loaded.process_image(image) for image in check_images(images)]
         return self._answer(Turn(text, pictures), self.turns, stream, started, sampling)
 
     @overload
@@ -151,13 +152,13 @@ class Conversation(NotPicklable):
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "tokenizer": self.model.tokenizer.digest,
+            "tokenizer": self._loaded.tokenizer.digest,
             "system": self.system,
             "turns": [turn_to_dict(turn) for turn in self.turns],
         }
 
     @classmethod
-    def from_dict(cls, model: KimiVL, data: Mapping[str, Any]) -> Conversation:
+    def from_dict(cls, model: Opened, data: Mapping[str, Any]) -> Conversation:
         """The conversation that `to_dict` gave. Under a model with another vocabulary, or one that the data does not
         name, the answers are encoded again from their texts. Raises BadRequest (code "conversation.invalid") naming
         the field."""
@@ -170,9 +171,10 @@ class Conversation(NotPicklable):
         turns = data.get("turns")
         if not isinstance(turns, list):
             raise invalid("turns", turns, "a list")
-        same_ids = data.get("tokenizer") == model.tokenizer.digest
+        loaded = model.loaded
+        same_ids = data.get("tokenizer") == loaded.tokenizer.digest
         conversation.turns = [
-            turn_from_dict(model, f"turns[{index}].", item, same_ids=same_ids) for index, item in enumerate(turns)
+            turn_from_dict(loaded, f"turns[{index}].", item, same_ids=same_ids) for index, item in enumerate(turns)
         ]
         return conversation
 
@@ -188,7 +190,7 @@ class Conversation(NotPicklable):
     def _answer(
         self, turn: Turn, before: list[Turn], stream: bool, started: float, options: dict[str, Any]
     ) -> Response | PieceStream:
-        progress = options.pop("progress", None) or self.model.progress
+        progress = options.pop("progress", None) or self._loaded.progress
         messages: list[Any] = [] if self.system is None else [{"role": "system", "content": self.system}]
         images: list[ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}
@@ -204,11 +206,10 @@ class Conversation(NotPicklable):
                 answers[index] = past.token_ids
             messages.append({"role": "assistant", "content": past.spoken if past.token_ids is None else ""})
         job = build_job(
-            self.model,
+            self._loaded,
             messages,
             images,
             options=options,
-            n_ctx=self.model.n_ctx,
             started=started,
             answers=answers,
         )
@@ -221,17 +222,17 @@ class Conversation(NotPicklable):
             turn.token_ids = response.token_ids if response.stop_string is None else None
             self.turns = [*before, turn]
 
-        answer = PieceStream(Generation(self.model, job, self._lease, progress, on_end))
+        answer = PieceStream(Generation(self._loaded, job, self._lease, progress, on_end))
         return answer if stream else answer.drain()
 
     @contextmanager
-    def _lease(self, job: Job) -> Iterator[Timeline]:
+    def _lease(self) -> Iterator[Timeline]:
         self._check_free()
         self._busy = True
         try:
             timeline = self._timeline
             if timeline is None:
-                timeline = self.model.take_timeline()
+                timeline = self._loaded.timelines.take()
                 self._timeline = timeline
             yield timeline
         finally:

@@ -14,7 +14,7 @@ from ..media.processor import ImageProcessor, ProcessedImage
 from ..text.thinking import join_thinking
 
 if TYPE_CHECKING:
-    from ..model import KimiVL
+    from ..generation.loaded import LoadedModel
 
 FORMAT = "kimi_vl_cpp.conversation"
 FORMAT_VERSION = 1
@@ -87,7 +87,7 @@ def text_field(data: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def turn_from_dict(model: KimiVL, where: str, data: Any, *, same_ids: bool) -> Turn:
+def turn_from_dict(model: LoadedModel, where: str, data: Any, *, same_ids: bool) -> Turn:
     """same_ids: whether the token ids are those of the model's vocabulary; others are dropped, and the text stands."""
     if not isinstance(data, Mapping):
         raise invalid(where.rstrip("."), data, "a dict")
@@ -111,7 +111,7 @@ def turn_from_dict(model: KimiVL, where: str, data: Any, *, same_ids: bool) -> T
     )
 
 
-def _image_from_dict(model: KimiVL, where: str, data: Any) -> ProcessedImage:
+def _image_from_dict(model: LoadedModel, where: str, data: Any) -> ProcessedImage:
     if not isinstance(data, Mapping):
         raise invalid(where.rstrip("."), data, "a dict")
     spelled = text_field(data, "png", where)

@@ -214,7 +214,7 @@ def _compare_isas(folder: Path, test: SelfTest, progress: Progress) -> None:
         if answer != reference["answer"]:
             test.problems.append(f"{isa}: answers {answer}, but {reference['isa']} answers {reference['answer']}")
     with KimiVL(tiny.text, mmproj=tiny.mmproj, n_ctx=512) as model:
-        test.chosen_isa = str(model.engine.config["isa"])
+        test.chosen_isa = model.isa
 
 
 def _ask_builtin(test: SelfTest, progress: Progress) -> None:

@@ -141,7 +141,7 @@ def _facts(model: KimiVL) -> dict[str, Any]:
         "variant": model.variant,
         "file": str(model.files.text),
         "bytes": model.files.file_bytes,
-        "quantization": file_type(model.engine.gguf.get("general.file_type")),
+        "quantization": file_type(model.loaded.engine.gguf.get("general.file_type")),
     }
 
 

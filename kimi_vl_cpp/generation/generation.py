@@ -11,14 +11,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..cache.images import ImageCache
 from ..checks import NotPicklable
 from ..errors import BadRequest, Cancelled
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, Usage
-from .gate import Gate
+from .loaded import LoadedModel
 from .sampling import SamplingParams, make_sampler
 from .sequence import Key, Picture, Timeline, n_positions
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .._core import Engine, Sampler
-    from ..text.tokenizer import Tokenizer
+    from .._core import Sampler
 
 _T = TypeVar("_T")
 
@@ -62,29 +60,14 @@ class Job:
         return sum(key.n_tokens for key in self.keys if isinstance(key, Picture))
 
 
-class Host(Protocol):
-    """What generating needs of a model."""
-
-    @property
-    def engine(self) -> Engine: ...
-    @property
-    def gate(self) -> Gate: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def image_cache(self) -> ImageCache: ...
-    @property
-    def load_s(self) -> float: ...
-
-
 class Generation:
     """One request under way. `run()` is the generator of its pieces; `response()` what is there so far."""
 
     def __init__(
         self,
-        host: Host,
+        host: LoadedModel,
         job: Job,
-        lease: Callable[[Job], AbstractContextManager[Timeline]],
+        lease: Callable[[], AbstractContextManager[Timeline]],
         progress: Progress | None = None,
         on_end: Callable[[Response], None] | None = None,
     ) -> None:
@@ -107,7 +90,7 @@ class Generation:
     def run(self) -> Generator[Piece, None, Response]:
         """The pieces. Ends with the response; on an error or Ctrl-C what was computed stays reusable."""
         self._started = time.perf_counter()
-        with self._lease(self.job) as timeline:
+        with self._lease() as timeline:
             try:
                 try:
                     sampler, token = self._first_token(timeline)
@@ -257,7 +240,7 @@ class Generation:
 
 
 def encode_cached(
-    host: Host, digest: str, pixels: NDArray[np.uint8], tick: Callable[[int, int], None] | None
+    host: LoadedModel, digest: str, pixels: NDArray[np.uint8], tick: Callable[[int, int], None] | None
 ) -> NDArray[np.float32]:
     """A picture through tower and projector, or from the cache if another request has just put it there.
 

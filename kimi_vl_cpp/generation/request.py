@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..media.processor import ImageInput
-    from ..model import KimiVL
     from ..text.chat_template import Message, Part
     from ..text.tokenizer import Tokenizer
+    from .loaded import LoadedModel
 
 _LISTED = 8  # pictures named one by one in a message
 
@@ -37,12 +37,11 @@ def check_images(images: Any) -> list[Any]:
 
 
 def build_job(
-    model: KimiVL,
+    model: LoadedModel,
     messages: Sequence[Message],
     images: Sequence[ImageInput | ProcessedImage],
     *,
     options: dict[str, Any],
-    n_ctx: int,
     started: float,
     answers: Mapping[int, Sequence[int]] | None = None,
 ) -> Job:
@@ -54,6 +53,7 @@ def build_job(
     Raises BadRequest, BadImage, ContextFull.
     """
     model.gate.check()
+    n_ctx = model.n_ctx
     params = sampling.resolve(model.defaults, **sampling.known(options))
     tokenizer = model.tokenizer
     parts = splice_answers(tokenizer, build_prompt(tokenizer, messages), answers or {})
@@ -162,7 +162,7 @@ def splice_answers(tokenizer: Tokenizer, parts: Sequence[Part], answers: Mapping
     return result
 
 
-def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: KimiVL) -> ContextFull:
+def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: LoadedModel) -> ContextFull:
     """The error with all numbers and what would fit."""
     n_prompt = n_text + sum(pictures)
     needed = n_prompt + 1
@@ -171,7 +171,7 @@ def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: KimiVL
         shown_ones = ", ".join(f"#{index + 1} {size}" for index, size in enumerate(pictures[:_LISTED]))
         more = f" and {len(pictures) - _LISTED} more" if len(pictures) > _LISTED else ""
         spelled += f"; pictures {shown_ones}{more}, together {sum(pictures)}"
-    allowed = int(model.engine.config["context_length"])
+    allowed = model.context_length
     fits = [f"n_ctx={needed} or more" if needed <= allowed else f"not even the model's full context of {allowed}"]
     if pictures:
         frame = len(model.tokenizer.encode("image")) + 3  # the template's tokens around a picture, which go with it

@@ -83,7 +83,7 @@ def _text(name: str, prompt: Prompt, model: KimiVL) -> Item:
     """The user's words, which lie between the end of the user's header and the end of the turn."""
     (ids,) = prompt.parts
     assert isinstance(ids, list)
-    tokenizer = model.tokenizer
+    tokenizer = model.loaded.tokenizer
     first = ids.index(tokenizer.im_middle_id, ids.index(tokenizer.im_user_id)) + 1
     end = len(ids) - ids[::-1].index(tokenizer.im_end_id) - 1
     return Item(name, prompt, (ids[: first - 1],), tuple(ids[first - 1 : end - 1]), tuple(ids[first:end]))
@@ -92,7 +92,7 @@ def _text(name: str, prompt: Prompt, model: KimiVL) -> Item:
 def _picture(name: str, prompt: Prompt, model: KimiVL) -> Item:
     *front, last = prompt.parts
     assert isinstance(last, list)
-    tokenizer = model.tokenizer
+    tokenizer = model.loaded.tokenizer
     question = last[last.index(tokenizer.media_end_id) + 1 : last.index(tokenizer.im_end_id)]
     return Item(name, prompt, (*front, last[:-1]), (last[-1],), (), tokenizer.decode(question))
 

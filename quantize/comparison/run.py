@@ -18,6 +18,7 @@ from PIL import Image
 
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
+from kimi_vl_cpp.generation.raw import RawSession
 from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.media.processor import ProcessedImage
 from kimi_vl_cpp.model import KimiVL
@@ -123,7 +124,7 @@ class Run:
     def reference(self, path: Path, label: str) -> ModelFacts:
         """Runs the reference and remembers what it thought."""
         with self._open(path) as model:
-            self.in_token_limit = model.processor.in_token_limit
+            self.in_token_limit = model.loaded.processor.in_token_limit
             self.items = load_items(
                 model, self.folder, self.ctx, self.n_answer, self.chunks, self._tick(STAGE_DATA, self.progress)
             )
@@ -139,7 +140,7 @@ class Run:
                 row += len(self.remembered[-1].inputs)
             return self._facts(path, label, model, scorer.clock)
 
-    def _remember(self, scorer: Scorer, session: _core.Session, item: Item, first_row: int) -> Remembered:
+    def _remember(self, scorer: Scorer, session: RawSession, item: Item, first_row: int) -> Remembered:
         assert self._rows is not None
         began = self._done
         embeddings = scorer.embeddings(item)
@@ -147,9 +148,9 @@ class Run:
         inputs, targets, text = item.scored, item.targets, ""
         if item.is_picture:
             assert embeddings is not None
-            self.thumbnails[item.name] = thumbnail(scorer.model.processor(item.prompt.source))
+            self.thumbnails[item.name] = thumbnail(scorer.model.loaded.processor(item.prompt.source))
             answer, stop = scorer.answer(session, item.scored[0], self.n_answer)
-            text = scorer.model.tokenizer.decode(answer)
+            text = scorer.model.loaded.tokenizer.decode(answer)
             targets = (*answer, *stop)
             inputs = (*item.scored, *targets[:-1])
             session.truncate(item.n_before)
@@ -192,7 +193,7 @@ class Run:
             ]
             return self._facts(path, label, model, scorer.clock), found
 
-    def _judge(self, scorer: Scorer, session: _core.Session, item: Item, known: Remembered) -> Found:
+    def _judge(self, scorer: Scorer, session: RawSession, item: Item, known: Remembered) -> Found:
         assert self._rows is not None
         began = self._done
         embeddings = scorer.embeddings(item)
@@ -200,7 +201,7 @@ class Run:
         text = ""
         if item.is_picture:
             answer, _ = scorer.answer(session, item.scored[0], self.n_answer)
-            text = scorer.model.tokenizer.decode(answer)
+            text = scorer.model.loaded.tokenizer.decode(answer)
             session.truncate(item.n_before)
         judged = []
         for at, logits in scorer.score(session, known.inputs):
@@ -256,17 +257,16 @@ class Run:
         model.progress = None
         return model
 
-    def _session(self, model: KimiVL) -> _core.Session:
+    def _session(self, model: KimiVL) -> RawSession:
         longest = max(item.prompt.n_tokens for item in self.items.items) + self.n_answer + 1
-        room = int(model.engine.config["context_length"])
+        room = model.context_length
         if longest > room:
             raise BadRequest(
                 f"{model.files.text}: the longest prompt and its answer have {longest} tokens, more than the model's "
                 f"context of {room}: make ctx or answer smaller, or the pictures (in_token_limit)",
                 "compare.option",
             )
-        session: _core.Session = model.gate.call(_core.Session, model.engine, longest)
-        return session
+        return model.raw.session(longest)
 
     def _facts(self, path: Path, label: str, model: KimiVL, clock: Clock) -> ModelFacts:
         with closing(GGUFSource(path, None)) as source:
@@ -301,7 +301,7 @@ class Scorer:
         if not item.is_picture:
             return None
         pixels = picture_pixels(self.model, item.prompt)
-        found: NDArray[np.float32] = self.model.gate.call(self.model.engine.encode_image, pixels, self._running)
+        found = self.model.raw.encode_image(pixels)
         self._advance(item.prompt.n_patches * _COST_PATCH)
         if not np.isfinite(found).all():
             raise BadModelFile(
@@ -311,39 +311,39 @@ class Scorer:
             )
         return found
 
-    def read(self, session: _core.Session, parts: Before, embeddings: NDArray[np.float32] | None) -> None:
+    def read(self, session: RawSession, parts: Before, embeddings: NDArray[np.float32] | None) -> None:
         """The parts on an emptied session."""
         session.truncate(0)
         arrays = [embeddings if isinstance(part, Picture) else np.asarray(part, np.int32) for part in parts]
         wanted = [array for array in arrays if array is not None and len(array)]
         if wanted:
             began = time.perf_counter()
-            self.model.gate.call(session.prefill, wanted, "none", self._running)
+            session.prefill(wanted, "none")
             self.clock.count("prefill", sum(len(array) for array in wanted), began)
 
-    def answer(self, session: _core.Session, last: int, n: int) -> tuple[list[int], list[int]]:
+    def answer(self, session: RawSession, last: int, n: int) -> tuple[list[int], list[int]]:
         """The greedy answer after the prompt's last token, and the token that ended it, if any did."""
-        self.model.gate.call(session.prefill, [np.asarray([last], np.int32)], "last")
+        session.prefill([np.asarray([last], np.int32)], "last")
         sampler = _core.Sampler(temperature=0.0)
         ids: list[int] = []
         while True:
             token = session.sample(sampler)
-            if token in self.model.tokenizer.stop_ids:
+            if token in self.model.loaded.tokenizer.stop_ids:
                 return ids, [token]
             ids.append(token)
             if len(ids) == n:
                 return ids, []
             began = time.perf_counter()
-            self.model.gate.call(session.decode, token)
+            session.decode(token)
             self.clock.count("decode", 1, began)
             self._advance(_COST_ANSWER)
 
-    def score(self, session: _core.Session, ids: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def score(self, session: RawSession, ids: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(place, logits [n, n_vocab]) after each of the ids, a few at a time."""
         for at in range(0, len(ids), _CHUNK):
             piece = ids[at : at + _CHUNK]
             began = time.perf_counter()
-            logits = self.model.gate.call(session.prefill, [piece], "all", self._running)
+            logits = session.prefill([piece], "all")
             self.clock.count("prefill", len(piece), began)
             self._advance(len(piece))
             assert logits is not None
@@ -354,9 +354,6 @@ class Scorer:
                     "compare.not_finite",
                 )
             yield at, logits
-
-    def _running(self, done: int, total: int) -> None:
-        self.model.gate.check_running()
 
 
 def thumbnail(seen: ProcessedImage) -> bytes:

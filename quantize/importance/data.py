@@ -111,11 +111,12 @@ def load_data(
     for index, path in enumerate(texts):
         tick(index, total)
         try:
-            ids = model.tokenizer.encode(_read_text(path, MAX_TEXT_BYTES))
+            ids = model.loaded.tokenizer.encode(_read_text(path, MAX_TEXT_BYTES))
         except BadRequest as error:
             skipped.append((path, str(error)))
             continue
-        stretches.append([_text_prompt(model.tokenizer, path, ids[at : at + ctx]) for at in range(0, len(ids), ctx)])
+        pieces = (ids[at : at + ctx] for at in range(0, len(ids), ctx))
+        stretches.append([_text_prompt(model.loaded.tokenizer, path, piece) for piece in pieces])
     in_turn = [one for turn in zip_longest(*stretches) for one in turn if one is not None]
     if pictures and not model.has_vision:
         why = f"the model was opened without its vision part. {model.files.why_no_mmproj}"
@@ -146,7 +147,7 @@ def load_data(
 def picture_pixels(model: KimiVL, prompt: Prompt) -> NDArray[np.uint8]:
     """The picture of a prompt as the tower sees it: uint8 [H, W, 3]. Raises BadImage; KimiVLError when the
     file is not what it was at first."""
-    seen = model.processor(prompt.source)
+    seen = model.loaded.processor(prompt.source)
     if not any(isinstance(part, Picture) and part.digest == seen.digest for part in prompt.parts):
         raise KimiVLError(f"{prompt.source}: was changed during the run: start again", "imatrix.changed")
     return seen.pixels
@@ -193,12 +194,12 @@ def _picture_prompt(model: KimiVL, path: Path, n_answer: int) -> Prompt:
             question = _read_text(beside, MAX_QUESTION_BYTES).strip()
         except BadRequest as error:
             raise BadRequest(f"its question {beside.name} {error}", "imatrix.data") from None
-    seen = model.processor(path)
+    seen = model.loaded.processor(path)
     content = [{"type": "image", "image": 0}, {"type": "text", "text": question}]
-    parts = build_prompt(model.tokenizer, [{"role": "user", "content": content}])
+    parts = build_prompt(model.loaded.tokenizer, [{"role": "user", "content": content}])
     placed = tuple(Picture(seen.digest, seen.n_tokens) if isinstance(part, ImagePart) else part for part in parts)
     n_tokens = sum(part.n_tokens if isinstance(part, Picture) else len(part) for part in placed)
-    room = int(model.engine.config["context_length"])
+    room = model.context_length
     if n_tokens + n_answer > room:
         raise BadRequest(f"its prompt has {n_tokens} tokens, more than the model's context of {room}", "imatrix.data")
     return Prompt(path, placed, n_tokens, seen.n_tokens, seen.grid_hw[0] * seen.grid_hw[1])

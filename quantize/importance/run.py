@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, shown
+from kimi_vl_cpp.generation.raw import RawSession
 from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.types import Progress
@@ -123,7 +124,7 @@ def make_imatrix(
         progress=progress,
     ) as opened:
         opened.progress = None
-        room = int(opened.engine.config["context_length"])
+        room = opened.context_length
         if n_ctx > room:
             raise BadRequest(
                 f"ctx is {ctx} and answer is {answer}, together with the chat template more than the model's "
@@ -169,12 +170,12 @@ class _Run:
     def run(self, few_tokens: int, dataset: str) -> tuple[Imatrix, Coverage, list[str]]:
         """The sums of all prompts, which experts saw how many tokens, and what a person should know."""
         model = self.model
-        self._importance = _core.Importance(model.engine)
+        self._importance = model.raw.observe()
         try:
             self._seen = self._expert_counts()
             self._total = sum(self._cost(prompt) for prompt in self.data.prompts)
             longest = max(prompt.n_tokens for prompt in self.data.prompts) + self.n_answer
-            session = model.gate.call(_core.Session, model.engine, longest)
+            session = model.raw.session(longest)
             for prompt in self.data.prompts:
                 before = self._done
                 session.truncate(0)
@@ -218,14 +219,11 @@ class _Run:
             found.append(f"{unseen} experts saw no token at all: more and more varied data would say what they need")
         return found
 
-    def _prompt(self, session: _core.Session, prompt: Prompt) -> None:
+    def _prompt(self, session: RawSession, prompt: Prompt) -> None:
         for index, part in enumerate(prompt.parts):
             if isinstance(part, Picture):
-                embeddings = self.model.gate.call(
-                    self.model.engine.encode_image,
-                    picture_pixels(self.model, prompt),
-                    self._tick(prompt.n_patches * _COST_PATCH),
-                )
+                pixels = picture_pixels(self.model, prompt)
+                embeddings = self.model.raw.encode_image(pixels, self._tick(prompt.n_patches * _COST_PATCH))
                 self._done += prompt.n_patches * _COST_PATCH
                 self._prefill(session, embeddings, "picture", "none")
                 continue
@@ -239,16 +237,16 @@ class _Run:
         sampler = _core.Sampler(temperature=0.0)
         for _ in range(self.n_answer):
             token = session.sample(sampler)
-            if token in self.model.tokenizer.stop_ids:
+            if token in self.model.loaded.tokenizer.stop_ids:
                 break
-            self.model.gate.call(session.decode, token)
+            session.decode(token)
             self.tokens["answer"] += 1
             self._done += _COST_ANSWER
             self._report(0)
         self._count("answer")
 
-    def _prefill(self, session: _core.Session, part: NDArray[Any], kind: str, logits: Any) -> None:
-        self.model.gate.call(session.prefill, [part], logits, self._tick(len(part)))
+    def _prefill(self, session: RawSession, part: NDArray[Any], kind: str, logits: Any) -> None:
+        session.prefill([part], logits, self._tick(len(part)))
         self.tokens[kind] += len(part)
         self._done += len(part)
         self._count(kind)
@@ -275,7 +273,6 @@ class _Run:
 
     def _tick(self, cost: float) -> Callable[[int, int], None]:
         def tick(done: int, total: int) -> None:
-            self.model.gate.check_running()
             self._report(cost * done / max(total, 1))
 
         return tick
@@ -291,7 +288,7 @@ def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None]:
 
 def _inputs(model: KimiVL) -> list[InputFile]:
     """The files of the model, closed: for their identity."""
-    paths = shard_paths(model.engine.gguf)
+    paths = shard_paths(model.loaded.engine.gguf)
     if model.files.mmproj is not None:
         paths.append(model.files.mmproj)
     files = [InputFile(path, "GGUF file") for path in paths]

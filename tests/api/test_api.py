@@ -228,7 +228,7 @@ def test_chat_is_generate_on_the_templates_parts(tiny, model):
     content = [{"type": "image", "image": 0}, {"type": "text", "text": "What?"}]
     parts = [
         model.encode_image(picture) if isinstance(part, ImagePart) else part
-        for part in build_prompt(model.tokenizer, [{"role": "user", "content": content}])
+        for part in build_prompt(model.loaded.tokenizer, [{"role": "user", "content": content}])
     ]
     assert tuple(model.generate(parts, max_new_tokens=12, temperature=0)) == response.token_ids
 
@@ -308,9 +308,9 @@ def test_parts_beyond_the_context_are_refused_before_any_work(model):
 def test_tokens_and_text(model):
     ids = model.tokenize("Hello <|im_end|> world")
     assert model.detokenize(ids) == "Hello <|im_end|> world"
-    assert not set(ids) & set(model.tokenizer.special.values())
+    assert not set(ids) & set(model.loaded.tokenizer.special.values())
     ids = model.tokenize("a<|im_end|>b", special=True)
-    assert model.tokenizer.special["<|im_end|>"] in ids
+    assert model.loaded.tokenizer.special["<|im_end|>"] in ids
     assert model.detokenize(ids) == "ab"
     assert model.detokenize(ids, special=True) == "a<|im_end|>b"
     for bad in ([-1], [10**6], ["a"], [None]):
@@ -345,9 +345,9 @@ def test_shapes_of_tower_and_projector(tiny, model):
 def test_a_follow_up_on_the_same_picture_computes_only_the_new_text(tiny, model):
     picture = tiny.random_picture(280, 280, seed=9)
     model.chat("What is this?", images=[picture], max_new_tokens=2)
-    n_encoded = len(model.image_cache)
+    n_encoded = len(model.loaded.image_cache)
     follow_up = model.chat("And its colour?", images=[picture], max_new_tokens=2)
-    assert len(model.image_cache) == n_encoded
+    assert len(model.loaded.image_cache) == n_encoded
     assert follow_up.usage.cached_tokens > 100 > follow_up.usage.prompt_tokens - follow_up.usage.cached_tokens
     assert follow_up.timings.encode_s == 0
 

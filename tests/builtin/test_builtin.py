@@ -110,7 +110,7 @@ def test_it_is_one_small_file_that_says_what_it_is() -> None:
     assert gguf.get(KEY_DEMO) is True
     assert gguf.get(KEY_TEMPERATURE) == 0 and 0 < gguf.get(KEY_MAX_NEW_TOKENS) <= 64
     with KimiVL.builtin() as model:
-        assert model.has_vision and model.variant == "demo" and model.processor.in_token_limit < 1024
+        assert model.has_vision and model.variant == "demo" and model.loaded.processor.in_token_limit < 1024
         assert (model.defaults.temperature, model.defaults.max_new_tokens) == (0, gguf.get(KEY_MAX_NEW_TOKENS))
     card = gguf.get(KEY_CARD).lower()
     assert all(word in card for word in ("demonstration", "not kimi-vl", "trained on", "cannot", "accuracy"))
@@ -216,7 +216,7 @@ def test_a_named_copy_is_still_the_demonstration_model(demo: TinyModel) -> None:
 def test_what_the_file_says_of_sampling_is_the_default(demo: TinyModel) -> None:
     with KimiVL(demo.text) as model:
         assert (model.defaults.temperature, model.defaults.max_new_tokens) == (0, 3)
-        assert model.processor.in_token_limit == 100
+        assert model.loaded.processor.in_token_limit == 100
         first = model.chat("Hello")
         assert len(first.token_ids) <= 3 and model.chat("Hello").text == first.text
         assert len(model.chat("Hello", max_new_tokens=5).token_ids) <= 5

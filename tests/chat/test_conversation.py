@@ -177,7 +177,7 @@ def test_an_answer_cut_by_a_stop_string_goes_on_from_its_text(script, model):
 
 def test_reasoning_stays_in_the_context_and_out_of_the_answer(script, model):
     script.answer = "◁think▷hm◁/think▷yes"
-    model.variant = "thinking"
+    model.loaded.variant = "thinking"
     conversation = model.conversation()
     conversation.ask("One")
     assert conversation.messages[-1] == {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
@@ -239,7 +239,7 @@ def broken(change) -> dict:
 )
 def test_a_broken_saved_conversation_is_a_request_error(model, data):
     if data:
-        data = {**data, "tokenizer": model.tokenizer.digest}
+        data = {**data, "tokenizer": model.loaded.tokenizer.digest}
     with pytest.raises(BadRequest):
         Conversation.from_dict(model, data)
 

@@ -850,7 +850,7 @@ def test_doctor_says_so_when_an_instruction_set_computes_wrong(run, monkeypatch)
     honest = model.KimiVL.logits
 
     def wrong(self, parts, **options):
-        factor = 1.0 if self.engine.config["isa"] == "generic" else 1.01
+        factor = 1.0 if self.isa == "generic" else 1.01
         return honest(self, parts, **options) * factor
 
     monkeypatch.setattr(model.KimiVL, "logits", wrong)

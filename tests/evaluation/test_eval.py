@@ -314,7 +314,7 @@ def test_a_picture_is_encoded_once_for_all_its_questions(
     questions = read_questions(folder)
     with KimiVL(tiny.text, n_ctx=256) as model:
         judged = list(evaluate(model, questions, Judge(questions), max_new_tokens=1))
-        assert len(model.image_cache) == 1
+        assert len(model.loaded.image_cache) == 1
         again = model.chat("Question 3?", images=[folder / "1.png"], temperature=0, max_new_tokens=1)
     assert len(judged) == 4 and again.timings.encode_s == 0
 

@@ -120,7 +120,7 @@ def test_dropped_streams_give_their_memory_back(tiny, model):
         next(stream, None)
         del stream
     gc.collect()
-    assert len(model._idle) == 1
+    assert model.loaded.timelines.n_idle == 1
     assert model.chat("Hello", max_new_tokens=2).usage.cached_tokens > 0
 
 

@@ -198,7 +198,7 @@ def test_picture_cache_forgets_the_oldest_beyond_its_bytes(script):
         for seed in (1, 2, 3, 3, 2, 1):
             model.encode_image(picture(seed))
         assert len(script.encoded) == 4  # 1 2 3, and 1 again
-        assert model.image_cache.n_bytes <= 2 * one_picture
+        assert model.loaded.image_cache.n_bytes <= 2 * one_picture
 
 
 def test_encoded_picture_given_out_is_a_copy(model):
@@ -263,7 +263,7 @@ def test_ctrl_c_in_any_stage_leaves_a_model_that_answers_the_same(script, model,
     image = picture(3)
     expected = model.chat("A longer question", images=[image], seed=3, max_new_tokens=12)
     model.chat("Something else", images=[picture(4)], max_new_tokens=3)
-    model.image_cache.clear()
+    model.loaded.image_cache.clear()
     count = 0
 
     def interrupt(at: str, step: int) -> None:
@@ -425,7 +425,7 @@ def test_closing_from_a_progress_callback_takes_effect_when_the_call_leaves(mode
     with pytest.raises(Cancelled) as caught:
         model.chat("Hi", progress=lambda *event: model.close())
     assert caught.value.code == "engine.closed"
-    assert model.engine.closed
+    assert model.loaded.engine.closed
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_usage_comes_last_when_asked_for(model):
 
 def test_reasoning_has_its_own_field(script, model):
     script.answer = "◁think▷hm◁/think▷yes"
-    model.variant = "thinking"
+    model.loaded.variant = "thinking"
     message = model.create_chat_completion(HI)["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "yes", "reasoning_content": "hm"}
     deltas = [chunk["choices"][0]["delta"] for chunk in model.create_chat_completion(HI, stream=True)]

@@ -83,8 +83,8 @@ def test_texts_are_as_far_apart_as_numpy_says(reference, candidate, folder, repo
     both = []
     for model in (reference, candidate):
         with KimiVL(model.text) as opened:
-            ids = opened.tokenizer.encode(text)
-            (prompt,) = build_prompt(opened.tokenizer, [{"role": "user", "content": text}])
+            ids = opened.loaded.tokenizer.encode(text)
+            (prompt,) = build_prompt(opened.loaded.tokenizer, [{"role": "user", "content": text}])
             first = next(i for i in range(len(prompt)) if prompt[i : i + len(ids)] == ids)
             both.append(opened.logits([prompt])[first - 1 : first - 1 + len(ids)])
     expected = divergence(*both)
@@ -103,7 +103,7 @@ def test_pictures_are_judged_along_the_answer_of_the_reference(reference, candid
         with KimiVL(model.text) as opened:
             embeddings = opened.encode_image(folder / "p.png")
             content = [{"type": "image", "image": 0}, {"type": "text", "text": QUESTION}]
-            parts = build_prompt(opened.tokenizer, [{"role": "user", "content": content}])
+            parts = build_prompt(opened.loaded.tokenizer, [{"role": "user", "content": content}])
             parts = [embeddings if isinstance(part, ImagePart) else part for part in parts]
             answers.append(opened.generate(parts, 6, temperature=0.0))
             forced = [*parts[:-1], parts[-1] + answers[0][: 6 - 1]]

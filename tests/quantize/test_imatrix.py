@@ -525,7 +525,7 @@ def test_a_run_is_what_the_reference_sees(tiny_model, network_of, tmp_path):
 
     with KimiVL(model.text) as opened:
         content = [{"type": "image", "image": 0}, {"type": "text", "text": "What?"}]
-        before, _, after = build_prompt(opened.tokenizer, [{"role": "user", "content": content}])
+        before, _, after = build_prompt(opened.loaded.tokenizer, [{"role": "user", "content": content}])
     network = network_of(model)
     want = importance.text(network, [before, network.encode_image(pixels), after], 1)
     picture = importance.picture(network, pixels)

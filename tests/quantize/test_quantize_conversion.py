@@ -79,7 +79,8 @@ def test_one_file_is_a_model_with_pictures(tiny: TinyCheckpoint, tmp_path: Path)
     assert [file.path for file in report.files] == [tmp_path / "out.gguf"] == list(tmp_path.iterdir())
     with KimiVL(report.path) as model:
         assert model.has_vision and model.name == "Kimi-VL-A3B-Instruct" and model.variant == "instruct"
-        assert model.tokenizer.encode("the you") == [tiny.vocabulary.bytes_of.index(x) for x in (b"the", b" you")]
+        words = [tiny.vocabulary.bytes_of.index(x) for x in (b"the", b" you")]
+        assert model.loaded.tokenizer.encode("the you") == words
         picture = np.full((56, 84, 3), 128, np.uint8)
         assert model.encode_image(picture).shape == (6, 64)
 
@@ -90,7 +91,7 @@ def test_picture_limit_of_the_checkpoint_is_honoured(tmp_path: Path, written: in
     report = quantize(made.folder, tmp_path / "out.gguf", "F16")
     assert GGUFFile(str(report.path)).get("kimi_vl.vision.in_token_limit") == written
     with KimiVL(report.path) as model:
-        assert model.processor.in_token_limit == want
+        assert model.loaded.processor.in_token_limit == want
     assert any("preprocessor_config.json" in notice for notice in report.notices) == (written is None)
 
 
@@ -105,7 +106,7 @@ def test_split_writes_the_two_files_of_llama_cpp(tiny: TinyCheckpoint, tmp_path:
     found = read_model(*(file.path for file in report.files)).weights
     assert all(np.array_equal(found[name], values) for name, values in tiny.weights.items())
     with KimiVL(report.path) as model:
-        assert model.has_vision and model.processor.in_token_limit == 1024
+        assert model.has_vision and model.loaded.processor.in_token_limit == 1024
 
 
 def test_metadata_says_what_the_configuration_says(tiny: TinyCheckpoint, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def stats(chat: Chat, rest: str) -> None:
     if resident is not None:
         say(f"memory       {human_bytes(resident)}, the parts of the model file in use included")
     threads = plural(model.n_threads, "thread")
-    say(f"model        {model.name} ({model.variant}), {threads}, {model.engine.config['isa']}")
+    say(f"model        {model.name} ({model.variant}), {threads}, {model.isa}")
 
 
 def show_help(chat: Chat, rest: str) -> None:

@@ -1,0 +1,216 @@
+"""An open model: what everything that generates needs of it. Below conversations, translations and the public face.
+
+Owns opening and closing: files, engine, tokenizer, image processor, image cache, timelines and limits. Refuses to know
+what is asked of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .. import _core
+from ..cache.images import ImageCache
+from ..checks import check_int, check_text
+from ..errors import BadRequest
+from ..files import model_files
+from ..files.model_files import ModelFiles
+from ..files.variants import (
+    DEFAULTS,
+    Variant,
+    default_in_token_limit,
+    detect_variant,
+    stored_defaults,
+    stored_in_token_limit,
+)
+from ..machine.memory import check_memory, shrink_to_fit
+from ..media.processor import ImageInput, ImageProcessor, ProcessedImage
+from ..text.template_check import OTHER_TEMPLATE
+from ..text.tokenizer import Tokenizer
+from ..types import Progress, SamplingDefaults
+from .gate import Gate
+from .timelines import MIN_N_CTX, Timelines
+
+DEFAULT_N_CTX = 8192
+DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
+_MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is opened; the fields are the arguments of `KimiVL`, which documents them."""
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    isa: str = "auto"
+    kv_type: str = "auto"
+    activations: str = "int8"
+    in_token_limit: int | None = None
+    image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES
+    memory_check: bool = True
+
+    def check(self) -> None:
+        """Raises BadRequest (code "request.<argument>") for a value out of range."""
+        if self.n_ctx is not None:
+            check_int("n_ctx", self.n_ctx, 0, 1 << 31)
+        if self.n_threads is not None:
+            check_int("n_threads", self.n_threads, 0, _MAX_THREADS)
+        if self.in_token_limit is not None:
+            check_int("in_token_limit", self.in_token_limit, 4, 512 * 512)
+        check_text("isa", self.isa)
+        check_text("kv_type", self.kv_type)
+        check_text("activations", self.activations)
+        check_int("image_cache_bytes", self.image_cache_bytes, 0, 1 << 62)
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """The parts of an open model.
+
+    gate: the lock that every call of the core goes through. defaults: sampling options of this variant. progress: the
+    callback of calls that were given none. load_s: seconds that opening took.
+    """
+
+    files: ModelFiles
+    kv_type: str
+    engine: _core.Engine
+    gate: Gate
+    tokenizer: Tokenizer
+    processor: ImageProcessor
+    image_cache: ImageCache
+    timelines: Timelines
+    variant: Variant
+    name: str
+    defaults: SamplingDefaults
+    progress: Progress | None = None
+    load_s: float = field(default=0.0)
+
+    @property
+    def notices(self) -> list[str]:
+        """What is worth knowing about the files."""
+        return [] if self.tokenizer.template_is_kimis else [OTHER_TEMPLATE]
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether a vision part was loaded."""
+        return bool(self.engine.config["has_vision"])
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context."""
+        return self.timelines.n_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Size of the vocabulary, the last dimension of logits."""
+        return int(self.engine.config["n_vocab"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+        return int(self.engine.config["hidden_size"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of context that the model was trained for."""
+        return int(self.engine.config["context_length"])
+
+    def require_vision(self) -> None:
+        """Raises BadRequest (code "model.no_vision") when the model was loaded without a vision part."""
+        if not self.has_vision:
+            raise BadRequest(
+                f"{self.files.text}: a picture was given, but the model was loaded without a vision file. "
+                f"{self.files.why_no_mmproj}",
+                "model.no_vision",
+            )
+
+    def process_image(self, image: ImageInput) -> ProcessedImage:
+        """A picture as the vision tower will see it. Raises BadImage, and BadRequest without a vision part."""
+        self.gate.check()
+        self.require_vision()
+        return self.processor(image)
+
+    def close(self) -> None:
+        """Frees everything; waits for the core call that is running."""
+        self.gate.close()
+        self.timelines.close()
+        self.image_cache.clear()
+
+
+class Opened(Protocol):
+    """What holds an open model: `KimiVL`."""
+
+    @property
+    def loaded(self) -> LoadedModel: ...
+
+
+def load(
+    path: str | os.PathLike[str],
+    mmproj: str | os.PathLike[str] | None,
+    options: LoadOptions,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Opens a model: finds its files, checks that it can fit, maps the weights and makes the main timeline.
+
+    Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong option.
+    """
+    options.check()
+    started = time.perf_counter()
+    if progress is not None:
+        progress("load", 0, 1)
+    files = model_files.resolve(path, mmproj, options.kv_type)
+    n_ctx = _context(files, options)
+    vision_path = None if files.mmproj is None else str(files.mmproj)
+    engine = _core.Engine(str(files.text), vision_path, options.n_threads or 0, options.isa, options.activations)
+    gate = Gate(engine.close)
+    try:
+        variant = detect_variant(engine.gguf.get, files.text)
+        loaded = LoadedModel(
+            files=files,
+            kv_type=options.kv_type,
+            engine=engine,
+            gate=gate,
+            tokenizer=Tokenizer.from_gguf(engine.gguf, vision=bool(engine.config["has_vision"])),
+            processor=_processor(engine, variant, options.in_token_limit),
+            image_cache=ImageCache(options.image_cache_bytes),
+            timelines=Timelines(engine, gate, options.kv_type, n_ctx, may_shrink=options.n_ctx is None),
+            variant=variant,
+            name=str(engine.config.get("name") or files.text.stem),
+            defaults=stored_defaults(engine.gguf.get, DEFAULTS[variant]),
+            progress=progress,
+        )
+    except BaseException:
+        gate.close()
+        raise
+    loaded.load_s = time.perf_counter() - started
+    if progress is not None:
+        progress("load", 1, 1)
+    return loaded
+
+
+def _context(files: ModelFiles, options: LoadOptions) -> int:
+    """Tokens of context. Raises OutOfMemory when the estimate is more than this machine or the process may use."""
+    if options.n_ctx is None:
+        n_ctx = min(DEFAULT_N_CTX, files.context_length)
+        if options.memory_check:
+            n_ctx = shrink_to_fit(files, n_ctx, MIN_N_CTX)
+    else:
+        n_ctx = options.n_ctx or files.context_length
+    if options.memory_check:
+        check_memory(files, n_ctx)
+    return n_ctx
+
+
+def _processor(engine: _core.Engine, variant: Variant, in_token_limit: int | None) -> ImageProcessor:
+    config = engine.config
+    if in_token_limit is None:
+        vision = engine.vision_gguf or engine.gguf
+        in_token_limit = stored_in_token_limit(vision.get) or default_in_token_limit(variant)
+    return ImageProcessor(
+        patch_size=config.get("patch_size") or 14,
+        merge=config.get("merge") or 2,
+        in_token_limit=in_token_limit,
+        max_grid_side=config.get("max_grid_side") or 512,
+    )

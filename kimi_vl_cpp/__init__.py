@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # as in typing, which is not imported: importing the pack
 _HOME = {
     "KimiVL": "model",
     "Conversation": "chat.conversation",
-    "PieceStream": "generation.generation",
+    "PieceStream": "generation.stream",
     "Response": "types",
     "Piece": "types",
     "Usage": "types",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         OutOfMemory,
         Unsupported,
     )
-    from .generation.generation import PieceStream
+    from .generation.stream import PieceStream
     from .model import KimiVL
     from .types import Piece, Response, Timings, Usage
 

@@ -34,18 +34,20 @@ from .errors import BadRequest
 from .files.model_files import ModelFiles
 from .files.variants import Variant
 from .generation import sampling
-from .generation.generation import Generation, PieceStream, encode_cached
+from .generation.generation import Generation, encode_cached
 from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, LoadOptions, load
 from .generation.parts import Part, prepare_parts
 from .generation.raw import RawModel
 from .generation.request import build_job, check_images
+from .generation.stream import PieceStream
 from .media.processor import ProcessedImage
 from .types import Progress, Response, SamplingDefaults
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .media.processor import ImageInput
-    from .openai.completions import ChatCompletion, ChatCompletionStream
+    from .openai.completions import ChatCompletionStream
+    from .openai.types import ChatCompletion
     from .text.chat_template import Message
 
 
@@ -352,10 +354,10 @@ class KimiVL(NotPicklable):
     def create_chat_completion(
         self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
     ) -> ChatCompletion | ChatCompletionStream:
-        """A chat completion with the dicts of OpenAI's API; see chat_completion.create for options and errors."""
+        """A chat completion with the dicts of OpenAI's API; see openai/completions.create for options and errors."""
         from .openai.completions import create
 
-        return create(self, messages, stream=stream, **options)
+        return create(self.start, self.name, messages, stream=stream, **options)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A conversation of several turns, which computes only what is new at each turn. system: the system message,

@@ -1,8 +1,12 @@
-"""The arrows between the rooms of csrc/ (docs/architecture.md), held to the #include lines."""
+"""The arrows between the rooms (docs/architecture.md): the #include lines of csrc/, the imports of Python."""
 
 from __future__ import annotations
 
+import ast
 import re
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -81,3 +85,144 @@ def test_cited_headings_of_the_model_description_exist() -> None:
                 for name in re.findall(r'docs/model\.md, "([^"]+)"', path.read_text()):
                     cited[name] = str(path.relative_to(ROOT))
     assert cited and {name: path for name, path in cited.items() if name not in headings} == {}
+
+
+# Python. Room -> what it may import of the package, beside itself. A room is a folder, or a file of the package's root.
+GROUND = {"errors", "types", "checks", "wording", "version"}
+LOWER = GROUND | {"_core", "text", "media", "files", "machine", "cache"}
+PYTHON_ARROWS = {
+    "errors": set(),
+    "types": set(),
+    "version": set(),
+    "wording": {"errors"},
+    "checks": {"errors"},
+    "builtin": GROUND,
+    "text": GROUND,
+    "media": GROUND,
+    "files": GROUND | {"_core", "text"},
+    "machine": GROUND | {"files", "_core"},
+    "cache": GROUND,
+    "generation": LOWER,
+    "chat": LOWER - {"_core"} | {"generation"},
+    "openai": GROUND | {"text", "media", "generation"},
+    "model": LOWER - {"_core"} | {"builtin", "generation", "chat", "openai"},
+    "evaluation": GROUND | {"media", "model"},
+    "bench": GROUND | {"_core", "files", "machine", "generation"},
+    "testing": GROUND | {"_core", "files"},
+    "quantize": LOWER | {"builtin", "generation", "chat", "model", "evaluation", "bench"},
+    "cli": LOWER | {"builtin", "generation", "chat", "openai", "model", "evaluation", "bench", "quantize", "testing"},
+    "__init__": {"errors", "types", "version", "generation", "chat", "model"},  # the lazy names of the face
+    "__main__": {"cli"},
+}
+LONGEST_FUNCTION = 80
+LONGER_FUNCTIONS = {
+    "kimi_vl_cpp/testing/__init__.py make_tiny_model": "a public function: most of its lines say what its options do",
+    "kimi_vl_cpp/files/rules.py _judge_text": "the rules of the text part, one after another in the order of the file",
+}
+
+
+def python_files() -> dict[str, str]:
+    """Module name as installed -> source."""
+    found = {}
+    for top, name in (("kimi_vl_cpp", "kimi_vl_cpp"), ("quantize", "kimi_vl_cpp.quantize")):
+        for path in (ROOT / top).rglob("*.py"):
+            inside = path.relative_to(ROOT / top).with_suffix("").parts
+            module = ".".join((name, *inside))
+            found[module] = path.read_text()
+    return found
+
+
+def imports_of(module: str, source: str, modules: set[str]) -> set[str]:
+    """The modules of the package that one imports anywhere, for type checking too."""
+    found = set()
+    package = module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+        base = ".".join(filter(None, (base, node.module)))
+        for alias in node.names:
+            name = f"{base}.{alias.name}"
+            file = name in modules or f"{name}.__init__" in modules or name == "kimi_vl_cpp._core"
+            found.add(name if file else base)
+    names = {name for name in found if name == "kimi_vl_cpp" or name.startswith("kimi_vl_cpp.")}
+    return {f"{name}.__init__" if f"{name}.__init__" in modules else name for name in names}
+
+
+def python_room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def python_violations(files: dict[str, str]) -> list[str]:
+    wrong = []
+    for module, source in files.items():
+        room = python_room(module)
+        for target in sorted(imports_of(module, source, set(files))):
+            if python_room(target) not in PYTHON_ARROWS[room] | {room}:
+                wrong.append(f"{module} imports {target}: {room} may import {sorted(PYTHON_ARROWS[room])}")
+    return wrong
+
+
+def test_python_arrows_go_one_way() -> None:
+    files = python_files()
+    assert len(files) > 100
+    assert python_violations(files) == []
+
+
+def test_the_table_of_python_arrows_has_no_circle() -> None:
+    assert list(TopologicalSorter(PYTHON_ARROWS).static_order())
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("kimi_vl_cpp.text.x", "from ..generation import sampling"),
+        ("kimi_vl_cpp.openai.x", "from kimi_vl_cpp.model import KimiVL"),
+        ("kimi_vl_cpp.quantize.comparison.x", "def f():\n    from kimi_vl_cpp.cli import terminal"),
+        ("kimi_vl_cpp.generation.x", "if TYPE_CHECKING:\n    from ..chat.conversation import Conversation"),
+    ],
+)
+def test_the_check_sees_a_wrong_python_arrow(module: str, source: str) -> None:
+    assert python_violations({**python_files(), module: source})
+
+
+def test_no_module_is_part_of_an_import_circle() -> None:
+    """At run time: imports under TYPE_CHECKING and inside functions do not count."""
+    files = python_files()
+    graph = {}
+    for module, source in files.items():
+        tree = ast.parse(source)
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        graph[module] = imports_of(module, ast.unparse(tree), set(files)) - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(f"import circle: {' -> '.join(circle.args[1])}")
+
+
+def test_importing_the_package_loads_no_room_and_no_library() -> None:
+    libraries = ("numpy", "PIL", "typer")
+    code = (
+        "import sys; before = set(sys.modules); import kimi_vl_cpp; new = set(sys.modules) - before\n"
+        f"print(sorted(n for n in new if n.startswith('kimi_vl_cpp.')), [n for n in {libraries} if n in new])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['kimi_vl_cpp.version'] []"
+
+
+def test_a_room_says_what_it_is() -> None:
+    silent = [module for module, source in python_files().items() if not ast.get_docstring(ast.parse(source))]
+    assert silent == []
+
+
+def test_functions_are_short_enough_to_read() -> None:
+    long = {}
+    for top in ("kimi_vl_cpp", "quantize"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION:
+                    long[f"{path.relative_to(ROOT)} {node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    assert long.keys() <= LONGER_FUNCTIONS.keys(), f"cut where a stage has a name: {long}"
+    assert LONGER_FUNCTIONS.keys() <= long.keys(), "an exception that is none any more"

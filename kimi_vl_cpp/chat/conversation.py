@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
-from ..generation.generation import Generation, PieceStream
+from ..generation.generation import Generation
 from ..generation.request import build_job, check_images
 from ..generation.sequence import Timeline
+from ..generation.stream import PieceStream
 from ..media.processor import ProcessedImage
 from ..types import Response
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict

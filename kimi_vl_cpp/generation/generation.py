@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..checks import NotPicklable
 from ..errors import BadRequest, Cancelled
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, Usage
@@ -252,81 +250,3 @@ def encode_cached(
     embedding = host.engine.encode_image(pixels, tick)
     host.image_cache.put(digest, embedding)
     return embedding
-
-
-class PieceStream(NotPicklable, Generator[Piece, None, Response]):
-    """The pieces of an answer, as a generator.
-
-    Nothing is computed before the first `next()`. `close()` (or dropping the stream) cancels. `result` is the response
-    once the stream has ended, by itself or by `close()` or Ctrl-C, and None before; it is also the generator's return
-    value. `cancel()` may be called from any thread and ends the stream within about 100 ms; a stream that is read by
-    one thread may be closed by another, which is then the same as `cancel()`.
-    """
-
-    _instead = "read it to its end here and send its result"
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._inner = generation.run()
-        self._result: Response | None = None
-
-    @property
-    def result(self) -> Response | None:
-        """The response, or None while the stream has not ended."""
-        return self._result
-
-    def cancel(self) -> None:
-        """Asks the answer to end with finish_reason "cancelled"; what there is of it stays in `result`."""
-        self._generation.cancelled = True
-
-    def send(self, value: None) -> Piece:
-        try:
-            return self._inner.send(value)
-        except StopIteration as end:
-            if self._result is None:
-                self._result = end.value
-            raise StopIteration(self._result) from None
-        except (KeyboardInterrupt, Cancelled):
-            self._result = self._generation.response()
-            raise
-
-    def throw(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> Piece:
-        error = typ if isinstance(typ, BaseException) else typ()
-        try:
-            return self._inner.throw(error)
-        finally:
-            if self._result is None:
-                self._result = self._generation.response()
-
-    def close(self) -> None:
-        """Ends the answer if it has not ended."""
-        self._generation.cancelled = True
-        try:
-            self._inner.close()
-        except ValueError:  # another thread is inside: it ends at its next token
-            return
-        if self._result is None:
-            self._result = self._generation.response()
-
-    def drain(self) -> Response:
-        """Reads the rest of the pieces and returns the response."""
-        try:
-            while True:
-                self.send(None)
-        except StopIteration as end:
-            response: Response = end.value
-            return response
-
-    def __del__(self) -> None:
-        inner = getattr(self, "_inner", None)
-        if inner is not None:
-            self._generation.cancelled = True
-            try:
-                inner.close()
-            except ValueError:
-                return

@@ -13,7 +13,8 @@ from PIL import Image
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, Unsupported
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.openai.completions import translate_messages, translate_options
+from kimi_vl_cpp.openai.messages import translate_messages
+from kimi_vl_cpp.openai.options import translate_options
 
 HI = [{"role": "user", "content": "Hi"}]
 

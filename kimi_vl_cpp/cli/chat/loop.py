@@ -22,7 +22,7 @@ from .input import Reader, make_reader, unechoed
 
 if TYPE_CHECKING:
     from ...chat.conversation import Conversation
-    from ...generation.generation import PieceStream
+    from ...generation.stream import PieceStream
     from ...media.processor import ProcessedImage
     from ...model import KimiVL
     from ...types import Response

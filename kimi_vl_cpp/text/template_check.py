@@ -256,6 +256,8 @@ class _Renderer:
         match tree:
             case ast.Constant(value=str() | int() | None as value):
                 return value
+            case ast.Tuple(elts=items) | ast.List(elts=items):
+                return [self.value(item) for item in items]
             case ast.Name(id=name):
                 return self.names.get(name, _NOTHING)
             case ast.Attribute(value=of, attr=key):

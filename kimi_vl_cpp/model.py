@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, LoadOptions, load
 from .generation.parts import Part, prepare_parts
 from .generation.raw import RawModel
 from .generation.request import build_job, check_images
+from .generation.sampling import SamplingOptions
 from .generation.stream import PieceStream
 from .media.processor import ProcessedImage
 from .types import Progress, Response, SamplingDefaults
@@ -231,15 +232,7 @@ class KimiVL(NotPicklable):
         system: str | None = None,
         stream: Literal[False] = False,
         progress: Progress | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        repeat_last_n: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        **sampling_options: Unpack[SamplingOptions],
     ) -> Response: ...
 
     @overload
@@ -251,15 +244,7 @@ class KimiVL(NotPicklable):
         system: str | None = None,
         stream: Literal[True],
         progress: Progress | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        repeat_last_n: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        **sampling_options: Unpack[SamplingOptions],
     ) -> PieceStream: ...
 
     @overload
@@ -271,15 +256,7 @@ class KimiVL(NotPicklable):
         system: str | None = None,
         stream: bool,
         progress: Progress | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        repeat_last_n: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        **sampling_options: Unpack[SamplingOptions],
     ) -> Response | PieceStream: ...
 
     def chat(
@@ -290,7 +267,7 @@ class KimiVL(NotPicklable):
         system: str | None = None,
         stream: bool = False,
         progress: Progress | None = None,
-        **sampling_options: Any,
+        **sampling_options: Unpack[SamplingOptions],
     ) -> Response | PieceStream:
         """One question, with pictures before the text; one answer.
 
@@ -325,7 +302,7 @@ class KimiVL(NotPicklable):
         *,
         progress: Progress | None = None,
         started: float | None = None,
-        **sampling_options: Any,
+        **sampling_options: Unpack[SamplingOptions],
     ) -> PieceStream:
         """Checks a whole conversation (see prompt.build_prompt; images by index) and returns its answer's stream.
 
@@ -333,7 +310,7 @@ class KimiVL(NotPicklable):
         counts. Raises like `chat`.
         """
         started = time.perf_counter() if started is None else started
-        job = build_job(self.loaded, messages, images, options=sampling_options, started=started)
+        job = build_job(self.loaded, messages, images, options=dict(sampling_options), started=started)
         timelines = self.loaded.timelines
         lease = partial(timelines.lease, job.n_prompt + job.max_new_tokens)
         return PieceStream(Generation(self.loaded, job, lease, progress or self.progress))
@@ -440,7 +417,7 @@ class KimiVL(NotPicklable):
         """
         if sampling_options.pop("stop", None) is not None:
             raise BadRequest("stop: stop strings are for chat(), generate() works on token ids", "request.stop")
-        params = sampling.resolve(self.defaults, max_new_tokens=max_new_tokens, **sampling.known(sampling_options))
+        params = sampling.resolve(self.defaults, max_new_tokens=max_new_tokens, **sampling_options)
         arrays = prepare_parts(parts, self.n_vocab, self.hidden_size, self.n_ctx - 1)
         n_prompt = sum(len(array) for array in arrays)
         n_new = min(params.max_new_tokens, self.n_ctx - n_prompt)

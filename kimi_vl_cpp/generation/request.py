@@ -54,7 +54,7 @@ def build_job(
     """
     model.gate.check()
     n_ctx = model.n_ctx
-    params = sampling.resolve(model.defaults, **sampling.known(options))
+    params = sampling.resolve(model.defaults, **options)
     tokenizer = model.tokenizer
     parts = splice_answers(tokenizer, build_prompt(tokenizer, messages), answers or {})
     if images:

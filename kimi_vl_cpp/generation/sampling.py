@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from .. import _core
 from ..checks import check_float, check_int
@@ -19,23 +19,29 @@ from ..types import SamplingDefaults
 if TYPE_CHECKING:
     from .._core import Sampler
 
-OPTIONS = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "seed",
-    "stop",
-)
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1024
 MAX_NEW_TOKENS = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
 DRAWN_SEED_BITS = 53
 """Bits of a seed that is drawn: every reader of JSON keeps such an integer, also one that holds numbers as doubles."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What a caller may say about an answer; None is the default of the model's variant. Ranges are in `resolve`."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+
+
+OPTIONS = tuple(SamplingOptions.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -76,44 +82,25 @@ def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def resolve(
-    defaults: SamplingDefaults,
-    *,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repeat_penalty: float | None = None,
-    repeat_last_n: int | None = None,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
-) -> SamplingParams:
+def resolve(defaults: SamplingDefaults, **options: Unpack[SamplingOptions]) -> SamplingParams:
     """The caller's options over the variant's defaults. None: use the variant's default. seed: None or -1 draws one.
     max_new_tokens: -1 is as long as the context allows.
 
-    Raises BadRequest with code "request.<parameter>".
+    Raises BadRequest with code "request.<parameter>", "request.unknown_option" for another name.
     """
-
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "repeat_last_n": repeat_last_n,
-    }
+    for name in options:
+        if name not in OPTIONS:
+            raise BadRequest(f"{name}: no such option; expected one of {', '.join(OPTIONS)}", "request.unknown_option")
+    given = {name: value for name, value in options.items() if value is not None}
     checked: dict[str, Any] = {}
     for name, (low, high) in _core.SAMPLER_LIMITS.items():
-        value = getattr(defaults, name) if given[name] is None else given[name]
+        value = given.get(name, getattr(defaults, name))
         checked[name] = (check_int if isinstance(low, int) else check_float)(name, value, low, high)
     return SamplingParams(
         **checked,
-        max_new_tokens=check_max_new_tokens(
-            "max_new_tokens", defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
-        ),
-        seed=check_seed(seed),
-        stop=check_stop(stop),
+        max_new_tokens=check_max_new_tokens("max_new_tokens", given.get("max_new_tokens", defaults.max_new_tokens)),
+        seed=check_seed(options.get("seed")),
+        stop=check_stop(options.get("stop")),
     )
 
 
@@ -139,14 +126,6 @@ def check_seed(value: Any) -> int:
 
 def _is_minus_one(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value == -1
-
-
-def known(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` as they are if all of them are sampling options, else BadRequest that names the wrong one."""
-    for name in options:
-        if name not in OPTIONS:
-            raise BadRequest(f"{name}: no such option; expected one of {', '.join(OPTIONS)}", "request.unknown_option")
-    return options
 
 
 def make_sampler(params: SamplingParams) -> Sampler:

@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from kimi_vl_cpp import KimiVL
-from kimi_vl_cpp.evaluation.run import Judge, Question
+from kimi_vl_cpp.evaluation.judge import Judge
+from kimi_vl_cpp.evaluation.questions import Question
 
 from .draw import PALETTE, Colour
 from .fonts import font

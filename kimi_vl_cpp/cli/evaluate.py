@@ -21,7 +21,7 @@ from .progress import Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Question
+    from ..evaluation.questions import Question
     from ..model import KimiVL
 
 SUMMARY = "Measure what a model gets right."
@@ -80,7 +80,7 @@ def run(
     Raises KimiVLError, KeyboardInterrupt."""
     from .. import builtin
     from ..checks import check_int
-    from ..evaluation.run import check_pictures, read_questions
+    from ..evaluation.questions import check_pictures, read_questions
     from ..generation.sampling import MAX_NEW_TOKENS
 
     if number is not None and number < 1:
@@ -153,7 +153,8 @@ def _ask(
     measured: Measured,
     progress: Progress,
 ) -> None:
-    from ..evaluation.run import Judge, evaluate
+    from ..evaluation.judge import Judge
+    from ..evaluation.run import evaluate
 
     began = time.monotonic()
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kimi_vl_cpp.evaluation.run import wilson
 from kimi_vl_cpp.wording import plural
 
-from .rows import wilson
 from .weights import FileFacts, WeightErrors
 
 VERDICTS = ((0.99, "answers practically like"), (0.95, "stays close to"), (0.85, "drifts noticeably from"))

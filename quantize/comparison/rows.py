@@ -11,7 +11,6 @@ because the errors of thousands of tokens have no common sign.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -128,14 +127,3 @@ def judge(
         kl[at : at + _AT_A_TIME] = (np.exp(p) * (p - q)).sum(1)
     same = top == np.argmax(found, 1)
     return Judged(np.maximum(kl, 0.0), same, found[np.arange(n), targets].astype(np.float64))
-
-
-def wilson(n_good: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval in which a share lies with 95 % confidence (E. B. Wilson, 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share = n_good / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return 0.0 if n_good == 0 else low, 1.0 if n_good == n else high

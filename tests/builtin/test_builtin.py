@@ -18,7 +18,9 @@ from PIL import Image
 
 from kimi_vl_cpp import KimiVL, _core, builtin, cli, errors
 from kimi_vl_cpp.cli import exits
-from kimi_vl_cpp.evaluation.run import Judge, Question, evaluate, read_questions, shares
+from kimi_vl_cpp.evaluation.judge import Judge
+from kimi_vl_cpp.evaluation.questions import Question, read_questions
+from kimi_vl_cpp.evaluation.run import evaluate, shares
 from kimi_vl_cpp.files.variants import KEY_CARD, KEY_DEMO, KEY_MAX_NEW_TOKENS, KEY_TEMPERATURE
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model
 

@@ -933,7 +933,8 @@ def test_every_path_on_the_command_line_may_begin_with_a_tilde(monkeypatch):
 
 def test_columns_stand_under_each_other_whatever_the_characters(capsys):
     from kimi_vl_cpp.cli.evaluate_output import Measured, print_table
-    from kimi_vl_cpp.evaluation.run import Judged, Question
+    from kimi_vl_cpp.evaluation.questions import Question
+    from kimi_vl_cpp.evaluation.run import Judged
 
     tasks = ("words", "読み取り", "각도", "é" + "e\u0301" * 3, "長" * 40)
     model = {"name": "m", "quantization": "", "bytes": 1}

@@ -13,16 +13,9 @@ import pytest
 from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli, errors
-from kimi_vl_cpp.evaluation.run import (
-    Judge,
-    Question,
-    Share,
-    by_task,
-    check_pictures,
-    default_max_new_tokens,
-    evaluate,
-    read_questions,
-)
+from kimi_vl_cpp.evaluation.judge import Judge
+from kimi_vl_cpp.evaluation.questions import Question, check_pictures, read_questions
+from kimi_vl_cpp.evaluation.run import Share, by_task, default_max_new_tokens, evaluate
 from kimi_vl_cpp.testing import make_tiny_model
 
 
@@ -365,7 +358,8 @@ def test_answers_have_room_for_a_sentence_or_for_reasoning(tmp_path: Path, name:
 def test_a_box_stands_for_its_middle_and_a_place_may_be_named_twice(tmp_path, answer, right):
     from PIL import Image
 
-    from kimi_vl_cpp.evaluation.run import Judge, Question
+    from kimi_vl_cpp.evaluation.judge import Judge
+    from kimi_vl_cpp.evaluation.questions import Question
 
     Image.new("RGB", (400, 200)).save(tmp_path / "b.png")
     question = Question("b", "button", tmp_path / "b.png", "Click on Save.", ("(0.25, 0.75)",), (80, 130, 120, 170))

@@ -18,12 +18,13 @@ from PIL import Image
 
 from kimi_vl_cpp import KimiVL, cli
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
+from kimi_vl_cpp.evaluation.run import wilson
 from kimi_vl_cpp.quantize.comparison import rows as compare_rows
 from kimi_vl_cpp.quantize.comparison.compare import compare
 from kimi_vl_cpp.quantize.comparison.data import QUESTIONS, TEXTS, write_builtin
 from kimi_vl_cpp.quantize.comparison.html import page
 from kimi_vl_cpp.quantize.comparison.report import labels
-from kimi_vl_cpp.quantize.comparison.rows import RowFile, judge, log_softmax, wilson
+from kimi_vl_cpp.quantize.comparison.rows import RowFile, judge, log_softmax
 from kimi_vl_cpp.quantize.importance.file import Imatrix, write_imatrix
 from kimi_vl_cpp.testing import dequantize
 from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt

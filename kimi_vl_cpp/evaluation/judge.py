@@ -1,0 +1,142 @@
+"""Whether an answer to a question is right. A task of another name than those below is judged like words, or as a point
+when it has a box.
+
+Two judgements of an answer, both without white space at its ends, doubled white space and one final period.
+
+Exact: it is an accepted answer; words and prices in their letters' case, closed answers (shape, colour, count, where)
+in any; a point is "(0.25, 0.75)", shares of width and height, and lies in the box.
+
+Lenient, for models that answer in sentences: it names one thing of the task's kind, and that is the accepted one. The
+kind is, for closed answers, all answers of the task in the folder (in any case and in the plural; three is 3, upper is
+top, middle is centre); for prices, amounts with a currency sign or cents (a sign that is left out is no fault); for
+points, pairs of numbers, or boxes of four that stand for their middle (shares, thousandths or pixels; a place may be
+named twice). Words are right when the answer contains them, in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from ..media.open import open_image
+from .questions import CLOSED_TASKS, PRICE_TASKS, Box, Question
+
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_SPELLINGS = {
+    "count": {rf"\b{word}\b": str(number) for number, word in enumerate(_NUMBER_WORDS)} | {r"\bno\b": "0"},
+    "where": {r"\bcenter\b|\bmiddle\b": "centre", r"\bupper\b": "top", r"\blower\b": "bottom", "-": " "},
+    "colour": {r"\bgrey\b": "gray"},
+}
+_AMOUNT = re.compile(
+    r"(?<![\d.,])([$€£])?\s?(\d{1,3}(?:,\d{3})+|\d+)(?:[.,](\d\d))?(?![.,]?\d)(?:\s?([$€£])(?!\s?\d))?"
+)
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_POINT = re.compile(rf"(?<![\d.-]){_NUMBER}\s*,\s*(?:[\"']?y[\"']?\s*[:=]\s*)?{_NUMBER}")
+_NEXT = r"\s*,\s*(?:[\"']?[a-z]+\d?[\"']?\s*[:=]\s*)?"  # perhaps with a name: "x2": 0.3
+_BOX = re.compile(
+    rf"(?<![\d.-]){_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}(?![\d.]*\s*,\s*[\d.])"
+    rf"|box\W{{0,20}}{_NUMBER}\s*,\s*{_NUMBER}\s*[)\]]\s*,\s*[(\[]\s*{_NUMBER}\s*,\s*{_NUMBER}"
+)
+_EXACT_POINT = re.compile(r"\((0\.\d+|1\.0+), (0\.\d+|1\.0+)\)")
+
+
+class Judge:
+    """Judges answers. questions: all of a set, for what the answers of a task can be."""
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._closed: dict[str, set[str]] = {}
+        for question in questions:
+            self._closed.setdefault(question.task, set()).update(answer.casefold() for answer in question.answers)
+
+    def exact(self, question: Question, answer: str) -> bool:
+        """Whether the answer is, as it stands, an accepted one."""
+        text = _plain(answer)
+        if question.box is not None:
+            found = _EXACT_POINT.fullmatch(text)
+            return found is not None and _inside(question, float(found[1]), float(found[2]))
+        accepted = {_plain(one) for one in question.answers}
+        if question.task in CLOSED_TASKS:
+            return text.casefold() in {one.casefold() for one in accepted}
+        return text in accepted
+
+    def lenient(self, question: Question, answer: str) -> bool:
+        """Whether the answer names one thing of the task's kind, and the right one."""
+        if self.exact(question, answer):
+            return True
+        text = _plain(answer).casefold()
+        if question.box is not None:
+            return _loose_point(question, text)
+        if question.task in CLOSED_TASKS:
+            return self._named(question.task, text) == {one.casefold() for one in question.answers}
+        if question.task in PRICE_TASKS and any(_amounts(one) for one in question.answers):
+            named = _amounts(text)
+            return len({value for _, value in named}) == 1 and any(_agree(named, _amounts(a)) for a in question.answers)
+        return any(re.search(rf"(?<!\w){re.escape(_plain(one).casefold())}(?!\w)", text) for one in question.answers)
+
+    def _named(self, task: str, text: str) -> set[str]:
+        """The task's answers that a text names; a longer one hides a shorter inside it."""
+        for pattern, standard in _SPELLINGS.get(task, {}).items():
+            text = re.sub(pattern, standard, text)
+        found = set()
+        for candidate in sorted(self._closed.get(task, ()), key=lambda one: (-len(one), one)):
+            pattern = rf"(?<![\w.]){re.escape(candidate)}(?:s|es)?(?!\w|\.\d)"
+            if re.search(pattern, text):
+                found.add(candidate)
+                text = re.sub(pattern, " ", text)
+        return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".").rstrip()
+
+
+def _amounts(text: str) -> set[tuple[str, int]]:
+    """The amounts of money in a text: (sign or "", hundredths)."""
+    found = set()
+    for before, whole, cents, after in _AMOUNT.findall(text):
+        if (before or after or cents) and len(whole) < 20:
+            found.add((before or after, int(whole.replace(",", "")) * 100 + int(cents or 0)))
+    return found
+
+
+def _agree(named: set[tuple[str, int]], accepted: set[tuple[str, int]]) -> bool:
+    """Whether one of the accepted amounts is named; signs may be missing on either side, but not differ."""
+    return any(
+        value == wanted and (sign == expected or not sign or not expected)
+        for sign, value in named
+        for expected, wanted in accepted
+    ) and all(len({sign for sign, _ in amounts if sign}) <= 1 for amounts in (named, accepted))
+
+
+def _loose_point(question: Question, text: str) -> bool:
+    """Whether all places that a text names are one, and that lies in the question's box. A box stands for its middle,
+    and a point inside of it for the same place."""
+    boxes = {_corners(*(float(n) for n in found if n)) for found in _BOX.findall(text)}
+    points = {(float(x), float(y)) for x, y in _POINT.findall(_BOX.sub(" ", text))}
+    points = {p for p in points if not any(x0 <= p[0] <= x1 and y0 <= p[1] <= y1 for x0, y0, x1, y1 in boxes)}
+    numbers = [number for place in (*boxes, *points) for number in place]
+    places = points | {((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes}
+    if len(places) != 1:
+        return False
+    ((x, y),) = places
+    width, height = _size(question.image)
+    scales = [(1.0, 1.0)] if max(numbers) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
+    return any(_inside(question, x * across, y * down) for across, down in scales)
+
+
+def _corners(x0: float, y0: float, x1: float, y1: float) -> Box:
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def _inside(question: Question, x: float, y: float) -> bool:
+    assert question.box is not None
+    width, height = _size(question.image)
+    x0, y0, x1, y1 = question.box
+    return x0 <= x * width <= x1 and y0 <= y * height <= y1
+
+
+@lru_cache(maxsize=4096)
+def _size(path: Path) -> tuple[int, int]:
+    return open_image(path).original_size

@@ -117,7 +117,6 @@ PYTHON_ARROWS = {
 LONGEST_FUNCTION = 80
 LONGER_FUNCTIONS = {
     "kimi_vl_cpp/testing/__init__.py make_tiny_model": "a public function: most of its lines say what its options do",
-    "kimi_vl_cpp/files/rules.py _judge_text": "the rules of the text part, one after another in the order of the file",
 }
 
 

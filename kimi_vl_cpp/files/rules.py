@@ -250,19 +250,23 @@ def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], find
     known |= {
         n for n in by_name if n.endswith(".attn_kv_b.weight")
     }  # beside the split pair it is redundant, not unknown
+    fused = any(f"blk.{layer}.ffn_gate_up_exps.weight" in by_name for layer in (0, dense))
+    tied = "output.weight" not in by_name and bool(vocabulary)
+    findings += _text_layout(legacy, fused, tied, gguf.get("deepseek2.expert_gating_func"))
+
+
+def _text_layout(legacy: bool, fused: bool, tied: bool, gating: object) -> Iterator[Finding]:
+    """What is laid out in one of several valid ways, and a router that is not Kimi-VL's."""
     if legacy:
-        findings.append(
-            Finding("note", "older layout (attn_kv_b in one piece): fine, it is split when the model is loaded")
-        )
-    if "blk.0.ffn_gate_up_exps.weight" in by_name or f"blk.{dense}.ffn_gate_up_exps.weight" in by_name:
-        findings.append(Finding("note", "fused ffn_gate_up_exps: fine"))
-    if "output.weight" not in by_name and vocabulary:
-        findings.append(Finding("note", "output.weight absent: the token embedding is used in its place"))
-    gating = gguf.get("deepseek2.expert_gating_func")
+        yield Finding("note", "older layout (attn_kv_b in one piece): fine, it is split when the model is loaded")
+    if fused:
+        yield Finding("note", "fused ffn_gate_up_exps: fine")
+    if tied:
+        yield Finding("note", "output.weight absent: the token embedding is used in its place")
     if gating is None:
-        findings.append(Finding("note", "expert_gating_func absent: sigmoid is assumed, as Kimi-VL has it"))
+        yield Finding("note", "expert_gating_func absent: sigmoid is assumed, as Kimi-VL has it")
     elif gating not in (1, 2):
-        findings.append(Finding("error", f"key deepseek2.expert_gating_func: {_short(gating)}, expected 2 (sigmoid)"))
+        yield Finding("error", f"key deepseek2.expert_gating_func: {_short(gating)}, expected 2 (sigmoid)")
 
 
 def _judge_tokens(gguf: Gguf, tokens: list[str] | None, findings: list[Finding]) -> None:

@@ -151,7 +151,7 @@ def test_the_work_in_a_file_matches_its_shapes(tiny):
     tests = [Test("decode", 1)]
     opened = Bench(str(tiny.text), None, tests, n_threads=1, isa="auto", kv_type="f16", n_ctx=None, probe_seconds=0.005)
     try:
-        tensors = {t.name: t for t in opened.loaded.engine.gguf.tensors}
+        tensors = {t.name: t for t in opened.engine.gguf.tensors}
         config = opened.config
         share = config["num_experts_per_tok"] / config["n_routed_experts"]
         expected = sum(
@@ -159,7 +159,7 @@ def test_the_work_in_a_file_matches_its_shapes(tiny):
             for name, t in tensors.items()
             if name.startswith("blk.") and name.endswith(".weight") and "norm" not in name
         )
-        cost = bench_work.TextCost(config, opened.loaded.engine.gguf.tensors, config["kv_bytes_per_token"])
+        cost = bench_work.TextCost(config, opened.engine.gguf.tensors, config["kv_bytes_per_token"])
         assert cost.ops_per_token == pytest.approx(2 * expected)
         row = opened.row(tests[0])
         opened.prepare(row.test, lambda words: None)

@@ -124,7 +124,7 @@ def test_the_prompt_has_the_system_message_of_the_file():
 
 def test_the_template_of_the_built_in_model_is_read():
     with KimiVL.builtin(n_ctx=256) as model:
-        assert (model.notices, model.tokenizer.default_system) == ([], DEFAULT_SYSTEM_MESSAGE)
+        assert (model.notices, model.loaded.tokenizer.default_system) == ([], DEFAULT_SYSTEM_MESSAGE)
 
 
 def test_a_model_with_another_template_says_so_when_it_is_opened(tmp_path):

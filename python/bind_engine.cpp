@@ -13,6 +13,8 @@
 #include "bindings.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "model/config.h"
+#include "model/weights.h"
 #include "py_engine.h"
 
 namespace py = pybind11;
@@ -189,7 +191,7 @@ std::vector<RowForm> forms_of(const py::object& expanded) {
 void check_room(const Session& session, int64_t n) {
   KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
   KIMI_CHECK(n <= session.n_ctx() - session.n_past(), ErrorKind::context_full, "context.full",
-             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (-c), a shorter text or smaller pictures", static_cast<long long>(n),
+             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller pictures", static_cast<long long>(n),
              static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
 }
 
@@ -365,6 +367,29 @@ void bind_engine(py::module_& m) {
         return FloatArray(static_cast<py::ssize_t>(logits.size()), logits.data());
       });
 
+  m.def(
+      "check_text_model",
+      [](const gguf::File& file) {
+        py::gil_scoped_release released;
+        TextConfig config = read_text_config(file);
+        WeightStore store;
+        load_text_weights(file, &config, &store);
+        if (!has_vision(file)) return config.hidden_size;
+        const VisionConfig vision = read_vision_config(file, config.hidden_size);
+        load_vision_weights(file, vision, &store);
+        return config.hidden_size;
+      },
+      py::arg("gguf"), "Raises what Engine would for this text model, with its vision part if it has one; returns its hidden size.");
+  m.def(
+      "check_vision_file",
+      [](const gguf::File& file, std::optional<int64_t> hidden_size) {
+        py::gil_scoped_release released;
+        WeightStore store;
+        const auto own = hidden_size ? std::nullopt : file.get_uint("clip.vision.projection_dim");
+        load_vision_weights(file, read_vision_config(file, hidden_size.value_or(static_cast<int64_t>(own.value_or(0)))), &store);
+      },
+      py::arg("gguf"), py::arg("hidden_size") = py::none(),
+      "Raises what Engine would for this vision file beside a text model of `hidden_size`; None: beside any.");
   m.attr("PAGE_POSITIONS") = kPagePositions;
   m.def("isas", isas, "Instruction sets: name, requires, supported; best first.");
   m.def("cpu_info", cpu_info, "Processors and memory that this process may use.");

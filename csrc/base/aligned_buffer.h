@@ -30,7 +30,7 @@ class AlignedBuffer {
   void resize(size_t count) {
     if (!try_resize(count))
       fail(ErrorKind::out_of_memory, "memory.allocation",
-           "could not allocate %.0f MiB: use a smaller context (-c), a smaller picture or a smaller quantization",
+           "could not allocate %.0f MiB: use a smaller context (n_ctx), a smaller picture or a smaller quantization",
            static_cast<double>(count) * sizeof(T) / (1 << 20));
   }
   // Whether the memory was there; if not, the buffer is empty.

@@ -139,7 +139,7 @@ void Engine::check_slices(const std::vector<Slice>& slices) const {
     KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
                "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()), static_cast<long long>(n));
     KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
-               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (-c), a shorter text or smaller pictures",
+               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller pictures",
                static_cast<long long>(n), static_cast<long long>(session.n_past_), static_cast<long long>(session.n_ctx()));
   }
 }

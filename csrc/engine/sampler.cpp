@@ -75,7 +75,7 @@ int32_t Sampler::sample(std::span<const float> logits) {
   for (size_t i = 0; i < scores_.size(); ++i)
     if (std::isfinite(scores_[i]) && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)])) best = static_cast<int64_t>(i);
   KIMI_CHECK(best >= 0, ErrorKind::bad_model_file, "model.not_finite",
-             "the model produced no finite number for any token: its file is damaged (kimi-vl inspect --check finds where)");
+             "the model produced no finite number for any token: its file is damaged, download it again");
   if (options_.temperature == 0.0f || options_.top_k == 1) return static_cast<int32_t>(best);
 
   // Candidates no further from the best than float probabilities can show.

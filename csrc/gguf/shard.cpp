@@ -14,10 +14,19 @@ const char* looks_like(std::string_view bytes) {
   const auto starts = [&](std::string_view prefix) { return bytes.substr(0, prefix.size()) == prefix; };
   if (starts("FUGG")) return "a big-endian GGUF: convert it for little-endian machines";
   if (starts("lmgg") || starts("tjgg") || starts("fmgg") || starts("algg")) return "a GGML file from before GGUF: convert the model again";
+  if (starts("\x1f\x8b") || starts("BZh") || starts("\xfd" "7zXZ") || starts("\x28\xb5\x2f\xfd") || starts("7z\xbc\xaf") || starts("Rar!"))
+    return "a compressed file: unpack it and use the GGUF file inside";
+  if (bytes.size() > 262 && bytes.substr(257, 5) == "ustar") return "a tar archive: unpack it and use the GGUF file inside";
   if (starts("version https://git-lfs")) return "a Git LFS pointer, not the file itself: run 'git lfs pull'";
-  if (starts("<")) return "a web page: the download went wrong, fetch the file itself";
-  if (starts("PK\x03\x04")) return "a zip or PyTorch file: convert it to GGUF";
-  if (bytes.size() > 9 && bytes[8] == '{') return "a safetensors file: convert it to GGUF";
+  if (bytes.size() > 9 && bytes[8] == '{' && bytes.substr(4, 4) == std::string_view("\0\0\0", 4)) return "a safetensors file: convert it to GGUF";
+  if (const size_t text = bytes.find_first_not_of(" \t\r\n\xef\xbb\xbf"); text != std::string_view::npos) {
+    if (bytes[text] == '<') return "a web page: the download went wrong, fetch the file itself";
+    if (bytes[text] == '{' || bytes[text] == '[') return "JSON text, such as a server's error message or a model's configuration: download the GGUF file itself";
+  }
+  if (starts("PK\x03\x04")) return "a zip archive or a PyTorch file: unpack it if a GGUF file is inside, or convert the model to GGUF";
+  if (starts("\x80\x02") || starts("\x80\x03") || starts("\x80\x04") || starts("\x80\x05")) return "a pickle, such as a PyTorch file: convert the model to GGUF";
+  if (starts("\x89HDF")) return "an HDF5 file: convert the model to GGUF";
+  if (starts("\x08") && bytes.find("\x12") < 4) return "an ONNX file: get the model as GGUF, or convert its original";
   return "not a GGUF file, or a damaged one: download or convert it again";
 }
 
@@ -25,7 +34,7 @@ void check_magic(Cursor& cursor) {
   const std::string_view all(reinterpret_cast<const char*>(cursor.data()), cursor.size());
   if (all.size() < 4 && std::string_view("GGUF").substr(0, all.size()) == all) cursor.fail_truncated(4, "magic");
   if (all.substr(0, 4) != "GGUF") {
-    cursor.fail_at("gguf.magic", 0, "starts with " + quoted(all.substr(0, 4)) + ", expected 'GGUF': " + looks_like(all.substr(0, 64)));
+    cursor.fail_at("gguf.magic", 0, "starts with " + quoted(all.substr(0, 4)) + ", expected 'GGUF': " + looks_like(all.substr(0, 512)));
   }
   cursor.take(4, "magic");
 }

@@ -71,7 +71,7 @@ void read_rope(const Keys& keys, TextConfig* c) {
 
   const std::string type(keys.string("rope.scaling.type").value_or("none"));
   if (type == "none") return;
-  const double factor = keys.find_real("rope.scaling.factor", 1e-3, 1e6).value_or(1.0);
+  const double factor = keys.real("rope.scaling.factor", 1e-3, 1e6);
   if (factor == 1.0) return;
   if (type == "linear") {
     for (float& f : c->rope_inv_freq) f = static_cast<float>(f / factor);
@@ -104,10 +104,18 @@ void read_rope(const Keys& keys, TextConfig* c) {
 
 }  // namespace
 
-bool has_vision(const gguf::File& file) { return file.find_tensor("v.patch_embd.weight") != nullptr; }
+bool has_vision(const gguf::File& file) {
+  for (const gguf::TensorInfo& tensor : file.tensors())
+    if (tensor.name.rfind("v.", 0) == 0 || tensor.name.rfind("mm.", 0) == 0) return true;
+  return false;
+}
 
 TextConfig read_text_config(const gguf::File& file) {
   const std::string arch = architecture(file);
+  if (const auto type = file.get_string("general.type"); type && *type == "adapter")
+    fail(ErrorKind::unsupported, "model.is_adapter",
+         "%s: this is an adapter (LoRA), which holds changes to a model and not the model: merge it into its base model and convert the result",
+         file.path().c_str());
   KIMI_CHECK(arch != "clip", ErrorKind::bad_model_file, "model.is_vision_file",
              "%s: this is a vision file (general.architecture is clip): give the text model as the model and this one as mmproj", file.path().c_str());
   KIMI_CHECK(arch == "deepseek2", ErrorKind::unsupported, "model.architecture",
@@ -116,6 +124,7 @@ TextConfig read_text_config(const gguf::File& file) {
   constexpr int64_t kMaxWidth = 1 << 20, kMaxLayers = 1024;
   const Keys keys(file, "deepseek2.");
   TextConfig c{};
+  // Keys with a default here are those whose absence means what every Kimi-VL has; any other is required.
   c.num_hidden_layers = keys.integer("block_count", 1, kMaxLayers);
   c.hidden_size = keys.integer("embedding_length", 1, kMaxWidth);
   c.max_position_embeddings = keys.integer("context_length", 1, int64_t{1} << 26);
@@ -137,14 +146,14 @@ TextConfig read_text_config(const gguf::File& file) {
   c.qk_nope_head_dim = key_length - c.qk_rope_head_dim;
   read_rope(keys, &c);
 
-  c.first_k_dense_replace = keys.integer_or("leading_dense_block_count", 0, c.num_hidden_layers, 0);
+  c.first_k_dense_replace = keys.integer("leading_dense_block_count", 0, c.num_hidden_layers);
   if (c.first_k_dense_replace > 0) c.intermediate_size = keys.integer("feed_forward_length", 1, kMaxWidth);
   if (c.first_k_dense_replace < c.num_hidden_layers) {
     c.n_routed_experts = keys.integer("expert_count", 1, 4096);
     c.num_experts_per_tok = keys.integer("expert_used_count", 1, c.n_routed_experts);
-    c.n_shared_experts = keys.integer_or("expert_shared_count", 0, 256, 0);
+    c.n_shared_experts = keys.integer("expert_shared_count", 0, 256);
     c.moe_intermediate_size = keys.integer("expert_feed_forward_length", 1, kMaxWidth);
-    c.routed_scaling_factor = static_cast<float>(keys.find_real("expert_weights_scale", -1e6, 1e6).value_or(1.0));
+    c.routed_scaling_factor = static_cast<float>(keys.real("expert_weights_scale", -1e6, 1e6));
     c.norm_topk_prob = keys.boolean("expert_weights_norm").value_or(true);
     c.sigmoid_scores = keys.integer_or("expert_gating_func", 1, 2, 2) == 2;
     const int64_t groups = keys.integer_or("expert_group_count", 0, 4096, 1);

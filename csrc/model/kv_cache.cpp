@@ -17,7 +17,7 @@ KvCache::KvCache(int64_t n_layers, int64_t n_ctx, int64_t kv_lora_rank, int64_t 
   const bool fits = bytes_ < (uint64_t{64} << 20) || !available || bytes_ <= available;
   if (!fits || !data_.try_resize(bytes_))
     fail(ErrorKind::out_of_memory, "memory.kv_cache",
-         "a context of %lld tokens needs %llu MiB for its cache and %llu MiB are available: use a context of at most %llu tokens (-c), or close other programs",
+         "a context of %lld tokens needs %llu MiB for its cache and %llu MiB are available: use a context of at most %llu tokens (n_ctx), or close other programs",
          static_cast<long long>(n_ctx), static_cast<unsigned long long>(bytes_ >> 20), static_cast<unsigned long long>(available >> 20),
          static_cast<unsigned long long>(available / per_token * 9 / 10));
 }

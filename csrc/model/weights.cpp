@@ -74,11 +74,20 @@ class Finder {
     return out;
   }
 
-  void report_unused() {
+  // A tensor under one of the network's own prefixes has a meaning that would be lost (a bias, a layer more, another name for a
+  // tensor); anything else is only odd.
+  void report_unused(std::initializer_list<const char*> own) {
     size_t extra = 0;
     std::string first;
-    for (const gguf::TensorInfo& t : file_.tensors())
-      if (!used_.count(t.name) && extra++ == 0) first = t.name;
+    for (const gguf::TensorInfo& t : file_.tensors()) {
+      if (used_.count(t.name)) continue;
+      for (const char* prefix : own)
+        KIMI_CHECK(t.name.rfind(prefix, 0) != 0, ErrorKind::unsupported, "model.tensor_unknown",
+                   "%s: tensor %s is not part of Kimi-VL's network as the file's metadata describes it, and ignoring it would change the answers: "
+                   "use a file of a Kimi-VL model, or convert it again",
+                   path(), t.name.c_str());
+      if (extra++ == 0) first = t.name;
+    }
     if (extra) store_->warnings.push_back(format_string("%s: %zu tensors are not part of the model and are ignored, the first is %s", path(), extra, first.c_str()));
   }
   // In a file that holds both models, the other one's tensors are not odd.
@@ -101,7 +110,7 @@ class Finder {
       t.format->decode(t.data + row * blocks_per_row * t.format->block_bytes, values, t.format->block_elems);
       for (int i = 0; i < t.format->block_elems; ++i)
         KIMI_CHECK(std::isfinite(values[i]), ErrorKind::bad_model_file, "model.not_finite",
-                   "%s: tensor %s has values that are not finite in row %lld: the file is damaged, download it again (kimi-vl inspect --check lists all)", path(),
+                   "%s: tensor %s has values that are not finite in row %lld: the file is damaged, download it again", path(),
                    t.name.c_str(), static_cast<long long>(row));
     }
   }
@@ -168,8 +177,10 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
   KIMI_CHECK(c.vocab_size <= (int64_t{1} << 24), ErrorKind::bad_model_file, "model.tensor_shape", "%s: tensor token_embd.weight has %lld rows, expected at most 2^24",
              find.path(), static_cast<long long>(c.vocab_size));
   w.token_embd = find.matrix("token_embd.weight", c.vocab_size, c.hidden_size, "deepseek2.embedding_length");
-  w.output = find.has("output.weight") ? find.matrix("output.weight", c.vocab_size, c.hidden_size, "token_embd.weight and deepseek2.embedding_length")
-                                       : w.token_embd;
+  // Kimi-VL's output is a matrix of its own: a file without one is incomplete, unless it says that the two are the same.
+  const bool tied = !find.has("output.weight") && file.get_bool("kimi_vl.tied_embeddings").value_or(false);
+  w.output = tied ? w.token_embd
+                  : find.matrix("output.weight", c.vocab_size, c.hidden_size, "token_embd.weight and deepseek2.embedding_length");
   w.output_norm = find.vector("output_norm.weight", c.hidden_size, "deepseek2.embedding_length");
   const int64_t heads = c.num_attention_heads;
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
@@ -182,6 +193,7 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
                                       "deepseek2.attention.kv_lora_rank, rope.dimension_count and embedding_length");
     layer.attn_kv_a_norm = find.vector(b + "attn_kv_a_norm.weight", c.kv_lora_rank, "deepseek2.attention.kv_lora_rank");
     if (find.has(b + "attn_k_b.weight") || !c.legacy_kv_b) {
+      find.expect_prefixes({(b + "attn_kv_b.weight").c_str()});  // the same numbers in one piece, which some converters leave
       layer.attn_k_b = find.matrix(b + "attn_k_b.weight", c.kv_lora_rank, c.qk_nope_head_dim, "deepseek2.attention.kv_lora_rank, key_length and head_count", heads);
       layer.attn_v_b = find.matrix(b + "attn_v_b.weight", c.v_head_dim, c.kv_lora_rank, "deepseek2.attention.value_length, kv_lora_rank and head_count", heads);
     } else {
@@ -197,7 +209,8 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
     KIMI_CHECK(quant::format_of(layer.ffn_gate_inp.type).is_float(), ErrorKind::bad_model_file, "model.tensor_type",
                "%s: tensor %sffn_gate_inp.weight has type %s, expected F32: routers are never quantized, convert the file again", find.path(), b.c_str(),
                quant::format_of(layer.ffn_gate_inp.type).name);
-    if (find.has(b + "exp_probs_b.bias")) layer.exp_probs_b = find.vector(b + "exp_probs_b.bias", c.n_routed_experts, "deepseek2.expert_count");
+    if (c.sigmoid_scores || find.has(b + "exp_probs_b.bias"))
+      layer.exp_probs_b = find.vector(b + "exp_probs_b.bias", c.n_routed_experts, "deepseek2.expert_count");
     layer.routed = swiglu(find, b, "_exps", c.moe_intermediate_size, c.hidden_size,
                           "deepseek2.expert_feed_forward_length, embedding_length and expert_count", c.n_routed_experts);
     if (c.n_shared_experts)
@@ -205,7 +218,7 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
                             "deepseek2.expert_shared_count x expert_feed_forward_length and embedding_length", 0);
   }
   find.expect_prefixes({"v.", "mm."});
-  find.report_unused();
+  find.report_unused({"blk.", "output", "token_embd"});
   return w;
 }
 
@@ -267,7 +280,7 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
   w.mm_2 = find.matrix("mm.2.weight", c.text_hidden_size, merged, "clip.vision.projection_dim");
   w.mm_2_bias = find.vector("mm.2.bias", c.text_hidden_size, "clip.vision.projection_dim");
   find.expect_prefixes({"blk.", "token_embd.", "output"});
-  find.report_unused();
+  find.report_unused({"v.", "mm."});
   return w;
 }
 

@@ -20,14 +20,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._core import GGUFFile
+from .._core import GGUFFile, check_vision_file
 from ..checks import expand_home
 from ..errors import BadModelFile, BadRequest, KimiVLError, shown
+from .opening import open_gguf
+from .rules import PROJECTORS, TEXT_ARCHITECTURE, VISION_ARCHITECTURE, missing_media_tokens
 from .variants import variant_of_text
-
-TEXT_ARCHITECTURE = "deepseek2"
-VISION_ARCHITECTURE = "clip"
-PROJECTORS = ("kimivl", "kimik25")
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _PRECISION = re.compile(
@@ -60,7 +58,7 @@ def resolve(
     """
     text = _path("path", path)
     named = None if mmproj is None else _path("mmproj", mmproj)
-    gguf = GGUFFile(str(text))
+    gguf = open_gguf(text)
     if _is_vision_only(gguf):
         raise BadModelFile(
             f"{text}: general.architecture is {VISION_ARCHITECTURE!r}: this is a vision file (mmproj), expected a text "
@@ -76,9 +74,9 @@ def resolve(
             )
         named = None
     elif named is not None:
-        _check_vision(named, GGUFFile(str(named)))
+        _check_vision(named, open_gguf(named))
     else:
-        named, why = find_mmproj(text)
+        named, why = find_mmproj(text, gguf)
     n_bytes = gguf.file_bytes + (named.stat().st_size if named is not None else 0)
     return ModelFiles(
         text=text,
@@ -90,8 +88,9 @@ def resolve(
     )
 
 
-def find_mmproj(text: Path) -> tuple[Path | None, str]:
-    """The vision file beside `text` by the rules above, or None and why. Raises BadModelFile when it is ambiguous."""
+def find_mmproj(text: Path, gguf: GGUFFile) -> tuple[Path | None, str]:
+    """The vision file beside `text` by the rules above, or None and why: a file
+    that does not fit the model (`gguf`) is passed over. Raises BadModelFile when it is ambiguous."""
     folder = text.parent
     advice = "name the vision file as mmproj"
     try:
@@ -101,6 +100,10 @@ def find_mmproj(text: Path) -> tuple[Path | None, str]:
     names = [name for name in names if name != text.name]
     if not names:
         return None, f"There is no file *mmproj*.gguf in {folder}: put it beside the model or {advice}"
+    absent = missing_media_tokens(gguf)
+    if absent:
+        return None, f"The vocabulary of {text.name} has no {absent[0]}: it is a model of texts only"
+    hidden_size = _size(gguf, "embedding_length")
     wanted = _words(text.name)
     ranked: dict[int, list[Path]] = {0: [], 1: []}
     for name in names:
@@ -115,7 +118,7 @@ def find_mmproj(text: Path) -> tuple[Path | None, str]:
     for rank in sorted(ranked):
         usable = []
         for candidate in ranked[rank]:
-            problem = _vision_problem(candidate)
+            problem = _vision_problem(candidate, hidden_size)
             if problem is None:
                 usable.append(candidate)
             else:
@@ -128,7 +131,7 @@ def find_mmproj(text: Path) -> tuple[Path | None, str]:
 
 def has_vision_tensors(gguf: GGUFFile) -> bool:
     """Whether the file holds a vision tower."""
-    return any(tensor.name.startswith("v.") for tensor in gguf.tensors)
+    return any(tensor.name.startswith(("v.", "mm.")) for tensor in gguf.tensors)
 
 
 def _size(gguf: GGUFFile, key: str) -> int:
@@ -168,16 +171,20 @@ def _check_vision(path: Path, gguf: GGUFFile) -> None:
         )
 
 
-def _vision_problem(path: Path) -> str | None:
-    """Why a candidate is not a vision file of this family, or None."""
+def _vision_problem(path: Path, hidden_size: int) -> str | None:
+    """Why a candidate is not a vision file for a text model of this width, or None."""
     try:
-        gguf = GGUFFile(str(path))
+        gguf = open_gguf(path)
         _check_vision(path, gguf)
         projector = gguf.get("clip.projector_type") or gguf.get("clip.vision.projector_type")
     except KimiVLError as error:
         return str(error)
     if projector is not None and projector not in PROJECTORS:
         return f"{path.name}: clip.projector_type is {shown(projector)}, expected {' or '.join(PROJECTORS)}"
+    try:
+        check_vision_file(gguf, hidden_size)
+    except KimiVLError as error:
+        return str(error)
     return None
 
 

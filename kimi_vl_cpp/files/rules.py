@@ -1,7 +1,8 @@
 """What a GGUF file must hold to work as Kimi-VL, as data: keys, tensors with their shapes, special tokens.
 
-Judges a file from its directory alone and collects everything that is wrong, where loading would stop at the first
-fault. Refuses to touch tensor data. Names and shapes: docs/model.md (`ne` order, the contiguous dimension first).
+Judges a file from its directory alone, without its tensor data, and collects everything that is wrong, where loading
+stops at the first fault. The loader's own checks decide whether a file works; these say why in one go.
+Names and shapes: docs/model.md (`ne` order, the contiguous dimension first).
 """
 
 from __future__ import annotations
@@ -11,21 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ..text.vocabulary import CHAT_TOKENS, MEDIA_TOKENS
+
 Severity = Literal["error", "warning", "note"]
 Shape = tuple[int, ...]
 
-# Two spellings of a few special tokens exist; one of each row must be there.
-SPECIAL_TOKENS: tuple[tuple[str, ...], ...] = (
-    ("<|im_end|>",),
-    ("<|im_user|>",),
-    ("<|im_assistant|>",),
-    ("<|im_system|>",),
-    ("<|im_middle|>",),
-    ("<|media_start|>", "<|media_begin|>"),
-    ("<|media_content|>",),
-    ("<|media_end|>",),
-    ("<|media_pad|>",),
-)
+TEXT_ARCHITECTURE = "deepseek2"
+VISION_ARCHITECTURE = "clip"
+KEY_TIED = "kimi_vl.tied_embeddings"  # true: the output matrix is the embedding table
 PROJECTORS = ("kimivl", "kimik25")
 
 
@@ -87,6 +81,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "…"
 
 
+def missing_media_tokens(gguf: Gguf) -> list[str]:
+    """The tokens around a picture that the vocabulary lacks; none of a file without a vocabulary."""
+    tokens = gguf.get("tokenizer.ggml.tokens")
+    present = set(tokens) if isinstance(tokens, list) else set(MEDIA_TOKENS)
+    return [name for name in MEDIA_TOKENS if name not in present]
+
+
 def is_text_model(gguf: Gguf) -> bool:
     """True for a file of the decoder's architecture."""
     return bool(gguf.get("general.architecture") == "deepseek2")
@@ -94,7 +95,7 @@ def is_text_model(gguf: Gguf) -> bool:
 
 def has_vision(gguf: Gguf, tensors: Iterable[Tensor]) -> bool:
     """True for an mmproj file, and for one file that holds both halves."""
-    return bool(gguf.get("general.architecture") == "clip") or any(t.name.startswith("v.blk.") for t in tensors)
+    return bool(gguf.get("general.architecture") == "clip") or any(t.name.startswith(("v.", "mm.")) for t in tensors)
 
 
 def judge(gguf: Gguf, tensors: Sequence[Tensor], tokens: list[str] | None) -> list[Finding]:
@@ -115,13 +116,20 @@ def judge(gguf: Gguf, tensors: Sequence[Tensor], tokens: list[str] | None) -> li
     known: set[str] = set()
     if text:
         _judge_text(gguf, by_name, known, findings)
-        _judge_tokens(gguf, tokens, findings)
+        _judge_tokens(gguf, tokens, vision, findings)
     if vision:
         _judge_vision(gguf, by_name, known, findings)
     _judge_types(by_name, known, findings)
     extra = sorted(set(by_name) - known)
     if extra and not any(f.severity == "error" and f.message.startswith("key ") for f in findings):
-        findings.append(Finding("warning", f"{len(extra)} unknown tensors, which are ignored: {_names(extra)}"))
+        own = (("blk.", "output", "token_embd") if text else ()) + (("v.", "mm.") if vision else ())
+        lost = [name for name in extra if name.startswith(own)]
+        ignored = [name for name in extra if not name.startswith(own)]
+        if lost:
+            message = f"{len(lost)} tensors that are not part of Kimi-VL's network: {_names(lost)}"
+            findings.append(Finding("error", f"{message}; ignoring them would change the answers"))
+        if ignored:
+            findings.append(Finding("warning", f"{len(ignored)} unknown tensors, which are ignored: {_names(ignored)}"))
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda f: order[f.severity])
 
@@ -212,7 +220,7 @@ def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], find
 
     def wanted() -> Iterator[tuple[str, Shape]]:
         yield "token_embd.weight", (hidden, vocabulary)
-        if "output.weight" in by_name:
+        if "output.weight" in by_name or gguf.get(KEY_TIED) is not True:
             yield "output.weight", (hidden, vocabulary)
         yield "output_norm.weight", (hidden,)
         for i in range(n_layers):
@@ -234,7 +242,8 @@ def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], find
                 yield b + "ffn_down.weight", (inter, hidden)
                 continue
             yield b + "ffn_gate_inp.weight", (hidden, experts)
-            yield b + "exp_probs_b.bias", (experts,)
+            if b + "exp_probs_b.bias" in by_name or gguf.get(prefix + "expert_gating_func") != 1:
+                yield b + "exp_probs_b.bias", (experts,)
             if b + "ffn_gate_up_exps.weight" in by_name:
                 yield b + "ffn_gate_up_exps.weight", (hidden, 2 * expert_inter, experts)
             else:
@@ -251,7 +260,7 @@ def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], find
         n for n in by_name if n.endswith(".attn_kv_b.weight")
     }  # beside the split pair it is redundant, not unknown
     fused = any(f"blk.{layer}.ffn_gate_up_exps.weight" in by_name for layer in (0, dense))
-    tied = "output.weight" not in by_name and bool(vocabulary)
+    tied = "output.weight" not in by_name and gguf.get(KEY_TIED) is True
     findings += _text_layout(legacy, fused, tied, gguf.get("deepseek2.expert_gating_func"))
 
 
@@ -262,27 +271,31 @@ def _text_layout(legacy: bool, fused: bool, tied: bool, gating: object) -> Itera
     if fused:
         yield Finding("note", "fused ffn_gate_up_exps: fine")
     if tied:
-        yield Finding("note", "output.weight absent: the token embedding is used in its place")
+        yield Finding("note", f"output.weight absent: {KEY_TIED} says that the token embedding is used in its place")
     if gating is None:
         yield Finding("note", "expert_gating_func absent: sigmoid is assumed, as Kimi-VL has it")
     elif gating not in (1, 2):
         yield Finding("error", f"key deepseek2.expert_gating_func: {_short(gating)}, expected 2 (sigmoid)")
 
 
-def _judge_tokens(gguf: Gguf, tokens: list[str] | None, findings: list[Finding]) -> None:
+def _judge_tokens(gguf: Gguf, tokens: list[str] | None, vision: bool, findings: list[Finding]) -> None:
     if not tokens:
         findings.append(
             Finding("error", "key tokenizer.ggml.tokens: missing or empty; text cannot be turned into tokens")
         )
         return
     present = set(tokens)
-    for names in SPECIAL_TOKENS:
-        if not present.intersection(names):
-            media = names[0].startswith("<|media")
-            consequence = "pictures cannot be placed in a prompt" if media else "the chat format cannot be written"
-            findings.append(
-                Finding("error", f"special token {' or '.join(names)}: not in the vocabulary; {consequence}")
-            )
+    media: Severity = "error" if vision else "note"
+    kinds: tuple[tuple[tuple[str, ...], Severity, str], ...] = (
+        (CHAT_TOKENS, "error", "the chat format cannot be written"),
+        (MEDIA_TOKENS, media, "pictures cannot be placed in a prompt"),
+    )
+    for names, severity, consequence in kinds:
+        findings += [
+            Finding(severity, f"special token {name}: not in the vocabulary; {consequence}")
+            for name in names
+            if name not in present
+        ]
     for role, name in (("bos", "[BOS]"), ("eos", "[EOS]")):
         if gguf.get(f"tokenizer.ggml.{role}_token_id") is None:
             found = f"found by its name {name}" if name in present else f"and no {name} in the vocabulary"

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
 from ..files import file_types
+from ..files.rules import KEY_TIED
 from .blocks import TENSOR_TYPES, block_of, quantize
 from .vocabulary import CHAT_TEMPLATE, Vocabulary
 
@@ -178,6 +179,7 @@ def text_metadata(
         "general.file_type": _file_type(file_type),
         "general.quantization_version": 2,
         **{f"deepseek2.{key}": value for key, value in own.items()},
+        **({KEY_TIED: True} if t["tie_word_embeddings"] else {}),
         **_tokenizer_metadata(vocabulary, with_bos_eos),
     }
 

@@ -18,9 +18,11 @@ from .bpe import BytePairEncoder
 from .sentence_piece import SentencePieceEncoder
 from .template_check import DEFAULT_SYSTEM_MESSAGE, KEY_CHAT_TEMPLATE, default_system_message
 from .vocabulary import (
+    CHAT_TOKENS,
     CONTROL,
     KEY_BOS,
     KEY_EOS,
+    MEDIA_TOKENS,
     NORMAL,
     UNKNOWN,
     UNUSED,
@@ -31,8 +33,6 @@ from .vocabulary import (
 )
 
 _KEY_CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
-_CHAT_TOKENS = ("<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
-_MEDIA_TOKENS = ("<|media_start|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>")
 
 
 class Tokenizer:
@@ -79,10 +79,10 @@ class Tokenizer:
         hidden = {CONTROL, USER_DEFINED, UNUSED} | ({UNKNOWN} if self.kind == "bpe" else set())
         self._hidden = frozenset(index for index, kind in enumerate(vocabulary.types) if kind in hidden)
 
-        chat_ids = [vocabulary.require_special(name) for name in _CHAT_TOKENS]
+        chat_ids = [vocabulary.require_special(name) for name in CHAT_TOKENS]
         self.im_end_id, self.im_user_id, self.im_assistant_id, self.im_system_id, self.im_middle_id = chat_ids
         if vision:
-            for name in _MEDIA_TOKENS:
+            for name in MEDIA_TOKENS:
                 vocabulary.require_special(name)
         self.bos_id = self._boundary(gguf, KEY_BOS, ("[BOS]", "<s>"))
         self.eos_id = self._boundary(gguf, KEY_EOS, ("[EOS]", "</s>"))

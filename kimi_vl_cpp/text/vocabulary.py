@@ -23,6 +23,9 @@ KEY_MERGES = "tokenizer.ggml.merges"
 KEY_BOS = "tokenizer.ggml.bos_token_id"
 KEY_EOS = "tokenizer.ggml.eos_token_id"
 
+CHAT_TOKENS = ("<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
+MEDIA_TOKENS = ("<|media_start|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>")  # for pictures only
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the values of KEY_TYPES
 _SPECIAL_TYPES = frozenset((UNKNOWN, CONTROL, USER_DEFINED))
 

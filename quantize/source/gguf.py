@@ -10,6 +10,7 @@ from pathlib import Path
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
 from kimi_vl_cpp.files import model_files
+from kimi_vl_cpp.files.rules import TEXT_ARCHITECTURE
 
 from ..blocks import blocks
 from .files import InputFile
@@ -32,10 +33,10 @@ class GGUFSource:
         self.vision = None if files.mmproj is None else GGUFFile(str(files.mmproj))
         self.why_no_vision = files.why_no_mmproj
         architecture = self.text.get("general.architecture")
-        if architecture != model_files.TEXT_ARCHITECTURE:
+        if architecture != TEXT_ARCHITECTURE:
             raise BadModelFile(
                 f"{path}: general.architecture is {shown(architecture)}, expected "
-                f"{model_files.TEXT_ARCHITECTURE!r}: this is no Kimi-VL model",
+                f"{TEXT_ARCHITECTURE!r}: this is no Kimi-VL model",
                 "checkpoint.not_kimi_vl",
             )
         name = self.text.get("general.name")

@@ -303,7 +303,7 @@ def test_a_missing_picture_is_told_before_the_model_is_opened(run, model_path, t
 
 def test_a_prompt_that_does_not_fit_says_the_numbers(run, model_path):
     result = run("run", "-m", model_path, "-c", "64", "word " * 400)
-    assert result.code == 1 and "64" in result.err
+    assert result.code == 1 and "64" in result.err and "n_ctx is the option -c" in result.err
 
 
 def test_a_picture_without_a_vision_file_says_what_is_missing(run, photo, tmp_path):
@@ -805,7 +805,9 @@ UNREADABLE = {"type": "NVFP4", "supported": False}
         (lambda v, t, k: v.update({"deepseek2.block_count": 10**6}), "makes no sense"),
         (lambda v, t, k: v.update({"deepseek2.expert_gating_func": 99}), "expert_gating_func: 99"),
         (lambda v, t, k: k.__setitem__(k.index("<|im_end|>"), "x"), "special token <|im_end|>"),
-        (lambda v, t, k: k.__setitem__(k.index("<|media_pad|>"), "x"), "pictures cannot be placed"),
+        (lambda v, t, k: t.pop("output.weight"), "tensor output.weight: missing"),
+        (lambda v, t, k: t.pop("blk.1.exp_probs_b.bias"), "tensor blk.1.exp_probs_b.bias: missing"),
+        (lambda v, t, k: t.update({"blk.0.x": fake_tensor("blk.0.x", [1])}), "blk.0.x; ignoring them would change"),
         (lambda v, t, k: k.clear(), "tokenizer.ggml.tokens"),
         (lambda v, t, k: v.update({"general.architecture": None}), "general.architecture: missing"),
     ],
@@ -818,9 +820,16 @@ def test_every_fault_is_named(parts, break_it, words):
 
 def test_unknown_tensors_are_a_warning(parts):
     values, tensors, tokens = parts
-    tensors["blk.0.extra.weight"] = fake_tensor("blk.0.extra.weight", [1])
+    tensors["extra.weight"] = fake_tensor("extra.weight", [1])
     found = verdict(values, tensors, tokens)
-    assert [f.severity for f in found if "blk.0.extra.weight" in f.message] == ["warning"]
+    assert [f.severity for f in found if "extra.weight" in f.message] == ["warning"]
+
+
+def test_a_vocabulary_without_the_tokens_of_pictures_is_a_note(parts):
+    values, tensors, tokens = parts
+    tokens[tokens.index("<|media_pad|>")] = "x"
+    found = [f for f in verdict(values, tensors, tokens) if "pictures cannot be placed" in f.message]
+    assert [f.severity for f in found] == ["note"]
 
 
 # doctor

@@ -58,6 +58,7 @@ TEXT_KEYS: list[tuple[str, Any, str, str]] = [
     (P + "rope.freq_base", 0.0, "model.key_range", "freq_base"),
     (P + "rope.freq_base", NAN, "model.key_range", "freq_base"),
     (P + "rope.freq_base", None, "model.key_missing", "freq_base"),
+    (P + "leading_dense_block_count", None, "model.key_missing", "leading_dense_block_count"),
     (P + "leading_dense_block_count", 1000, "model.key_range", "leading_dense"),
     (P + "expert_count", 2**31, "model.key_range", "expert_count"),
     (P + "expert_count", 5, "model.tensor_shape", "ffn_gate_inp"),
@@ -65,6 +66,8 @@ TEXT_KEYS: list[tuple[str, Any, str, str]] = [
     (P + "expert_used_count", 1000, "model.key_range", "expert_used_count"),
     (P + "expert_gating_func", 99, "model.key_range", "expert_gating_func"),
     (P + "expert_group_count", 8, "model.expert_groups", "expert_group_count"),
+    (P + "expert_shared_count", None, "model.key_missing", "expert_shared_count"),
+    (P + "expert_weights_scale", None, "model.key_missing", "expert_weights_scale"),
     (P + "expert_weights_scale", NAN, "model.key_range", "expert_weights_scale"),
     (P + "expert_weights_norm", 1, "gguf.key_type", "expert_weights_norm"),
     (P + "feed_forward_length", 33, "model.tensor_shape", "ffn_gate"),
@@ -136,13 +139,18 @@ def shapes(good: Any) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_missing_tensor_is_named(good: Any, tmp_path: Path) -> None:
-    optional = {"output.weight"} | {n for n in shapes(good) if "exp_probs_b" in n}  # absent: the embedding, no bias
     for i, name in enumerate(shapes(good)):
         first = name.startswith(("blk.0.", "blk.1.", "v.blk.0."))
-        if name in optional or (name.startswith(("blk.", "v.blk.")) and not first):
+        if name.startswith(("blk.", "v.blk.")) and not first:
             continue
         model = make_tiny_model(tmp_path / str(i), seed=1, edit=lambda t, name=name: t.pop(name))
         refused(lambda model=model: Engine(str(model.text), str(model.mmproj), 1), "model.tensor_missing", name)
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_q.bias", "blk.9.attn_norm.weight", "output.bias", "v.blk.0.gate.weight"])
+def test_a_tensor_of_the_network_that_would_not_be_used_is_refused(tmp_path: Path, name: str) -> None:
+    model = make_tiny_model(tmp_path, seed=1, edit=lambda t: t.update({name: np.ones(8, np.float32)}))
+    refused(lambda: Engine(str(model.text), str(model.mmproj), 1), "model.tensor_unknown", name)
 
 
 @pytest.mark.parametrize("change", ["one row short", "transposed"])

@@ -36,7 +36,8 @@ class FakeGGUF:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_files, "GGUFFile", FakeGGUF)
+    monkeypatch.setattr(model_files, "open_gguf", lambda path: FakeGGUF(str(path)))
+    monkeypatch.setattr(model_files, "check_vision_file", lambda gguf, hidden_size: None)
 
     def make(*names: str):
         for name in names:

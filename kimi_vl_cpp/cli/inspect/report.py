@@ -1,7 +1,7 @@
 """`kimi-vl inspect FILE`: the card of any GGUF file, what would not work with it and why.
 
-Reads through the runtime's own reader, so that what it says is what the runtime sees. Without --check no tensor data
-is read: a file of any size takes a moment.
+Reads through the runtime's own reader and runs the loader's own checks, so that a file passes here exactly when it
+loads. Of large tensors these read one block each, so that a file of any size takes a moment; --check reads every value.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ...files import file_types, rules, variants
+from ...files.opening import open_gguf
 from ...files.rules import Finding
 from ...text.template_check import DEFAULT_SYSTEM_MESSAGE, OTHER_TEMPLATE, default_system_message
+from ...text.vocabulary import CHAT_TOKENS, MEDIA_TOKENS
 from .. import exits, opening
 from ..progress import Progress
 from ..terminal import DIM, Terminal
@@ -37,7 +39,6 @@ class Options:
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the card; errors.EXIT_BAD_MODEL_FILE when Kimi-VL cannot run from the file, EXIT_OK otherwise. Raises
     KimiVLError."""
-    from ... import _core
     from . import card as inspect_card
     from . import values
 
@@ -46,7 +47,7 @@ def run(options: Options, terminal: Terminal) -> int:
     else:
         path = options.file
         exits.check_readable(path, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "gguf.open")
-    gguf = _core.GGUFFile(path)
+    gguf = open_gguf(path)
     report = make_report(gguf)
     if options.check:
         bad = values.check_values(gguf, Progress(terminal))
@@ -68,12 +69,15 @@ def run(options: Options, terminal: Terminal) -> int:
 
 
 def make_report(gguf: GGUFFile) -> dict[str, Any]:
-    """Everything that the directory of the file tells, as plain values fit for JSON."""
+    """What the file holds and whether it loads, as plain values fit for JSON."""
     tensors = gguf.tensors
     get = gguf.get
     tokens = get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else None
     findings = rules.judge(gguf, tensors, tokens)
+    if not any(f.severity == "error" for f in findings):
+        refusal = _refusal(gguf, rules.is_text_model(gguf), rules.has_vision(gguf, tensors))
+        findings = [Finding("error", refusal), *findings] if refusal else findings
     findings += _judge_template(get("tokenizer.chat_template"), tokens or ())
     findings += [Finding("warning", warning) for warning in gguf.warnings]
     text, vision = rules.is_text_model(gguf), rules.has_vision(gguf, tensors)
@@ -102,7 +106,7 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
     if vision:
         report["vision"] = _vision_part(gguf)
     if text and not vision:
-        report["mmproj"], why = _mmproj_of(gguf.path)
+        report["mmproj"], why = _mmproj_of(gguf)
         if why:
             findings.append(Finding("note", f"answers texts only, not pictures. {why}"))
     card = variants.stored_card(get)
@@ -110,6 +114,22 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
         report["card"] = card
     report["findings"] = [asdict(f) for f in findings]
     return report
+
+
+def _refusal(gguf: GGUFFile, text: bool, vision: bool) -> str:
+    """What loading the file would say, by the very checks of the loader; "" when it loads."""
+    from ... import _core
+    from ...text.tokenizer import Tokenizer
+
+    try:
+        if text:
+            _core.check_text_model(gguf)
+            Tokenizer.from_gguf(gguf, vision=vision)
+        else:
+            _core.check_vision_file(gguf)
+    except errors.KimiVLError as error:
+        return str(error)
+    return ""
 
 
 def _text(value: object) -> str:
@@ -148,7 +168,7 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
     kv = 2 * layers * (rank + rope) if layers and rank and rope else None
     n_ctx = min(SAMPLE_CONTEXT, number("context_length") or SAMPLE_CONTEXT)
     present = set(tokens or ())
-    special = {names[0]: any(name in present for name in names) for names in rules.SPECIAL_TOKENS}
+    special = {name: name in present for name in (*CHAT_TOKENS, *MEDIA_TOKENS)}
     return {
         "layers": layers,
         "hidden_size": number("embedding_length"),
@@ -198,12 +218,12 @@ def _vision_part(gguf: GGUFFile) -> dict[str, Any]:
     }
 
 
-def _mmproj_of(path: str) -> tuple[str, str]:
-    """The vision file that would be used with the text model `path`, or "" and why there is none."""
+def _mmproj_of(gguf: GGUFFile) -> tuple[str, str]:
+    """The vision file that would be used with a text model, or "" and why there is none."""
     from ...files.model_files import find_mmproj
 
     try:
-        found, why = find_mmproj(Path(path))
+        found, why = find_mmproj(Path(gguf.path), gguf)
     except errors.BadModelFile as failure:
         return "", str(failure)
     return ("", why) if found is None else (str(found), "")

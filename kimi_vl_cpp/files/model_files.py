@@ -54,7 +54,7 @@ def resolve(
     """The files to load for `path`, with the vision file found when `mmproj` is None.
 
     Raises BadModelFile: a file that cannot be read, "model_file.is_mmproj" (a vision file given as the model),
-    "model_file.mmproj_is_text" (the reverse), "model_file.mmproj_ambiguous".
+    "model_file.mmproj_is_text" (the reverse), "model_file.not_a_vision_file", "model_file.mmproj_ambiguous".
     """
     text = _path("path", path)
     named = None if mmproj is None else _path("mmproj", mmproj)
@@ -163,11 +163,17 @@ def _is_vision_only(gguf: GGUFFile) -> bool:
 
 def _check_vision(path: Path, gguf: GGUFFile) -> None:
     architecture = gguf.get("general.architecture")
-    if architecture != VISION_ARCHITECTURE and not has_vision_tensors(gguf):
+    if architecture == TEXT_ARCHITECTURE and not has_vision_tensors(gguf):
         raise BadModelFile(
             f"{path}: general.architecture is {shown(architecture)}: this is a text model, expected a vision file "
             f"({VISION_ARCHITECTURE!r}) as mmproj. Give it as the model and its mmproj-*.gguf as mmproj",
             "model_file.mmproj_is_text",
+        )
+    if architecture not in (TEXT_ARCHITECTURE, VISION_ARCHITECTURE):
+        raise BadModelFile(
+            f"{path}: general.architecture is {shown(architecture)}, expected {VISION_ARCHITECTURE!r}: this is not a "
+            "vision file. Give the mmproj-*.gguf of the model as mmproj",
+            "model_file.not_a_vision_file",
         )
 
 

@@ -115,6 +115,7 @@ def judge(gguf: Gguf, tensors: Sequence[Tensor], tokens: list[str] | None) -> li
     by_name = {t.name: t for t in tensors}
     known: set[str] = set()
     if text:
+        _judge_name(gguf, findings)
         _judge_text(gguf, by_name, known, findings)
         _judge_tokens(gguf, tokens, vision, findings)
     if vision:
@@ -181,6 +182,12 @@ def _trim(shape: Shape) -> Shape:
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def _judge_name(gguf: Gguf, findings: list[Finding]) -> None:
+    name = gguf.get("general.name")
+    if name is not None and not isinstance(name, str):
+        findings.append(Finding("error", f"key general.name: {_short(name)}, expected a string"))
 
 
 def _judge_text(gguf: Gguf, by_name: Mapping[str, Tensor], known: set[str], findings: list[Finding]) -> None:

@@ -264,7 +264,7 @@ def install(monkeypatch: Any) -> Script:
     import sys
 
     import kimi_vl_cpp
-    from kimi_vl_cpp.files import model_files
+    from kimi_vl_cpp.files import opening
     from kimi_vl_cpp.generation import loaded, raw, sampling, timelines
 
     global SCRIPT
@@ -274,5 +274,5 @@ def install(monkeypatch: Any) -> Script:
     monkeypatch.setattr(kimi_vl_cpp, "_core", fake, raising=False)
     for module in (loaded, raw, sampling, timelines):
         monkeypatch.setattr(module, "_core", fake)
-    monkeypatch.setattr(model_files, "GGUFFile", GGUFFile)
+    monkeypatch.setattr(opening, "GGUFFile", GGUFFile)
     return SCRIPT

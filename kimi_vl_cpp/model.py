@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
     from .text.chat_template import Message
+
+_MOVED = ("engine", "gate", "tokenizer", "processor", "image_cache")
 
 
 class KimiVL(NotPicklable):
@@ -216,6 +219,15 @@ class KimiVL(NotPicklable):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    if not TYPE_CHECKING:  # a type checker should see that they are gone
+
+        def __getattr__(self, name: str) -> Any:
+            """The attributes that have moved to `loaded`, with a DeprecationWarning."""
+            if name not in _MOVED or "loaded" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warnings.warn(f"KimiVL.{name} has moved: use KimiVL.loaded.{name}", DeprecationWarning, stacklevel=2)
+            return getattr(self.loaded, name)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.variant}, n_ctx {self.n_ctx}"

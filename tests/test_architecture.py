@@ -107,6 +107,8 @@ PYTHON_ARROWS = {
     "openai": GROUND | {"text", "media", "generation"},
     "model": LOWER - {"_core"} | {"builtin", "generation", "chat", "openai"},
     "evaluation": GROUND | {"media", "model"},
+    "prompt": {"text"},  # deprecated names
+    "evaluate": {"evaluation"},
     "bench": GROUND | {"_core", "files", "machine", "generation"},
     "testing": GROUND | {"_core", "files"},
     "quantize": LOWER | {"builtin", "generation", "chat", "model", "evaluation", "bench"},

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from reference import Network
 from vectors import VECTORS
@@ -32,6 +33,10 @@ except ImportError as error:  # never a reason to skip
     raise pytest.UsageError(f"kimi_vl_cpp._core cannot be imported ({error}): build it with `pip install .`") from error
 
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model  # noqa: E402
+
+# No example is timed: machines are slow and busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,7 +1,7 @@
 """Opening pictures: anything a person hands over becomes upright 8-bit RGB, or a `BadImage` that says why not.
 
-Owns the doors: files, bytes, data URLs, PIL images and arrays. What the bytes mean is for `image_decode`, what colours
-become for `image_rgb`, and what size the model likes for `processor`.
+Owns the doors: files, bytes, data URLs, PIL images and arrays. What the bytes mean is for `decode`, what colours
+become for `rgb`, and what size the model likes for `processor`.
 """
 
 from __future__ import annotations

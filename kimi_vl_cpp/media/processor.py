@@ -1,7 +1,7 @@
 """The picture as the model sees it: scaled to the patch budget, then padded to whole blocks of patches.
 
 Owns the geometry, which is that of the Hugging Face processor: the same bytes for every upright RGB picture. Pillow's
-bicubic filter scales, because it defines those bytes. What the bytes of a file mean is for `image_io`.
+bicubic filter scales, because it defines those bytes. What the bytes of a file mean is for `open`.
 """
 
 from __future__ import annotations

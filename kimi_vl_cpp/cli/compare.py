@@ -119,8 +119,8 @@ def run(
         bar.clear()
     for warning in report.warnings:
         terminal.say(f"warning: {warning}", YELLOW)
-    for file, why in report.skipped[:_MOST_NOTES]:
-        terminal.note(f"skipped {printable(str(file), one_line=True)}: {printable(why, one_line=True)}")
+    for skipped, why in report.skipped[:_MOST_NOTES]:
+        terminal.note(f"skipped {printable(str(skipped), one_line=True)}: {printable(why, one_line=True)}")
     if len(report.skipped) > _MOST_NOTES:
         terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
     if as_json:

@@ -32,7 +32,8 @@ void check_signals() {
 }
 
 int checked_threads(int n_threads, double seconds) {
-  KIMI_CHECK(n_threads >= 0 && n_threads <= 1024, ErrorKind::bad_request, "bench.n_threads", "n_threads is %d, expected 0 (automatic) to 1024", n_threads);
+  KIMI_CHECK(n_threads >= 0 && n_threads <= 1024, ErrorKind::bad_request, "bench.n_threads",
+             "n_threads is %d, expected 0 (automatic) to 1024", n_threads);
   KIMI_CHECK(std::isfinite(seconds) && seconds > 0 && seconds <= 60, ErrorKind::bad_request, "bench.seconds",
              "seconds is %g, expected more than 0 and at most 60", seconds);
   return n_threads > 0 ? n_threads : count_cpus().threads;
@@ -60,7 +61,8 @@ double peak(const cpu::PeakLoop& loop, int n_threads, double seconds) {
   py::gil_scoped_release release;
   ThreadPool pool(threads);
   const int64_t n_chunks = 8 * static_cast<int64_t>(threads);
-  return best_rate(static_cast<double>(n_chunks) * loop.ops, seconds, [&] { pool.parallel_for(n_chunks, [&](int64_t, int) { loop.run(); }); });
+  return best_rate(static_cast<double>(n_chunks) * loop.ops, seconds,
+                   [&] { pool.parallel_for(n_chunks, [&](int64_t, int) { loop.run(); }); });
 }
 
 typedef uint64_t Line __attribute__((vector_size(64)));
@@ -93,8 +95,8 @@ class Pages {
  public:
   explicit Pages(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
     void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    KIMI_CHECK(memory != MAP_FAILED, ErrorKind::out_of_memory, "memory.allocation", "could not allocate %zu MiB to measure the memory with: close other programs",
-               bytes_ >> 20);
+    KIMI_CHECK(memory != MAP_FAILED, ErrorKind::out_of_memory, "memory.allocation",
+               "could not allocate %zu MiB to measure the memory with: close other programs", bytes_ >> 20);
 #ifdef MADV_HUGEPAGE
     madvise(memory, bytes_, MADV_HUGEPAGE);
 #endif
@@ -117,7 +119,9 @@ double read_bandwidth(int n_threads, double seconds) {
   const Pages buffer(bytes);
   ThreadPool pool(threads);
   // Written by the threads that read it: pages that were never written are all the same one.
-  pool.parallel_for(bytes / kChunkBytes, [&](int64_t chunk, int) { std::memset(buffer.data() + chunk * kChunkBytes, static_cast<int>(chunk % 251), kChunkBytes); });
+  pool.parallel_for(bytes / kChunkBytes, [&](int64_t chunk, int) {
+    std::memset(buffer.data() + chunk * kChunkBytes, static_cast<int>(chunk % 251), kChunkBytes);
+  });
   int64_t at = 0;
   std::vector<uint64_t> results(static_cast<size_t>(threads) * 8);
   return best_rate(static_cast<double>(kWindowBytes), seconds, [&] {
@@ -133,15 +137,20 @@ double read_bandwidth(int n_threads, double seconds) {
 
 void bind_bench(py::module_& m) {
   py::module_ bench = m.def_submodule("bench", "What this machine could do at most. n_threads 0: automatic.");
-  bench.def("read_bandwidth", &read_bandwidth, py::arg("n_threads") = 0, py::arg("seconds") = 0.3, "Reading memory beyond all caches: GB/s.");
-  const auto add = [&](const char* name, cpu::PeakLoop cpu::Peaks::*loop, const char* doc) {
+  bench.def("read_bandwidth", &read_bandwidth, py::arg("n_threads") = 0, py::arg("seconds") = 0.3,
+            "Reading memory beyond all caches: GB/s.");
+  const auto add = [&](const char* name, cpu::PeakLoop cpu::Peaks::* loop, const char* doc) {
     bench.def(
-        name, [loop](const std::string& isa, int n_threads, double seconds) { return peak(cpu::peaks(isa.c_str()).*loop, n_threads, seconds); },
+        name,
+        [loop](const std::string& isa, int n_threads, double seconds) {
+          return peak(cpu::peaks(isa.c_str()).*loop, n_threads, seconds);
+        },
         py::arg("isa") = "auto", py::arg("n_threads") = 0, py::arg("seconds") = 0.2, doc);
   };
   add("int8_peak", &cpu::Peaks::int8, "Multiply-adds of int8, two operations each: GOPS.");
   add("f32_peak", &cpu::Peaks::f32, "Multiply-adds of float32, two operations each: GFLOPS.");
-  add("bf16_peak", &cpu::Peaks::bf16, "Multiply-adds of bfloat16, two operations each: GFLOPS; 0.0 when the instruction set has none.");
+  add("bf16_peak", &cpu::Peaks::bf16,
+      "Multiply-adds of bfloat16, two operations each: GFLOPS; 0.0 when the instruction set has none.");
 }
 
 }  // namespace kimi

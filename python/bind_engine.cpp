@@ -107,7 +107,8 @@ py::dict config_dict(const Engine& engine) {
   d["n_shared_experts"] = t.n_shared_experts;
   d["first_k_dense_replace"] = t.first_k_dense_replace;
   d["kv_type"] = engine.default_kv_type() == KvType::f32 ? "f32" : "f16";
-  d["kv_bytes_per_token"] = t.num_hidden_layers * (t.kv_lora_rank + t.qk_rope_head_dim) * (engine.default_kv_type() == KvType::f32 ? 4 : 2);
+  d["kv_bytes_per_token"] =
+      t.num_hidden_layers * (t.kv_lora_rank + t.qk_rope_head_dim) * (engine.default_kv_type() == KvType::f32 ? 4 : 2);
   d["has_vision"] = engine.vision() != nullptr;
   if (const VisionConfig* v = engine.vision()) {
     d["vision_hidden_size"] = v->hidden_size;
@@ -119,8 +120,11 @@ py::dict config_dict(const Engine& engine) {
     d["image_std"] = std::vector<float>(v->image_std, v->image_std + 3);
   }
   const auto name = engine.file().get_string("general.name");
-  d["name"] = name ? py::object(py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(name->data(), static_cast<Py_ssize_t>(name->size()), "replace"))) : py::object(py::str(""));
-  d["weights_bytes"] = engine.file().file_bytes() + (engine.vision_file() && engine.vision_file() != &engine.file() ? engine.vision_file()->file_bytes() : 0);
+  d["name"] = name ? py::object(py::reinterpret_steal<py::object>(
+                         PyUnicode_DecodeUTF8(name->data(), static_cast<Py_ssize_t>(name->size()), "replace")))
+                   : py::object(py::str(""));
+  d["weights_bytes"] = engine.file().file_bytes() +
+                       (engine.vision_file() && engine.vision_file() != &engine.file() ? engine.vision_file()->file_bytes() : 0);
   d["isa"] = std::string(engine.backend().name()).substr(4);
   d["backend"] = engine.backend().name();
   d["n_threads"] = engine.backend().n_threads();
@@ -134,9 +138,10 @@ std::shared_ptr<gguf::File> shared_file(const std::shared_ptr<Engine>& engine, c
 }
 
 Pixels pixels_of(const py::array& array) {
-  KIMI_CHECK(py::isinstance<py::array_t<uint8_t>>(array) && array.ndim() == 3 && array.shape(2) == 3, ErrorKind::bad_request, "request.pixels",
-             "pixels must be a uint8 array of shape [H, W, 3]");
-  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.pixels", "pixels must be contiguous: pass numpy.ascontiguousarray(pixels)");
+  KIMI_CHECK(py::isinstance<py::array_t<uint8_t>>(array) && array.ndim() == 3 && array.shape(2) == 3, ErrorKind::bad_request,
+             "request.pixels", "pixels must be a uint8 array of shape [H, W, 3]");
+  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.pixels",
+             "pixels must be contiguous: pass numpy.ascontiguousarray(pixels)");
   return {static_cast<const uint8_t*>(array.data()), array.shape(0), array.shape(1)};
 }
 
@@ -148,10 +153,13 @@ FloatArray encode(PyEngine& self, const py::array& array, py::object progress, b
   if (!vision) self.get().encode_image(pixels, {}, nullptr, nullptr);  // throws what is missing
   check_pixels(*vision, pixels);
   const int64_t patches = count_patches(*vision, pixels);
-  FloatArray out({tower_only ? patches : patches / (vision->merge * vision->merge), tower_only ? vision->hidden_size : vision->text_hidden_size});
+  FloatArray out({tower_only ? patches : patches / (vision->merge * vision->merge),
+                  tower_only ? vision->hidden_size : vision->text_hidden_size});
   float* data = out.mutable_data();
   const Progress callback = guarded.callback();
-  guarded.run([&] { tower_only ? engine->vision_tower(pixels, callback, &guarded, data) : engine->encode_image(pixels, callback, &guarded, data); });
+  guarded.run([&] {
+    tower_only ? engine->vision_tower(pixels, callback, &guarded, data) : engine->encode_image(pixels, callback, &guarded, data);
+  });
   return out;
 }
 
@@ -163,13 +171,15 @@ Logits parse_logits(const std::string& text) {
 }
 
 Part part_of(const py::array& array, int64_t hidden) {
-  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.part", "a part must be contiguous: pass numpy.ascontiguousarray(part)");
+  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.part",
+             "a part must be contiguous: pass numpy.ascontiguousarray(part)");
   Part part;
   if (py::isinstance<py::array_t<int32_t>>(array) && array.ndim() == 1) {
     part.ids = static_cast<const int32_t*>(array.data());
   } else {
-    KIMI_CHECK(py::isinstance<py::array_t<float>>(array) && array.ndim() == 2 && array.shape(1) == hidden, ErrorKind::bad_request, "request.part",
-               "a part must be int32 token ids of shape [n] or float32 embeddings of shape [n, %lld]", static_cast<long long>(hidden));
+    KIMI_CHECK(py::isinstance<py::array_t<float>>(array) && array.ndim() == 2 && array.shape(1) == hidden, ErrorKind::bad_request,
+               "request.part", "a part must be int32 token ids of shape [n] or float32 embeddings of shape [n, %lld]",
+               static_cast<long long>(hidden));
     part.embeddings = static_cast<const float*>(array.data());
   }
   part.n = array.shape(0);
@@ -179,7 +189,8 @@ Part part_of(const py::array& array, int64_t hidden) {
 // Whether each row is expanded, [n] of bool; None: as the pages say.
 std::vector<RowForm> forms_of(const py::object& expanded) {
   if (expanded.is_none()) return {};
-  KIMI_CHECK(py::isinstance<py::array_t<bool>>(expanded), ErrorKind::bad_request, "request.forms", "expanded must be an array of bool, one for each row");
+  KIMI_CHECK(py::isinstance<py::array_t<bool>>(expanded), ErrorKind::bad_request, "request.forms",
+             "expanded must be an array of bool, one for each row");
   const auto rows = py::cast<py::array_t<bool, py::array::c_style>>(expanded);
   KIMI_CHECK(rows.ndim() == 1, ErrorKind::bad_request, "request.forms", "expanded must have one dimension, a value for each row");
   std::vector<RowForm> forms;
@@ -191,8 +202,9 @@ std::vector<RowForm> forms_of(const py::object& expanded) {
 void check_room(const Session& session, int64_t n) {
   KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
   KIMI_CHECK(n <= session.n_ctx() - session.n_past(), ErrorKind::context_full, "context.full",
-             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller pictures", static_cast<long long>(n),
-             static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
+             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller "
+             "pictures",
+             static_cast<long long>(n), static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
 }
 
 std::vector<py::object> run_step(Engine& engine, std::vector<Slice>& slices, int64_t chunk, py::object progress) {
@@ -215,8 +227,8 @@ std::vector<py::object> run_step(Engine& engine, std::vector<Slice>& slices, int
   return results;
 }
 
-py::object prefill(PySession& self, const std::vector<py::array>& arrays, const std::string& logits, py::object progress, int64_t chunk,
-                   const py::object& expanded) {
+py::object prefill(PySession& self, const std::vector<py::array>& arrays, const std::string& logits, py::object progress,
+                   int64_t chunk, const py::object& expanded) {
   Session& session = self.get();
   const std::shared_ptr<Engine> engine = session.engine_ptr();
   Slice slice{&session, {}, parse_logits(logits), nullptr, forms_of(expanded)};
@@ -229,10 +241,14 @@ std::vector<py::object> step(PyEngine& self, const std::vector<std::tuple<PySess
                              const std::optional<std::vector<py::object>>& expanded) {
   const std::shared_ptr<Engine> engine = self.engine;
   self.get();
-  KIMI_CHECK(!expanded || expanded->size() == items.size(), ErrorKind::bad_request, "request.forms", "expanded must have an array or None for each slice");
+  KIMI_CHECK(!expanded || expanded->size() == items.size(), ErrorKind::bad_request, "request.forms",
+             "expanded must have an array or None for each slice");
   std::vector<Slice> slices;
   for (const auto& [session, array, logits] : items)
-    slices.push_back({&session->get(), {part_of(array, engine->text().hidden_size)}, parse_logits(logits), nullptr,
+    slices.push_back({&session->get(),
+                      {part_of(array, engine->text().hidden_size)},
+                      parse_logits(logits),
+                      nullptr,
                       expanded ? forms_of((*expanded)[slices.size()]) : std::vector<RowForm>{}});
   return run_step(*engine, slices, 0, py::none());
 }
@@ -246,7 +262,8 @@ void decode(PySession& self, int32_t token) {
 }
 
 const std::vector<float>& last_logits(const Session& session) {
-  KIMI_CHECK(!session.logits().empty(), ErrorKind::bad_request, "request.no_logits", "the session has no logits yet: prefill something first");
+  KIMI_CHECK(!session.logits().empty(), ErrorKind::bad_request, "request.no_logits",
+             "the session has no logits yet: prefill something first");
   return session.logits();
 }
 
@@ -286,17 +303,20 @@ py::list isas() {
 
 void bind_engine(py::module_& m) {
   py::class_<PyEngine, std::shared_ptr<PyEngine>>(m, "Engine", "Files, weights and a backend; immutable.")
-      .def(py::init([](const std::string& path, std::optional<std::string> mmproj, int n_threads, const std::string& isa, const std::string& activations) {
+      .def(py::init([](const std::string& path, std::optional<std::string> mmproj, int n_threads, const std::string& isa,
+                       const std::string& activations) {
              const char* forced = std::getenv("KIMI_VL_CPU_ISA");
              KIMI_CHECK(activations == "int8" || activations == "float", ErrorKind::bad_request, "request.activations",
                         "activations is \"%s\", expected int8 or float", activations.c_str());
-             const EngineOptions options{mmproj.value_or(""), {n_threads, isa == "auto" && forced && *forced ? forced : isa, activations == "float"}};
+             const EngineOptions options{mmproj.value_or(""),
+                                         {n_threads, isa == "auto" && forced && *forced ? forced : isa, activations == "float"}};
              auto self = std::make_shared<PyEngine>();
              py::gil_scoped_release release;
              self->engine = std::make_shared<Engine>(path, options);
              return self;
            }),
-           py::arg("path"), py::arg("mmproj") = py::none(), py::arg("n_threads") = 0, py::arg("isa") = "auto", py::arg("activations") = "int8")
+           py::arg("path"), py::arg("mmproj") = py::none(), py::arg("n_threads") = 0, py::arg("isa") = "auto",
+           py::arg("activations") = "int8")
       .def_property_readonly("config", [](const PyEngine& self) { return config_dict(self.get()); })
       .def_property_readonly("gguf", [](const PyEngine& self) { return shared_file(self.engine, &self.get().file()); })
       .def_property_readonly("vision_gguf",
@@ -304,28 +324,42 @@ void bind_engine(py::module_& m) {
                                const gguf::File* file = self.get().vision_file();
                                return file ? py::cast(shared_file(self.engine, file)) : py::object(py::none());
                              })
-      .def("vision_tower", [](PyEngine& self, const py::array& pixels, py::object progress) { return encode(self, pixels, std::move(progress), true); }, py::arg("pixels"),
-           py::arg("progress") = py::none())
-      .def("encode_image", [](PyEngine& self, const py::array& pixels, py::object progress) { return encode(self, pixels, std::move(progress), false); }, py::arg("pixels"),
-           py::arg("progress") = py::none())
+      .def(
+          "vision_tower",
+          [](PyEngine& self, const py::array& pixels, py::object progress) {
+            return encode(self, pixels, std::move(progress), true);
+          },
+          py::arg("pixels"), py::arg("progress") = py::none())
+      .def(
+          "encode_image",
+          [](PyEngine& self, const py::array& pixels, py::object progress) {
+            return encode(self, pixels, std::move(progress), false);
+          },
+          py::arg("pixels"), py::arg("progress") = py::none())
       .def("step", step, py::arg("slices"), py::arg("expanded") = py::none())
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
   py::class_<Sampler>(m, "Sampler", "Samples the next token.")
-      .def(py::init([](uint64_t seed, float temperature, int64_t top_k, float top_p, float min_p, float repeat_penalty, int64_t repeat_last_n) {
-             return std::make_unique<Sampler>(SamplerOptions{seed, temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n});
+      .def(py::init([](uint64_t seed, float temperature, int64_t top_k, float top_p, float min_p, float repeat_penalty,
+                       int64_t repeat_last_n) {
+             return std::make_unique<Sampler>(
+                 SamplerOptions{seed, temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n});
            }),
-           py::arg("seed") = 0, py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f,
-           py::arg("repeat_last_n") = 64)
-      .def("sample",
-           [](Sampler& self, const FloatArray& logits) {
-             KIMI_CHECK(logits.ndim() == 1 && logits.size() > 0, ErrorKind::bad_request, "request.logits", "logits must be a float32 array of shape [n_vocab]");
-             return self.sample({logits.data(), static_cast<size_t>(logits.size())});
-           },
-           py::arg("logits"))
+           py::arg("seed") = 0, py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("repeat_penalty") = 1.0f, py::arg("repeat_last_n") = 64)
+      .def(
+          "sample",
+          [](Sampler& self, const FloatArray& logits) {
+            KIMI_CHECK(logits.ndim() == 1 && logits.size() > 0, ErrorKind::bad_request, "request.logits",
+                       "logits must be a float32 array of shape [n_vocab]");
+            return self.sample({logits.data(), static_cast<size_t>(logits.size())});
+          },
+          py::arg("logits"))
       .def("accept", &Sampler::accept, py::arg("token"));
   py::dict limits;
-  const auto add_limits = [&limits](const char* name, const auto& allowed) { limits[name] = py::make_tuple(allowed.low, allowed.high); };
+  const auto add_limits = [&limits](const char* name, const auto& allowed) {
+    limits[name] = py::make_tuple(allowed.low, allowed.high);
+  };
   add_limits("temperature", SamplerLimits::temperature);
   add_limits("top_k", SamplerLimits::top_k);
   add_limits("top_p", SamplerLimits::top_p);
@@ -341,7 +375,8 @@ void bind_engine(py::module_& m) {
              if (kv_type == "f16") type = KvType::f16;
              if (kv_type == "f32") type = KvType::f32;
              if (kv_type == "q8_0") type = KvType::q8_0;
-             KIMI_CHECK(type || kv_type == "auto", ErrorKind::bad_request, "request.kv_type", "kv_type is \"%s\", expected auto, f16, q8_0 or f32", kv_type.c_str());
+             KIMI_CHECK(type || kv_type == "auto", ErrorKind::bad_request, "request.kv_type",
+                        "kv_type is \"%s\", expected auto, f16, q8_0 or f32", kv_type.c_str());
              auto self = std::make_unique<PySession>();
              self->session = std::make_unique<Session>(engine->engine, n_ctx, type);
              self->owner = std::move(engine);
@@ -351,17 +386,19 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("n_past", [](const PySession& self) { return self.get().n_past(); })
       .def_property_readonly("n_ctx", [](const PySession& self) { return self.get().n_ctx(); })
       .def_property_readonly("kv_bytes", [](const PySession& self) { return self.get().cache().bytes(); })
-      .def("prefill", prefill, py::arg("parts"), py::arg("logits") = "last", py::arg("progress") = py::none(), py::arg("chunk") = 0,
-           py::arg("expanded") = py::none())
-      .def("truncate", [](PySession& self, int64_t n_past) { self.get().truncate(n_past); }, py::arg("n_past"))
+      .def("prefill", prefill, py::arg("parts"), py::arg("logits") = "last", py::arg("progress") = py::none(),
+           py::arg("chunk") = 0, py::arg("expanded") = py::none())
+      .def(
+          "truncate", [](PySession& self, int64_t n_past) { self.get().truncate(n_past); }, py::arg("n_past"))
       .def("decode", decode, py::arg("token"))
-      .def("sample",
-           [](PySession& self, Sampler& sampler) {
-             const int32_t token = sampler.sample(last_logits(self.get()));
-             sampler.accept(token);
-             return token;
-           },
-           py::arg("sampler"))
+      .def(
+          "sample",
+          [](PySession& self, Sampler& sampler) {
+            const int32_t token = sampler.sample(last_logits(self.get()));
+            sampler.accept(token);
+            return token;
+          },
+          py::arg("sampler"))
       .def_property_readonly("logits", [](const PySession& self) {
         const std::vector<float>& logits = last_logits(self.get());
         return FloatArray(static_cast<py::ssize_t>(logits.size()), logits.data());
@@ -379,7 +416,8 @@ void bind_engine(py::module_& m) {
         load_vision_weights(file, vision, &store);
         return config.hidden_size;
       },
-      py::arg("gguf"), "Raises what Engine would for this text model, with its vision part if it has one; returns its hidden size.");
+      py::arg("gguf"),
+      "Raises what Engine would for this text model, with its vision part if it has one; returns its hidden size.");
   m.def(
       "check_vision_file",
       [](const gguf::File& file, std::optional<int64_t> hidden_size) {

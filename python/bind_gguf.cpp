@@ -53,18 +53,30 @@ T load(const uint8_t* bytes) {
 
 py::object scalar(ValueType type, const uint8_t* bytes) {
   switch (type) {
-    case ValueType::u8: return py::int_(load<uint8_t>(bytes));
-    case ValueType::i8: return py::int_(load<int8_t>(bytes));
-    case ValueType::u16: return py::int_(load<uint16_t>(bytes));
-    case ValueType::i16: return py::int_(load<int16_t>(bytes));
-    case ValueType::u32: return py::int_(load<uint32_t>(bytes));
-    case ValueType::i32: return py::int_(load<int32_t>(bytes));
-    case ValueType::u64: return py::int_(load<uint64_t>(bytes));
-    case ValueType::i64: return py::int_(load<int64_t>(bytes));
-    case ValueType::f32: return py::float_(static_cast<double>(load<float>(bytes)));
-    case ValueType::f64: return py::float_(load<double>(bytes));
-    case ValueType::boolean: return py::bool_(*bytes != 0);
-    default: break;
+    case ValueType::u8:
+      return py::int_(load<uint8_t>(bytes));
+    case ValueType::i8:
+      return py::int_(load<int8_t>(bytes));
+    case ValueType::u16:
+      return py::int_(load<uint16_t>(bytes));
+    case ValueType::i16:
+      return py::int_(load<int16_t>(bytes));
+    case ValueType::u32:
+      return py::int_(load<uint32_t>(bytes));
+    case ValueType::i32:
+      return py::int_(load<int32_t>(bytes));
+    case ValueType::u64:
+      return py::int_(load<uint64_t>(bytes));
+    case ValueType::i64:
+      return py::int_(load<int64_t>(bytes));
+    case ValueType::f32:
+      return py::float_(static_cast<double>(load<float>(bytes)));
+    case ValueType::f64:
+      return py::float_(load<double>(bytes));
+    case ValueType::boolean:
+      return py::bool_(*bytes != 0);
+    default:
+      break;
   }
   fail(ErrorKind::internal, "internal.value_type", "not a scalar: %s", gguf::value_type_name(type));
 }
@@ -77,7 +89,8 @@ const Value& key_of(const File& file, const std::string& key) {
 
 const TensorInfo& tensor_of(const File& file, const std::string& name) {
   const TensorInfo* tensor = file.find_tensor(name);
-  KIMI_CHECK(tensor, ErrorKind::bad_request, "request.tensor", "%s has no tensor '%s': see tensors", file.path().c_str(), name.c_str());
+  KIMI_CHECK(tensor, ErrorKind::bad_request, "request.tensor", "%s has no tensor '%s': see tensors", file.path().c_str(),
+             name.c_str());
   KIMI_CHECK(tensor->format, ErrorKind::unsupported, "unsupported.tensor_type",
              "%s: tensor %s: type %s cannot be read: use a file of the types %s", file.path().c_str(), name.c_str(),
              gguf::type_name(tensor->type_id), quant::format_names().c_str());
@@ -122,8 +135,9 @@ py::array_t<T> new_array(const std::vector<py::ssize_t>& shape, uint64_t n_elems
   uint64_t n_bytes;
   const bool fits = checked_mul(n_elems, sizeof(T), &n_bytes) && n_bytes <= PTRDIFF_MAX;
   void* memory = fits ? std::malloc(n_bytes ? n_bytes : 1) : nullptr;
-  KIMI_CHECK(memory, ErrorKind::out_of_memory, "memory.allocation", "could not allocate %llu elements of %zu bytes: read smaller tensors",
-             static_cast<unsigned long long>(n_elems), sizeof(T));
+  KIMI_CHECK(memory, ErrorKind::out_of_memory, "memory.allocation",
+             "could not allocate %llu elements of %zu bytes: read smaller tensors", static_cast<unsigned long long>(n_elems),
+             sizeof(T));
   py::capsule owner(memory, [](void* p) { std::free(p); });
   return py::array_t<T>(shape, static_cast<T*>(memory), owner);
 }
@@ -183,10 +197,11 @@ py::array decode(const std::string& type_name, const py::array_t<uint8_t, py::ar
   const quant::Format* format = quant::find_format(std::string_view(type_name));
   KIMI_CHECK(format, ErrorKind::bad_request, "request.type_name", "no format is called '%s': see formats()", type_name.c_str());
   KIMI_CHECK(n >= 0 && n % format->block_elems == 0, ErrorKind::bad_request, "request.n",
-             "n is %lld, expected a multiple of the %d elements of a block of %s", static_cast<long long>(n), format->block_elems, format->name);
-  KIMI_CHECK(n / format->block_elems == raw.size() / format->block_bytes && raw.size() % format->block_bytes == 0, ErrorKind::bad_request,
-             "request.raw", "raw has %lld bytes, expected %d for each %d of the %lld elements", static_cast<long long>(raw.size()),
-             format->block_bytes, format->block_elems, static_cast<long long>(n));
+             "n is %lld, expected a multiple of the %d elements of a block of %s", static_cast<long long>(n), format->block_elems,
+             format->name);
+  KIMI_CHECK(n / format->block_elems == raw.size() / format->block_bytes && raw.size() % format->block_bytes == 0,
+             ErrorKind::bad_request, "request.raw", "raw has %lld bytes, expected %d for each %d of the %lld elements",
+             static_cast<long long>(raw.size()), format->block_bytes, format->block_elems, static_cast<long long>(n));
   auto out = new_array<float>({static_cast<py::ssize_t>(n)}, static_cast<uint64_t>(n));
   decode_interruptibly(*format, raw.data(), out.mutable_data(), n);
   return out;
@@ -195,10 +210,12 @@ py::array decode(const std::string& type_name, const py::array_t<uint8_t, py::ar
 void bind_tensor_info(py::module_& m) {
   py::class_<TensorInfo>(m, "TensorInfo", "One row of a file's tensor directory.")
       .def_property_readonly("name", [](const TensorInfo& t) { return text_of(t.name); })
-      .def_property_readonly("shape", [](const TensorInfo& t) { return py::tuple(py::cast(numpy_shape(t))); },
-                             "NumPy order: slowest dimension first.")
-      .def_property_readonly("ne", [](const TensorInfo& t) { return py::tuple(py::cast(std::vector<int64_t>(t.ne, t.ne + t.n_dims))); },
-                             "GGUF order: contiguous dimension first.")
+      .def_property_readonly(
+          "shape", [](const TensorInfo& t) { return py::tuple(py::cast(numpy_shape(t))); },
+          "NumPy order: slowest dimension first.")
+      .def_property_readonly(
+          "ne", [](const TensorInfo& t) { return py::tuple(py::cast(std::vector<int64_t>(t.ne, t.ne + t.n_dims))); },
+          "GGUF order: contiguous dimension first.")
       .def_property_readonly("type", [](const TensorInfo& t) { return gguf::type_name(t.type_id); })
       .def_property_readonly("supported", [](const TensorInfo& t) { return t.format != nullptr; })
       .def_readonly("n_bytes", &TensorInfo::n_bytes)
@@ -206,7 +223,8 @@ void bind_tensor_info(py::module_& m) {
       .def_readonly("offset", &TensorInfo::file_offset, "Bytes from the start of its shard.")
       .def_readonly("shard", &TensorInfo::shard)
       .def("__repr__", [](const TensorInfo& t) {
-        return py::str("<TensorInfo {} {} {}>").format(text_of(t.name), gguf::type_name(t.type_id), py::tuple(py::cast(numpy_shape(t))));
+        return py::str("<TensorInfo {} {} {}>")
+            .format(text_of(t.name), gguf::type_name(t.type_id), py::tuple(py::cast(numpy_shape(t))));
       });
 }
 
@@ -222,18 +240,23 @@ void bind_gguf(py::module_& m) {
              return std::make_shared<File>(File::open(encoded));
            }),
            py::arg("path"))
-      .def_property_readonly("path", [](const File& f) { return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(
-                                                             f.path().data(), static_cast<Py_ssize_t>(f.path().size()))); })
+      .def_property_readonly("path",
+                             [](const File& f) {
+                               return py::reinterpret_steal<py::str>(
+                                   PyUnicode_DecodeFSDefaultAndSize(f.path().data(), static_cast<Py_ssize_t>(f.path().size())));
+                             })
       .def_property_readonly("version", &File::version)
       .def_property_readonly("n_shards", &File::n_shards)
       .def_property_readonly("file_bytes", &File::file_bytes)
-      .def_property_readonly("warnings", [](const File& f) {
-             py::list list;
-             for (const std::string& warning : f.warnings()) list.append(text_of(warning));
-             return list;
-           })
+      .def_property_readonly("warnings",
+                             [](const File& f) {
+                               py::list list;
+                               for (const std::string& warning : f.warnings()) list.append(text_of(warning));
+                               return list;
+                             })
       .def_property_readonly("tensors", &File::tensors, py::return_value_policy::copy)
-      .def("keys", [](const File& f) {
+      .def("keys",
+           [](const File& f) {
              py::list list;
              for (const auto& [key, value] : f.metadata()) list.append(text_of(key));
              return list;
@@ -248,9 +271,8 @@ void bind_gguf(py::module_& m) {
       .def("value_type", &value_type, py::arg("key"), "\"u32\", \"string\", \"array[i32]\", ...")
       .def("tensor_f32", &tensor_f32, py::arg("name"), "Decoded, in NumPy order.")
       .def("tensor_raw", &tensor_raw, py::arg("name"), "A copy of its bytes.")
-      .def("__repr__", [](const File& f) {
-        return py::str("<GGUFFile {}, {} tensors>").format(text_of(f.path()), f.tensors().size());
-      });
+      .def("__repr__",
+           [](const File& f) { return py::str("<GGUFFile {}, {} tensors>").format(text_of(f.path()), f.tensors().size()); });
   m.def("formats", &list_formats, "The tensor types that are read.");
   m.def("decode", &decode, py::arg("type_name"), py::arg("raw"), py::arg("n"),
         "`n` elements of a format's blocks (uint8) as float32. Raises BadRequest.");

@@ -57,7 +57,8 @@ py::dict counts(const PyImportance& self) {
 }  // namespace
 
 void bind_imatrix(py::module_& m) {
-  py::class_<PyImportance>(m, "Importance", "Sums of squares of what every weight of an engine is multiplied with, from now on until close().")
+  py::class_<PyImportance>(m, "Importance",
+                           "Sums of squares of what every weight of an engine is multiplied with, from now on until close().")
       .def(py::init([](const PyEngine& engine) {
              engine.get();
              auto self = std::make_unique<PyImportance>();

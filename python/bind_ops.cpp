@@ -1,10 +1,9 @@
 // _core.ops: every int8 kernel of a kernel table, callable by instruction set from a test. Not an API for people.
-#include "bindings.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "bindings.h"
 #include "ops_args.h"
 
 namespace kimi {
@@ -24,15 +23,18 @@ struct Activations {
   explicit Activations(const py::object& x) : blocks(take<cpu::Q8Block>(x, "x", {kAny, kAny})) {
     check(blocks.shape(1) > 0, "x: rows without elements");
     n = blocks.shape(0);
-    rows = {const_cast<cpu::Q8Block*>(blocks.data()), 32 * blocks.shape(1)};  // quantize_row fills what the other kernels read only
+    rows = {const_cast<cpu::Q8Block*>(blocks.data()),
+            32 * blocks.shape(1)};  // quantize_row fills what the other kernels read only
   }
 };
 
 void check_weights(const quant::Format& format, const py::array_t<uint8_t>& w, int64_t k) {
   check(!format.is_float(), std::string(format.name) + " is not a quantized type");
-  check(k > 0 && k % format.block_elems == 0, "row length " + std::to_string(k) + " is not a multiple of the block of " + format.name);
+  check(k > 0 && k % format.block_elems == 0,
+        "row length " + std::to_string(k) + " is not a multiple of the block of " + format.name);
   check(w.shape(1) >= format.row_bytes(k), "w: " + std::to_string(w.shape(1)) + " bytes a row, expected at least " +
-                                               std::to_string(format.row_bytes(k)) + " for " + std::to_string(k) + " elements of " + format.name);
+                                               std::to_string(format.row_bytes(k)) + " for " + std::to_string(k) +
+                                               " elements of " + format.name);
 }
 
 py::array_t<cpu::Q8Block> quantize_rows(const std::string& isa, const py::object& x_object) {
@@ -118,7 +120,8 @@ py::array_t<float> gemm(const std::string& isa, const std::string& type, const p
   for (int64_t p = 0; p < n_panels; ++p) {
     const int64_t in_panel = std::min(lanes, n_rows - p * lanes);
     table.pack_panel_q8[index_of(format)](w.data() + p * lanes * w.shape(1), w.shape(1), in_panel, x.rows.k, &panel.view);
-    table.gemm_panel_q8(panel.view, x.rows, rows_object.is_none() ? nullptr : rows.data(), n_x, wide.data() + p * lanes, n_panels * lanes);
+    table.gemm_panel_q8(panel.view, x.rows, rows_object.is_none() ? nullptr : rows.data(), n_x, wide.data() + p * lanes,
+                        n_panels * lanes);
   }
   auto out = make<float>({n_x, n_rows});
   for (int64_t j = 0; j < n_x; ++j) std::copy_n(wide.data() + j * n_panels * lanes, n_rows, out.mutable_data() + j * n_rows);
@@ -130,7 +133,8 @@ py::array_t<float> decode_row(const std::string& isa, const std::string& type, c
   const quant::Format& format = format_named(type);
   const auto raw = take<uint8_t>(raw_object, "raw", {kAny});
   check(n >= 0 && n % format.block_elems == 0, "n: " + std::to_string(n) + " is not a multiple of the block of " + format.name);
-  check(raw.size() >= format.row_bytes(n), "raw: " + std::to_string(raw.size()) + " bytes, expected " + std::to_string(format.row_bytes(n)));
+  check(raw.size() >= format.row_bytes(n),
+        "raw: " + std::to_string(raw.size()) + " bytes, expected " + std::to_string(format.row_bytes(n)));
   auto out = make<float>({n});
   table.decode_row[index_of(format)](raw.data(), out.mutable_data(), n);
   return out;
@@ -161,15 +165,18 @@ py::dict sizes(const std::string& isa) {
 void bind_ops(pybind11::module_& parent) {
   namespace py = pybind11;
   PYBIND11_NUMPY_DTYPE(kimi::cpu::Q8Block, q, scale, sum, half_sum, isum, half_isum);
-  py::module_ m = parent.def_submodule("ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
+  py::module_ m = parent.def_submodule(
+      "ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
   m.def("isas", ops::isas, "Names of the instruction sets that this processor runs, best first.");
   m.def("sizes", ops::sizes, py::arg("isa"), "panel_lanes, tile_lanes and max_attention_keys of a table.");
   m.def("quantize_rows", ops::quantize_rows, py::arg("isa"), py::arg("x"),
-        "x float32 [n, k] -> a structured array [n, k/32] of blocks of 32: q int8 [32], scale, sum, half_sum [2], isum, half_isum [2].");
+        "x float32 [n, k] -> a structured array [n, k/32] of blocks of 32: q int8 [32], scale, sum, half_sum [2], isum, "
+        "half_isum [2].");
   m.def("gemv", ops::gemv, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"),
         "w uint8 [n_rows, row_bytes] (rows may be padded), x from quantize_rows -> float32 [n_x, n_rows].");
   m.def("pack_panel", ops::pack_panel, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("k"),
-        "One panel: dict of q uint8 [k/4, lanes, 4] with bias and max_q, scale and min float32 [k/group, lanes] (min None without), group, k.");
+        "One panel: dict of q uint8 [k/4, lanes, 4] with bias and max_q, scale and min float32 [k/group, lanes] (min None "
+        "without), group, k.");
   m.def("gemm", ops::gemm, py::arg("isa"), py::arg("type"), py::arg("w"), py::arg("x"), py::arg("rows") = py::none(),
         "As gemv, through panels; rows int32 [n]: the row of x that each output row takes.");
   m.def("decode_row", ops::decode_row, py::arg("isa"), py::arg("type"), py::arg("raw"), py::arg("n"),

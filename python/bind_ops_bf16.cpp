@@ -39,8 +39,10 @@ py::object pack_bf16(const std::string& isa, const std::string& type, const py::
   if (!pack) return py::none();
   const auto given = take<uint8_t>(w_object, "w", {kAny, kAny});
   check(k >= 0 && k % 2 == 0 && 2 * k <= given.shape(1), "k: expected an even number of elements that lie in the rows of w");
-  check(given.shape(0) <= table->tile_lanes, "w: " + std::to_string(given.shape(0)) + " rows, a panel holds " + std::to_string(table->tile_lanes));
-  const std::vector<uint8_t> w(given.data(), given.data() + given.size());  // not a byte more: a sanitizer sees what is read beyond
+  check(given.shape(0) <= table->tile_lanes,
+        "w: " + std::to_string(given.shape(0)) + " rows, a panel holds " + std::to_string(table->tile_lanes));
+  const std::vector<uint8_t> w(given.data(),
+                               given.data() + given.size());  // not a byte more: a sanitizer sees what is read beyond
   auto out = make<uint16_t>({k / 2, table->tile_lanes, 2});
   pack(w.data(), given.shape(1), given.shape(0), k, out.mutable_data());
   return out;
@@ -73,9 +75,11 @@ struct Queries {
   bool causal;
   int64_t lanes, dv;
 
-  Queries(const cpu::KernelTable& table, int64_t n_lanes, bool may_be_half, const py::object& last_key_object, const py::object& state)
+  Queries(const cpu::KernelTable& table, int64_t n_lanes, bool may_be_half, const py::object& last_key_object,
+          const py::object& state)
       : causal(!last_key_object.is_none()), lanes(n_lanes) {
-    check(lanes == table.tile_lanes || (may_be_half && lanes == table.tile_lanes / 2), "q_t: " + std::to_string(lanes) + " lanes");
+    check(lanes == table.tile_lanes || (may_be_half && lanes == table.tile_lanes / 2),
+          "q_t: " + std::to_string(lanes) + " lanes");
     const auto before = py::cast<py::tuple>(state);
     check(before.size() == 3, "state: expected (m, l, o_t)");
     m = copied(take<float>(before[0], "m", {lanes}));
@@ -102,14 +106,16 @@ struct Queries {
   py::tuple state() const { return py::make_tuple(m, l, o_t); }
 };
 
-py::object attention_block_bf16(const std::string& isa, const py::object& q_object, const py::object& k1_object, const py::object& k2_object,
-                                const py::object& v_object, int64_t key0, const py::object& last_key, const py::object& state) {
+py::object attention_block_bf16(const std::string& isa, const py::object& q_object, const py::object& k1_object,
+                                const py::object& k2_object, const py::object& v_object, int64_t key0, const py::object& last_key,
+                                const py::object& state) {
   const cpu::KernelTable* table = bf16_of(isa);
   if (!table) return py::none();
   const auto q = take<uint16_t>(q_object, "q_t", {kAny, kAny, 2});
   Queries queries(*table, q.shape(1), false, last_key, state);
   const auto k1 = take<uint16_t>(k1_object, "k1", {kAny, kAny}), k2 = take<uint16_t>(k2_object, "k2", {k1.shape(0), kAny});
-  check(k1.shape(1) % 2 == 0 && k2.shape(1) % 2 == 0 && k1.shape(1) + k2.shape(1) == 2 * q.shape(0), "k1, k2: columns of q_t, pair by pair");
+  check(k1.shape(1) % 2 == 0 && k2.shape(1) % 2 == 0 && k1.shape(1) + k2.shape(1) == 2 * q.shape(0),
+        "k1, k2: columns of q_t, pair by pair");
   const auto v = take<uint16_t>(v_object, "v", {(k1.shape(0) + 1) / 2, queries.dv, 2});
   AlignedBuffer<float> scores(static_cast<size_t>(cpu::kMaxAttentionKeys * queries.lanes));
   cpu::AttentionBlockBf16 block{};
@@ -134,7 +140,8 @@ py::object latent_block_f16(const std::string& isa, const py::object& q_object, 
   Queries queries(*table, q.shape(1), true, last_key, state);
   const auto given = take<uint16_t>(rows_object, "rows", {kAny, 2 * q.shape(0)});
   check(queries.dv <= given.shape(1), "o_t: more values than numbers in a row");
-  const std::vector<uint16_t> rows(given.data(), given.data() + given.size());  // not a byte more: a sanitizer sees what is read beyond
+  const std::vector<uint16_t> rows(given.data(),
+                                   given.data() + given.size());  // not a byte more: a sanitizer sees what is read beyond
   cpu::LatentBlockF16 block{};
   queries.fill(&block, given.shape(0), key0);
   block.q_t = q.data();
@@ -156,13 +163,16 @@ void bind_bf16(py::module_& m) {
   m.def("bf16_pairs_from_f32", bf16_pairs_from_f32, isa, py::arg("x"), py::arg("scale"),
         "scale * x, float32 [n_rows, n_cols], as bits [(n_rows + 1) / 2, n_cols, 2]; the partner of an odd last row is zeros.");
   m.def("pack_bf16", pack_bf16, isa, py::arg("type"), py::arg("w"), py::arg("k"),
-        "w uint8 [n_rows, row_bytes], its first k elements -> bits [k / 2, tile_lanes, 2]; None for types without such a kernel, too.");
+        "w uint8 [n_rows, row_bytes], its first k elements -> bits [k / 2, tile_lanes, 2]; None for types without such a kernel, "
+        "too.");
   m.def("gemm_bf16", gemm_bf16, isa, py::arg("a"), py::arg("b"), py::arg("into"),
-        "a bits [m, k], b bits [k / 2, tile_lanes, 2] -> the product: floats [m, tile_lanes], rows: bits of it, pairs: [(m + 1) / 2, tile_lanes, 2].");
-  m.def("attention_block_bf16", attention_block_bf16, isa, py::arg("q_t"), py::arg("k1"), py::arg("k2"), py::arg("v"), py::arg("key0"),
-        py::arg("last_key"), py::arg("state"),
+        "a bits [m, k], b bits [k / 2, tile_lanes, 2] -> the product: floats [m, tile_lanes], rows: bits of it, pairs: [(m + 1) "
+        "/ 2, tile_lanes, 2].");
+  m.def("attention_block_bf16", attention_block_bf16, isa, py::arg("q_t"), py::arg("k1"), py::arg("k2"), py::arg("v"),
+        py::arg("key0"), py::arg("last_key"), py::arg("state"),
         "q_t bits [dk / 2, lanes, 2], k1 [n, dk1], k2 [n, dk2], v [(n + 1) / 2, dv, 2], state (m, l, o_t) -> (m, l, o_t).");
-  m.def("latent_block_f16", latent_block_f16, isa, py::arg("q_t"), py::arg("rows"), py::arg("key0"), py::arg("last_key"), py::arg("state"),
+  m.def("latent_block_f16", latent_block_f16, isa, py::arg("q_t"), py::arg("rows"), py::arg("key0"), py::arg("last_key"),
+        py::arg("state"),
         "q_t bf16 bits [width / 2, lanes, 2], rows f16 bits [n_keys, width], state (m, l, o_t [rank, lanes]) -> (m, l, o_t).");
 }
 

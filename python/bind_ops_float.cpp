@@ -14,7 +14,8 @@ const cpu::KernelTable& table_of(const std::string& isa) { return cpu::select_ke
 
 py::array_t<float> copy_of(const py::array_t<float>& x) { return py::array_t<float>(x.size(), x.data()); }
 
-py::array_t<float> gemv_float(const std::string& isa, const std::string& type, const py::object& w_object, const py::object& x_object) {
+py::array_t<float> gemv_float(const std::string& isa, const std::string& type, const py::object& w_object,
+                              const py::object& x_object) {
   const cpu::KernelTable& table = table_of(isa);
   const quant::Format& format = format_named(type);
   check(format.is_float(), type + " is not a float type");
@@ -28,8 +29,8 @@ py::array_t<float> gemv_float(const std::string& isa, const std::string& type, c
 }
 
 // a [m, k] (or [k, m] with transposed = true), b [k, tile_lanes]; out: the initial values when accumulating.
-py::array_t<float> gemm_f32(const std::string& isa, const py::object& a_object, const py::object& b_object, const py::object& out_object,
-                            bool transposed) {
+py::array_t<float> gemm_f32(const std::string& isa, const py::object& a_object, const py::object& b_object,
+                            const py::object& out_object, bool transposed) {
   const cpu::KernelTable& table = table_of(isa);
   const auto b = take<float>(b_object, "b", {kAny, table.tile_lanes});
   const int64_t k = b.shape(0);
@@ -41,8 +42,8 @@ py::array_t<float> gemm_f32(const std::string& isa, const py::object& a_object, 
     const auto initial = take<float>(out_object, "out", {m, table.tile_lanes});
     std::copy_n(initial.data(), initial.size(), out.mutable_data());
   }
-  table.gemm_f32(a.data(), transposed ? 1 : k, transposed ? m : 1, b.data(), table.tile_lanes, k, m, out.mutable_data(), table.tile_lanes,
-                 accumulate);
+  table.gemm_f32(a.data(), transposed ? 1 : k, transposed ? m : 1, b.data(), table.tile_lanes, k, m, out.mutable_data(),
+                 table.tile_lanes, accumulate);
   return out;
 }
 
@@ -57,12 +58,14 @@ py::array_t<float> transpose_panel(const std::string& isa, const py::object& w_o
 }
 
 // One block of keys. q [lanes, dk] -> the state (m [lanes], l [lanes], o [lanes, dv]) after it; state None: before any key.
-py::tuple attention_block(const std::string& isa, const py::object& q_object, const py::object& k1_object, const py::object& k2_object,
-                          const py::object& v_object, int64_t key0, const py::object& last_key_object, const py::object& state) {
+py::tuple attention_block(const std::string& isa, const py::object& q_object, const py::object& k1_object,
+                          const py::object& k2_object, const py::object& v_object, int64_t key0,
+                          const py::object& last_key_object, const py::object& state) {
   const cpu::KernelTable& table = table_of(isa);
   const auto q = take<float>(q_object, "q", {kAny, kAny});
   const int64_t lanes = q.shape(0), dk = q.shape(1);
-  check(lanes == table.tile_lanes || lanes == table.tile_lanes / 2, "q: " + std::to_string(lanes) + " queries, expected the lanes of a tile (" +
+  check(lanes == table.tile_lanes || lanes == table.tile_lanes / 2, "q: " + std::to_string(lanes) +
+                                                                        " queries, expected the lanes of a tile (" +
                                                                         std::to_string(table.tile_lanes) + ") or half of them");
   const auto k1 = take<float>(k1_object, "k1", {kAny, kAny});
   const int64_t n_keys = k1.shape(0);
@@ -84,7 +87,8 @@ py::tuple attention_block(const std::string& isa, const py::object& q_object, co
   if (!state.is_none()) {
     const auto before = py::cast<py::tuple>(state);
     check(before.size() == 3, "state: expected (m, l, o)");
-    const auto m0 = take<float>(before[0], "m", {lanes}), l0 = take<float>(before[1], "l", {lanes}), o0 = take<float>(before[2], "o", {lanes, dv});
+    const auto m0 = take<float>(before[0], "m", {lanes}), l0 = take<float>(before[1], "l", {lanes}),
+               o0 = take<float>(before[2], "o", {lanes, dv});
     for (int64_t i = 0; i < lanes; ++i) {
       m[i] = m0.data()[i];
       l[i] = l0.data()[i];
@@ -118,16 +122,18 @@ py::tuple attention_block(const std::string& isa, const py::object& q_object, co
   return py::make_tuple(m_out, l_out, o_out);
 }
 
-// One block of latent rows of bytes. bytes uint8 [n_keys, 32 n_blocks], scales uint16 [n_keys, n_blocks], q int8 [lanes, 32 n_blocks] and
-// q_scale [lanes, n_blocks] as they are, laid out here; None where the instruction set has no such kernel.
-py::object latent_block_q8(const std::string& isa, const py::object& q_object, const py::object& q_scale_object, const py::object& bytes_object,
-                           const py::object& scales_object, int64_t dv, int64_t key0, const py::object& last_key_object, const py::object& state) {
+// One block of latent rows of bytes. bytes uint8 [n_keys, 32 n_blocks], scales uint16 [n_keys, n_blocks], q int8 [lanes, 32
+// n_blocks] and q_scale [lanes, n_blocks] as they are, laid out here; None where the instruction set has no such kernel.
+py::object latent_block_q8(const std::string& isa, const py::object& q_object, const py::object& q_scale_object,
+                           const py::object& bytes_object, const py::object& scales_object, int64_t dv, int64_t key0,
+                           const py::object& last_key_object, const py::object& state) {
   const cpu::KernelTable& table = table_of(isa);
   if (!table.latent_block_q8) return py::none();
   constexpr int64_t lanes = cpu::kLatentLanes;
   const auto q = take<int8_t>(q_object, "q", {lanes, kAny});
   const int64_t n = q.shape(1), n_blocks = n / 32;
-  check(n % 64 == 0 && dv >= 1 && dv <= n, "q: " + std::to_string(n) + " columns, expected a multiple of 64, of which dv are values");
+  check(n % 64 == 0 && dv >= 1 && dv <= n,
+        "q: " + std::to_string(n) + " columns, expected a multiple of 64, of which dv are values");
   const auto q_scale = take<float>(q_scale_object, "q_scale", {lanes, n_blocks});
   const auto bytes = take<uint8_t>(bytes_object, "bytes", {kAny, n});
   const int64_t n_keys = bytes.shape(0), row_bytes = n + 2 * n_blocks;
@@ -180,7 +186,8 @@ py::object latent_block_q8(const std::string& isa, const py::object& q_object, c
   return py::make_tuple(m, l, o_out);
 }
 
-py::array_t<float> f32_from_q8(const std::string& isa, const py::object& bytes_object, const py::object& scales_object, int64_t n) {
+py::array_t<float> f32_from_q8(const std::string& isa, const py::object& bytes_object, const py::object& scales_object,
+                               int64_t n) {
   const auto bytes = take<uint8_t>(bytes_object, "bytes", {kAny});
   const auto scales = take<uint16_t>(scales_object, "scales", {kAny});
   check(n >= 0 && n <= bytes.size() && n <= 32 * scales.size(), "n: more numbers than there are bytes or scales");
@@ -197,8 +204,8 @@ py::array_t<float> rms_norm(const std::string& isa, const py::object& x_object, 
   return out;
 }
 
-py::array_t<float> layer_norm(const std::string& isa, const py::object& x_object, const py::object& weight_object, const py::object& bias_object,
-                              float eps) {
+py::array_t<float> layer_norm(const std::string& isa, const py::object& x_object, const py::object& weight_object,
+                              const py::object& bias_object, float eps) {
   const auto x = take<float>(x_object, "x", {kAny});
   const auto weight = take<float>(weight_object, "weight", {x.size()});
   const auto bias = take<float>(bias_object, "bias", {x.size()});
@@ -215,7 +222,7 @@ py::array_t<float> silu_mul(const std::string& isa, const py::object& gate_objec
   return out;
 }
 
-template <void (*cpu::KernelTable::* kernel)(float*, int64_t)>
+template <void (*cpu::KernelTable::*kernel)(float*, int64_t)>
 py::array_t<float> in_place(const std::string& isa, const py::object& x_object) {
   auto out = copy_of(take<float>(x_object, "x", {kAny}));
   (table_of(isa).*kernel)(out.mutable_data(), out.size());
@@ -263,11 +270,14 @@ void bind_float(py::module_& m) {
         "w float32 [n_rows, ld] -> its first k columns as [k, tile_lanes]; missing rows are zeros.");
   m.def("attention_block", attention_block, isa, py::arg("q"), py::arg("k1"), py::arg("k2"), py::arg("v"), py::arg("key0") = 0,
         py::arg("last_key") = py::none(), py::arg("state") = py::none(),
-        "q [lanes, dk1 + dk2], k1 [n, dk1], k2 [n, dk2] or None, v [n, dv], last_key int32 [lanes] or None, state (m, l, o) or None -> (m, l, o).");
-  m.def("latent_block_q8", latent_block_q8, isa, py::arg("q"), py::arg("q_scale"), py::arg("bytes"), py::arg("scales"), py::arg("dv"), py::arg("key0"),
-        py::arg("last_key"), py::arg("state"),
-        "q int8 [lanes, n], q_scale [lanes, n / 32], bytes uint8 [n_keys, n], scales uint16 halves [n_keys, n / 32], state (m, l, o) -> (m, l, o); None: no such kernel.");
-  m.def("f32_from_q8", f32_from_q8, isa, py::arg("bytes"), py::arg("scales"), py::arg("n"), "scale * (byte - 128) of the first n.");
+        "q [lanes, dk1 + dk2], k1 [n, dk1], k2 [n, dk2] or None, v [n, dv], last_key int32 [lanes] or None, state (m, l, o) or "
+        "None -> (m, l, o).");
+  m.def("latent_block_q8", latent_block_q8, isa, py::arg("q"), py::arg("q_scale"), py::arg("bytes"), py::arg("scales"),
+        py::arg("dv"), py::arg("key0"), py::arg("last_key"), py::arg("state"),
+        "q int8 [lanes, n], q_scale [lanes, n / 32], bytes uint8 [n_keys, n], scales uint16 halves [n_keys, n / 32], state (m, "
+        "l, o) -> (m, l, o); None: no such kernel.");
+  m.def("f32_from_q8", f32_from_q8, isa, py::arg("bytes"), py::arg("scales"), py::arg("n"),
+        "scale * (byte - 128) of the first n.");
   m.def("rms_norm", rms_norm, isa, py::arg("x"), py::arg("weight"), py::arg("eps"), "One row.");
   m.def("layer_norm", layer_norm, isa, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), "One row.");
   m.def("silu_mul", silu_mul, isa, py::arg("gate"), py::arg("up"), "silu(gate) * up.");

@@ -185,15 +185,15 @@ py::array_t<uint8_t> quantize_rows(const std::string& type_name, const py::array
 }  // namespace
 
 void bind_quant(py::module_& m) {
-  m.def(
-      "quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("data"), py::arg("importance") = py::none(),
-      py::arg("n_threads") = 0, py::arg("isa") = "auto",
-      "Rows of weights into the blocks of a format, a writable one of formats().\n\n"
-      "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
-      "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
-      "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
-      "Raises Unsupported: quant.no_encoder. BadRequest: quant.not_finite (names row and column), quant.overflow (F16), quant.columns, quant.type, quant.data,\n"
-      "quant.importance. A scale beyond the range of f16 is held at 65504.");
+  m.def("quantize_rows", &quantize_rows, py::arg("type_name"), py::arg("data"), py::arg("importance") = py::none(),
+        py::arg("n_threads") = 0, py::arg("isa") = "auto",
+        "Rows of weights into the blocks of a format, a writable one of formats().\n\n"
+        "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
+        "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
+        "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
+        "Raises Unsupported: quant.no_encoder. BadRequest: quant.not_finite (names row and column), quant.overflow (F16), "
+        "quant.columns, quant.type, quant.data,\n"
+        "quant.importance. A scale beyond the range of f16 is held at 65504.");
 }
 
 }  // namespace kimi

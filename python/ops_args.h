@@ -22,7 +22,8 @@ inline void check(bool condition, const std::string& message) {
 // A C-contiguous array of exactly this element type; kAny accepts any extent of that dimension.
 template <typename T>
 py::array_t<T> take(const py::object& object, const char* name, std::initializer_list<int64_t> shape) {
-  check(py::isinstance<py::array_t<T>>(object), std::string(name) + ": expected a numpy array of " + py::str(py::dtype::of<T>()).cast<std::string>());
+  check(py::isinstance<py::array_t<T>>(object),
+        std::string(name) + ": expected a numpy array of " + py::str(py::dtype::of<T>()).cast<std::string>());
   auto array = py::reinterpret_borrow<py::array_t<T>>(object);
   check(array.flags() & py::array::c_style, std::string(name) + ": expected a C-contiguous array");
   check(array.ndim() == static_cast<py::ssize_t>(shape.size()),
@@ -30,7 +31,8 @@ py::array_t<T> take(const py::object& object, const char* name, std::initializer
   int axis = 0;
   for (int64_t extent : shape) {
     check(extent == kAny || array.shape(axis) == extent, std::string(name) + ": dimension " + std::to_string(axis) + " is " +
-                                                             std::to_string(array.shape(axis)) + ", expected " + std::to_string(extent));
+                                                             std::to_string(array.shape(axis)) + ", expected " +
+                                                             std::to_string(extent));
     ++axis;
   }
   return array;

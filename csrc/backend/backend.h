@@ -21,8 +21,8 @@ struct Matrix {
   const uint8_t* data = nullptr;
   int64_t rows = 0, cols = 0;  // out features, in features
   int64_t row_bytes = 0;
-  int64_t count = 1;           // matrices in the stack
-  int64_t stack_bytes = 0;     // from one to the next
+  int64_t count = 1;        // matrices in the stack
+  int64_t stack_bytes = 0;  // from one to the next
   explicit operator bool() const { return data != nullptr; }
   Matrix at(int64_t i) const {
     Matrix one = *this;
@@ -41,22 +41,22 @@ struct Matrix {
 enum class RowForm : uint8_t { absorbed, expanded };
 constexpr int64_t kAllRows = INT64_MAX;
 
-// How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to bf16
-// and sums in float, or floats where the machine has no bf16.
+// How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to
+// bf16 and sums in float, or floats where the machine has no bf16.
 enum class Numbers { by_weights, floats, bf16 };
 
 enum class Activation { none, gelu_tanh, gelu_erf };
 
 struct LinearArgs {
-  const float* x;               // [n, w.cols]
+  const float* x;  // [n, w.cols]
   int64_t n;
   Matrix w;
   const float* bias = nullptr;  // [w.rows]
   Activation activation = Activation::none;
-  bool add = false;             // out += instead of out =
+  bool add = false;  // out += instead of out =
   Numbers numbers = Numbers::by_weights;
-  float* out;                   // [n, out_stride]
-  int64_t out_stride = 0;       // 0: w.rows
+  float* out;                     // [n, out_stride]
+  int64_t out_stride = 0;         // 0: w.rows
   int64_t n_expanded = kAllRows;  // the first rows; the others are absorbed
 };
 
@@ -69,22 +69,22 @@ struct FfnArgs {
   const float* x;  // [n, hidden] normed input
   int64_t n;
   Swiglu w;
-  float* out;      // [n, hidden], added to
+  float* out;  // [n, hidden], added to
   int64_t n_expanded;
 };
 
 struct MoeArgs {
   const float* x;  // [n, hidden] normed input
   int64_t n;
-  Matrix router;                 // ffn_gate_inp [n_experts, hidden]
-  const float* selection_bias;   // e_score_correction_bias [n_experts]; nullptr: none
-  bool sigmoid;                  // scoring_func; false: softmax
+  Matrix router;                // ffn_gate_inp [n_experts, hidden]
+  const float* selection_bias;  // e_score_correction_bias [n_experts]; nullptr: none
+  bool sigmoid;                 // scoring_func; false: softmax
   int64_t num_experts_per_tok;
   bool norm_topk_prob;
   float routed_scaling_factor;
-  Swiglu routed;                 // stacks of n_experts
-  Swiglu shared;                 // empty: none
-  float* out;                    // [n, hidden], added to
+  Swiglu routed;  // stacks of n_experts
+  Swiglu shared;  // empty: none
+  float* out;     // [n, hidden], added to
   int64_t n_expanded;
 };
 
@@ -103,27 +103,27 @@ struct AttentionSlice {
   const int32_t* positions;  // [n] ascending
   RowForm form;
   KvLayer cache;
-  int64_t n_out;             // results are wanted of the last n_out of them
-  int64_t out0;              // first row among the results
+  int64_t n_out;  // results are wanted of the last n_out of them
+  int64_t out0;   // first row among the results
 };
 
 struct MlaArgs {
   const float* x;  // [n, hidden] normed input
   int64_t n;
-  int64_t n_out;   // of all slices
+  int64_t n_out;                              // of all slices
   const std::vector<AttentionSlice>* slices;  // the expanded ones first
   int64_t num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
-  Matrix q;                       // [num_heads * (nope + rope), hidden]
-  Matrix kv_a;                    // [kv_lora_rank + rope, hidden]
-  const float* kv_a_norm;         // [kv_lora_rank]
+  Matrix q;                // [num_heads * (nope + rope), hidden]
+  Matrix kv_a;             // [kv_lora_rank + rope, hidden]
+  const float* kv_a_norm;  // [kv_lora_rank]
   float kv_a_norm_eps;
-  Matrix k_b;                     // stack of num_heads [kv_lora_rank, nope]
-  Matrix v_b;                     // stack of num_heads [v_head_dim, kv_lora_rank]
-  Matrix o;                       // [hidden, num_heads * v_head_dim]
-  float scale;                    // of the softmax
-  const float* rope_inv_freq;     // [rope / 2]
-  float rope_mscale;              // of the rotated part (1 without YaRN)
-  float* out;                     // [n_out, hidden], added to
+  Matrix k_b;                  // stack of num_heads [kv_lora_rank, nope]
+  Matrix v_b;                  // stack of num_heads [v_head_dim, kv_lora_rank]
+  Matrix o;                    // [hidden, num_heads * v_head_dim]
+  float scale;                 // of the softmax
+  const float* rope_inv_freq;  // [rope / 2]
+  float rope_mscale;           // of the rotated part (1 without YaRN)
+  float* out;                  // [n_out, hidden], added to
 };
 
 struct VitAttentionArgs {
@@ -149,7 +149,8 @@ class Backend {
   virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;
   // out may be x.
-  virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim, float* out) = 0;
+  virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim,
+                          float* out) = 0;
   virtual void linear(const LinearArgs& args) = 0;
   virtual void ffn(const FfnArgs& args) = 0;
   virtual void moe_ffn(const MoeArgs& args) = 0;

@@ -9,8 +9,8 @@
 
 namespace kimi {
 
-// Positions of a page: the unit in which the form of rows is decided (docs/architecture.md, "The same bits"). Blocks of keys never
-// straddle a page.
+// Positions of a page: the unit in which the form of rows is decided (docs/architecture.md, "The same bits"). Blocks of keys
+// never straddle a page.
 constexpr int64_t kPagePositions = 128;
 
 struct KvRow {

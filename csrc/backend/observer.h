@@ -8,8 +8,8 @@ struct Matrix;
 
 // What one matrix is about to be multiplied with.
 struct ProductInput {
-  const Matrix* w;      // one matrix, not a stack
-  const float* x;       // [n, w->cols] before any rounding, rows `stride` apart
+  const Matrix* w;  // one matrix, not a stack
+  const float* x;   // [n, w->cols] before any rounding, rows `stride` apart
   int64_t n, stride;
   const int32_t* rows;  // which rows of x; nullptr: the first n
 };
@@ -17,7 +17,8 @@ struct ProductInput {
 class InputObserver {
  public:
   virtual ~InputObserver() = default;
-  // Columns [first, first + n_cols) of an input. Several threads call at once, never two of them for the same columns of one matrix.
+  // Columns [first, first + n_cols) of an input. Several threads call at once, never two of them for the same columns of one
+  // matrix.
   virtual void see(const ProductInput& input, int64_t first, int64_t n_cols) noexcept = 0;
 };
 

@@ -30,21 +30,19 @@ class Error : public std::runtime_error {
   std::string code_;
 };
 
-[[noreturn]] void fail(ErrorKind kind, const char* code, const char* format, ...)
-    __attribute__((format(printf, 3, 4)));
+[[noreturn]] void fail(ErrorKind kind, const char* code, const char* format, ...) __attribute__((format(printf, 3, 4)));
 std::string format_string(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 }  // namespace kimi
 
 // KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.n", "n is %d, expected a positive number", n);
-#define KIMI_CHECK(condition, ...)            \
-  do {                                        \
+#define KIMI_CHECK(condition, ...)               \
+  do {                                           \
     if (!(condition)) ::kimi::fail(__VA_ARGS__); \
   } while (0)
 
 // For our own bugs only: never for what a file or a caller can cause.
-#define KIMI_DCHECK(condition)                                                                       \
-  do {                                                                                               \
-    if (!(condition))                                                                                \
-      ::kimi::fail(::kimi::ErrorKind::internal, "internal.check", "%s:%d: %s", __FILE__, __LINE__, #condition); \
+#define KIMI_DCHECK(condition)                                                                                                  \
+  do {                                                                                                                          \
+    if (!(condition)) ::kimi::fail(::kimi::ErrorKind::internal, "internal.check", "%s:%d: %s", __FILE__, __LINE__, #condition); \
   } while (0)

@@ -29,7 +29,8 @@ KIMI_INLINE uint16_t bf16_from_f32(float value) {
 
 KIMI_INLINE float f32_from_f16(uint16_t h) {
 #ifdef __F16C__
-  return __builtin_ia32_vcvtph2ps(__extension__(__attribute__((vector_size(16))) short){static_cast<short>(h), 0, 0, 0, 0, 0, 0, 0})[0];
+  return __builtin_ia32_vcvtph2ps(
+      __extension__(__attribute__((vector_size(16))) short){static_cast<short>(h), 0, 0, 0, 0, 0, 0, 0})[0];
 #else
   // Shift exponent and mantissa into place, then correct the exponent by a multiplication, which also handles subnormals.
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
@@ -45,7 +46,7 @@ KIMI_INLINE uint16_t f16_from_f32(float value) {
   const uint32_t u = f32_to_bits(value), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
   if (a > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
   if (a >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 65536 or more
-  if (a < 0x38800000) {                                             // subnormal: let the adder round
+  if (a < 0x38800000) {                                              // subnormal: let the adder round
     const float shifted = f32_from_bits(a) + 0.5f;
     return static_cast<uint16_t>(sign | (f32_to_bits(shifted) - 0x3f000000));
   }

@@ -128,16 +128,23 @@ constexpr ErrorKind kBad = ErrorKind::bad_model_file;
   const char* p = path.c_str();
   switch (error) {
     case ENOENT:
-    case ENOTDIR: fail(kBad, "file.not_found", "%s: no such file: check the path", p);
+    case ENOTDIR:
+      fail(kBad, "file.not_found", "%s: no such file: check the path", p);
     case EACCES:
-    case EPERM: fail(kBad, "file.not_readable", "%s: permission denied: make the file and its folders readable for this user", p);
-    case ELOOP: fail(kBad, "file.symlink_loop", "%s: symbolic links that lead in a circle: name the file itself", p);
-    case ENAMETOOLONG: fail(kBad, "file.name_too_long", "%.64s…: a path of %zu bytes is too long for this system", p, path.size());
+    case EPERM:
+      fail(kBad, "file.not_readable", "%s: permission denied: make the file and its folders readable for this user", p);
+    case ELOOP:
+      fail(kBad, "file.symlink_loop", "%s: symbolic links that lead in a circle: name the file itself", p);
+    case ENAMETOOLONG:
+      fail(kBad, "file.name_too_long", "%.64s…: a path of %zu bytes is too long for this system", p, path.size());
     case ENXIO:
-    case ENODEV: fail(kBad, "file.not_regular", "%s: a device or socket, expected a regular file: copy the model to a file first", p);
+    case ENODEV:
+      fail(kBad, "file.not_regular", "%s: a device or socket, expected a regular file: copy the model to a file first", p);
     case EMFILE:
-    case ENFILE: fail(kBad, "file.too_many_open", "%s: too many open files: close some or raise the limit (ulimit -n)", p);
-    default: fail(kBad, "file.open", "%s: cannot be opened: %s", p, std::strerror(error));
+    case ENFILE:
+      fail(kBad, "file.too_many_open", "%s: too many open files: close some or raise the limit (ulimit -n)", p);
+    default:
+      fail(kBad, "file.open", "%s: cannot be opened: %s", p, std::strerror(error));
   }
 }
 
@@ -145,7 +152,8 @@ void check_regular(const std::string& path, const struct stat& info) {
   const char* p = path.c_str();
   KIMI_CHECK(!S_ISDIR(info.st_mode), kBad, "file.directory", "%s: is a directory: name a file in it", p);
   const char* kind = S_ISFIFO(info.st_mode) ? "a named pipe" : S_ISSOCK(info.st_mode) ? "a socket" : "a device";
-  KIMI_CHECK(S_ISREG(info.st_mode), kBad, "file.not_regular", "%s: is %s, expected a regular file: copy the model to a file first", p, kind);
+  KIMI_CHECK(S_ISREG(info.st_mode), kBad, "file.not_regular",
+             "%s: is %s, expected a regular file: copy the model to a file first", p, kind);
   KIMI_CHECK(info.st_size > 0, kBad, "file.empty", "%s: the file is empty (0 bytes): download or write it again", p);
 }
 

@@ -34,7 +34,8 @@ class ThreadPool {
   // chunks are skipped). Safe after fork(): the child starts threads of its own.
   template <typename Body>
   void parallel_for(int64_t n_chunks, const Body& body) {
-    run(n_chunks, [](void* context, int64_t chunk, int thread) { (*static_cast<const Body*>(context))(chunk, thread); },
+    run(
+        n_chunks, [](void* context, int64_t chunk, int thread) { (*static_cast<const Body*>(context))(chunk, thread); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 

@@ -30,7 +30,8 @@ class Engine::Call {
   Engine& engine_;
 };
 
-Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gguf::File::open(path)), text_config_(read_text_config(file_)) {
+Engine::Engine(const std::string& path, const EngineOptions& options)
+    : file_(gguf::File::open(path)), text_config_(read_text_config(file_)) {
   fork_generation_ = fork_generation();
   backend_ = make_cpu_backend(options.cpu);
   text_weights_ = load_text_weights(file_, &text_config_, &store_);
@@ -47,7 +48,8 @@ Engine::Engine(const std::string& path, const EngineOptions& options) : file_(gg
   read_ahead_.emplace(layers_in_order());
 }
 
-// The order in which a prompt needs them: the picture's tower, the layers, the output. Of the embedding table a prompt needs rows.
+// The order in which a prompt needs them: the picture's tower, the layers, the output. Of the embedding table a prompt needs
+// rows.
 std::vector<ReadAhead::Range> Engine::layers_in_order() const {
   struct Entry {
     int64_t order;
@@ -76,8 +78,8 @@ KvType Engine::default_kv_type() const {
   return layer.attn_q.type == quant::Type::F32 && layer.attn_output.type == quant::Type::F32 ? KvType::f32 : KvType::f16;
 }
 
-// Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats, and
-// callers who ask for floats, get floats.
+// Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats,
+// and callers who ask for floats, get floats.
 Numbers Engine::picture_numbers(bool float_activations) const {
   const bool bytes = !quant::format_of(text_weights_.layers.front().attn_output.type).is_float();
   const bool floats = vision_weights_->blocks.front().ffn_up.type == quant::Type::F32;
@@ -86,7 +88,8 @@ Numbers Engine::picture_numbers(bool float_activations) const {
 
 MoonVit& Engine::require_vision() {
   KIMI_CHECK(moonvit_, ErrorKind::unsupported, "model.no_vision",
-             "%s: this model was opened without its vision part: give the mmproj file that belongs to it to ask about pictures", file_.path().c_str());
+             "%s: this model was opened without its vision part: give the mmproj file that belongs to it to ask about pictures",
+             file_.path().c_str());
   return *moonvit_;
 }
 
@@ -102,7 +105,8 @@ void Engine::encode_image(const Pixels& pixels, const Progress& progress, Interr
   const Call call(*this, interrupt);
   AlignedBuffer<float> features(static_cast<size_t>(count_patches(*vision_config_, pixels) * vision_config_->hidden_size));
   vit.tower(*backend_, pixels, progress, features.data());
-  vit.project(*backend_, features.data(), pixels.height / vision_config_->patch_size, pixels.width / vision_config_->patch_size, out);
+  vit.project(*backend_, features.data(), pixels.height / vision_config_->patch_size, pixels.width / vision_config_->patch_size,
+              out);
 }
 
 void Engine::between_calls(const std::function<void()>& body) {
@@ -112,7 +116,8 @@ void Engine::between_calls(const std::function<void()>& body) {
 
 void Engine::observe(const InputObserver* current, InputObserver* observer) {
   between_calls([&] {
-    KIMI_CHECK(observer_ == current, ErrorKind::bad_request, "importance.busy", "another importance matrix of this model is being made: close it first");
+    KIMI_CHECK(observer_ == current, ErrorKind::bad_request, "importance.busy",
+               "another importance matrix of this model is being made: close it first");
     observer_ = observer;
     backend_->set_observer(observer);
   });
@@ -121,25 +126,31 @@ void Engine::observe(const InputObserver* current, InputObserver* observer) {
 void Engine::check_slices(const std::vector<Slice>& slices) const {
   std::vector<const Session*> seen;
   for (const Slice& slice : slices) {
-    KIMI_CHECK(slice.session && slice.session->engine_.get() == this, ErrorKind::bad_request, "request.session", "a slice's session belongs to another model");
-    KIMI_CHECK(std::find(seen.begin(), seen.end(), slice.session) == seen.end(), ErrorKind::bad_request, "request.session", "a session appears twice in one step");
+    KIMI_CHECK(slice.session && slice.session->engine_.get() == this, ErrorKind::bad_request, "request.session",
+               "a slice's session belongs to another model");
+    KIMI_CHECK(std::find(seen.begin(), seen.end(), slice.session) == seen.end(), ErrorKind::bad_request, "request.session",
+               "a session appears twice in one step");
     seen.push_back(slice.session);
     int64_t n = 0;
     for (const Part& part : slice.parts) {
       for (int64_t i = 0; part.ids && i < part.n; ++i)
         KIMI_CHECK(part.ids[i] >= 0 && part.ids[i] < text_config_.vocab_size, ErrorKind::bad_request, "request.token_id",
-                   "token id %d at position %lld, expected 0 to %lld", part.ids[i], static_cast<long long>(n + i), static_cast<long long>(text_config_.vocab_size - 1));
+                   "token id %d at position %lld, expected 0 to %lld", part.ids[i], static_cast<long long>(n + i),
+                   static_cast<long long>(text_config_.vocab_size - 1));
       for (int64_t i = 0; part.embeddings && i < part.n * text_config_.hidden_size; ++i)
-        KIMI_CHECK(std::isfinite(part.embeddings[i]), ErrorKind::bad_request, "request.embedding", "embedding of position %lld has a value that is not finite",
+        KIMI_CHECK(std::isfinite(part.embeddings[i]), ErrorKind::bad_request, "request.embedding",
+                   "embedding of position %lld has a value that is not finite",
                    static_cast<long long>(n + i / text_config_.hidden_size));
       n += part.n;
     }
     const Session& session = *slice.session;
     KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
     KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
-               "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()), static_cast<long long>(n));
+               "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()),
+               static_cast<long long>(n));
     KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
-               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller pictures",
+               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or "
+               "smaller pictures",
                static_cast<long long>(n), static_cast<long long>(session.n_past_), static_cast<long long>(session.n_ctx()));
   }
 }
@@ -169,7 +180,8 @@ int64_t Slice::n() const {
 
 std::vector<RowForm> forms_of_pages(int64_t n_past, int64_t n) {
   std::vector<RowForm> forms(static_cast<size_t>(n), RowForm::absorbed);
-  const int64_t first = (n_past + kPagePositions - 1) / kPagePositions * kPagePositions, end = (n_past + n) / kPagePositions * kPagePositions;
+  const int64_t first = (n_past + kPagePositions - 1) / kPagePositions * kPagePositions,
+                end = (n_past + n) / kPagePositions * kPagePositions;
   if (first < end) std::fill(forms.begin() + (first - n_past), forms.begin() + (end - n_past), RowForm::expanded);
   return forms;
 }
@@ -212,17 +224,20 @@ void Engine::forward(const std::vector<Piece>& pieces) {
     const Piece& piece = pieces[p];
     const Slice& slice = *piece.slice;
     slice.session->n_past_ += piece.n;
-    if (slice.want == Logits::all) last[p].assign(slice.logits + (piece.first + piece.n - 1) * vocab, slice.logits + (piece.first + piece.n) * vocab);
+    if (slice.want == Logits::all)
+      last[p].assign(slice.logits + (piece.first + piece.n - 1) * vocab, slice.logits + (piece.first + piece.n) * vocab);
     if (last[p].empty()) continue;
     slice.session->logits_ = std::move(last[p]);
-    if (slice.want == Logits::last && slice.logits) std::memcpy(slice.logits, slice.session->logits_.data(), static_cast<size_t>(vocab) * sizeof(float));
+    if (slice.want == Logits::last && slice.logits)
+      std::memcpy(slice.logits, slice.session->logits_.data(), static_cast<size_t>(vocab) * sizeof(float));
   }
 }
 
 // Short slices share passes over the weights; a long one, whose chunks are worth a pass of their own, goes alone.
 void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt) {
   constexpr int64_t kShort = 4;
-  KIMI_CHECK(chunk >= 0, ErrorKind::bad_request, "request.chunk", "chunk is %lld, expected a positive number of tokens, or 0 for the default", static_cast<long long>(chunk));
+  KIMI_CHECK(chunk >= 0, ErrorKind::bad_request, "request.chunk",
+             "chunk is %lld, expected a positive number of tokens, or 0 for the default", static_cast<long long>(chunk));
   if (chunk == 0) chunk = kDefaultChunk;
   const Call call(*this, interrupt);
   check_slices(slices);
@@ -244,18 +259,20 @@ void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& pro
 }
 
 int64_t Session::checked_context(const Engine& engine, int64_t n_ctx) {
-  KIMI_CHECK(n_ctx >= 1 && n_ctx <= engine.text().max_position_embeddings, ErrorKind::bad_request, "request.n_ctx", "n_ctx is %lld, expected 1 to %lld (the model's context)",
-             static_cast<long long>(n_ctx), static_cast<long long>(engine.text().max_position_embeddings));
+  KIMI_CHECK(n_ctx >= 1 && n_ctx <= engine.text().max_position_embeddings, ErrorKind::bad_request, "request.n_ctx",
+             "n_ctx is %lld, expected 1 to %lld (the model's context)", static_cast<long long>(n_ctx),
+             static_cast<long long>(engine.text().max_position_embeddings));
   return n_ctx;
 }
 
 Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type)
     : engine_(std::move(engine)),
-      cache_(engine_->text().num_hidden_layers, checked_context(*engine_, n_ctx), engine_->text().kv_lora_rank, engine_->text().qk_rope_head_dim,
-             kv_type.value_or(engine_->default_kv_type())) {}
+      cache_(engine_->text().num_hidden_layers, checked_context(*engine_, n_ctx), engine_->text().kv_lora_rank,
+             engine_->text().qk_rope_head_dim, kv_type.value_or(engine_->default_kv_type())) {}
 
 void Session::truncate(int64_t n_past) {
-  KIMI_CHECK(n_past >= 0 && n_past <= n_past_, ErrorKind::bad_request, "request.n_past", "cannot truncate to %lld tokens, the session has %lld", static_cast<long long>(n_past),
+  KIMI_CHECK(n_past >= 0 && n_past <= n_past_, ErrorKind::bad_request, "request.n_past",
+             "cannot truncate to %lld tokens, the session has %lld", static_cast<long long>(n_past),
              static_cast<long long>(n_past_));
   if (n_past != n_past_) logits_.clear();
   n_past_ = n_past;

@@ -42,7 +42,7 @@ struct Slice {
   Session* session;
   std::vector<Part> parts;
   Logits want = Logits::last;
-  float* logits = nullptr;     // [n or 1, vocab_size]; may be nullptr for `last`: they stay in the session
+  float* logits = nullptr;       // [n or 1, vocab_size]; may be nullptr for `last`: they stay in the session
   std::vector<RowForm> forms{};  // [n] of the rows; empty: forms_of_pages
   int64_t n() const;
 };
@@ -70,14 +70,14 @@ class Engine {
   void encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
 
   // One step of several sessions. Everything is checked before anything is computed. A slice larger than `chunk` advances its
-  // session chunk by chunk, so that an interrupt leaves whole chunks behind. The bits of a row follow from the rows before it in its
-  // sequence and their forms: not from chunks, from what else is in the batch, or from the calls in which the sequence grew.
+  // session chunk by chunk, so that an interrupt leaves whole chunks behind. The bits of a row follow from the rows before it in
+  // its sequence and their forms: not from chunks, from what else is in the batch, or from the calls in which the sequence grew.
   void step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt);
 
   // Runs `body` while no call is under way.
   void between_calls(const std::function<void()>& body);
-  // Shows what weights are multiplied with to `observer`, from the next call on. `current` is who was told before (nullptr: nobody).
-  // Throws Error(bad_request, "importance.busy") when it is somebody else.
+  // Shows what weights are multiplied with to `observer`, from the next call on. `current` is who was told before (nullptr:
+  // nobody). Throws Error(bad_request, "importance.busy") when it is somebody else.
   void observe(const InputObserver* current, InputObserver* observer);
 
  private:

@@ -54,7 +54,8 @@ void Importance::add(const gguf::File& file) {
 }
 
 Importance::Entry* Importance::find(const uint8_t* data, int64_t* matrix) noexcept {
-  const auto after = std::upper_bound(entries_.begin(), entries_.end(), data, [](const uint8_t* at, const Entry& e) { return std::less<>()(at, e.begin); });
+  const auto after = std::upper_bound(entries_.begin(), entries_.end(), data,
+                                      [](const uint8_t* at, const Entry& e) { return std::less<>()(at, e.begin); });
   if (after == entries_.begin()) return nullptr;
   Entry& entry = *(after - 1);
   if (!std::less<>()(data, entry.end)) return nullptr;

@@ -11,7 +11,7 @@ namespace kimi {
 
 // Of one tensor: a matrix, or a stack of n_matrices (experts, heads).
 struct InputSums {
-  std::string name;          // of the tensor, as GGUF spells it
+  std::string name;  // of the tensor, as GGUF spells it
   int64_t n_matrices = 1;
   int64_t n_cols = 0;
   std::vector<double> sums;     // [n_matrices, n_cols]
@@ -37,8 +37,8 @@ class Importance final : public InputObserver {
     InputSums seen;
     const uint8_t* begin;
     const uint8_t* end;
-    int64_t stack_bytes;      // from one matrix to the next
-    bool heads_of_kv_b;       // a legacy attn_kv_b: rows of all heads over the same columns; only its values are multiplied
+    int64_t stack_bytes;  // from one matrix to the next
+    bool heads_of_kv_b;   // a legacy attn_kv_b: rows of all heads over the same columns; only its values are multiplied
   };
   void add(const gguf::File& file);
   Entry* find(const uint8_t* data, int64_t* matrix) noexcept;

@@ -35,7 +35,8 @@ ReadAhead::ReadAhead(const std::vector<Range>& ranges) : fork_generation_(fork_g
   // Pages that are cached already count as available, so this refuses only what would push itself out again.
   if (total == 0 || total > memory_info().available) return;
   for (const Range& range : ranges)
-    for (uint64_t offset = 0; offset < range.size; offset += kPiece) pieces_.push_back({range.data + offset, std::min(kPiece, range.size - offset)});
+    for (uint64_t offset = 0; offset < range.size; offset += kPiece)
+      pieces_.push_back({range.data + offset, std::min(kPiece, range.size - offset)});
   try {
     for (int i = 0; i < kThreads; ++i) threads_.push_back(std::make_unique<std::thread>([this] { run(); }));
   } catch (const std::system_error&) {  // no thread to be had: the pages come when they are touched

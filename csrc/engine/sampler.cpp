@@ -14,13 +14,14 @@ constexpr float kNegligible = -27.6f;  // e^-27.6 = 1e-12
 
 void check_real(const char* name, float value, const Limits<double>& limits) {
   if (!(value >= static_cast<float>(limits.low) && value <= static_cast<float>(limits.high)))
-    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name, static_cast<double>(value), limits.low, limits.high);
+    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %g, expected %g to %g", name,
+         static_cast<double>(value), limits.low, limits.high);
 }
 
 void check_count(const char* name, int64_t value, const Limits<int64_t>& limits) {
   if (value < limits.low || value > limits.high)
-    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %lld, expected %lld to %lld", name, static_cast<long long>(value), static_cast<long long>(limits.low),
-         static_cast<long long>(limits.high));
+    fail(ErrorKind::bad_request, (std::string("request.") + name).c_str(), "%s is %lld, expected %lld to %lld", name,
+         static_cast<long long>(value), static_cast<long long>(limits.low), static_cast<long long>(limits.high));
 }
 
 }  // namespace
@@ -45,7 +46,9 @@ double Sampler::uniform() {
 
 // The `count` most likely candidates, most likely first; ties go to the smaller id.
 void Sampler::keep_top(size_t count) {
-  const auto by_weight = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; };
+  const auto by_weight = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+  };
   count = std::min(count, candidates_.size());
   std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(count), candidates_.end(), by_weight);
   candidates_.resize(count);
@@ -73,7 +76,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
   }
   int64_t best = -1;
   for (size_t i = 0; i < scores_.size(); ++i)
-    if (std::isfinite(scores_[i]) && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)])) best = static_cast<int64_t>(i);
+    if (std::isfinite(scores_[i]) && (best < 0 || scores_[i] > scores_[static_cast<size_t>(best)]))
+      best = static_cast<int64_t>(i);
   KIMI_CHECK(best >= 0, ErrorKind::bad_model_file, "model.not_finite",
              "the model produced no finite number for any token: its file is damaged, download it again");
   if (options_.temperature == 0.0f || options_.top_k == 1) return static_cast<int32_t>(best);

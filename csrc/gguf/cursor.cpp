@@ -14,15 +14,16 @@ std::string Cursor::where() const {
 }
 
 void Cursor::fail_at(const char* code, uint64_t offset, const std::string& message) const {
-  fail(ErrorKind::bad_model_file, code, "%s: %s (at byte %llu): %s", path_.c_str(), where().c_str(),
-       static_cast<ull>(offset), message.c_str());
+  fail(ErrorKind::bad_model_file, code, "%s: %s (at byte %llu): %s", path_.c_str(), where().c_str(), static_cast<ull>(offset),
+       message.c_str());
 }
 
 void Cursor::fail_truncated(uint64_t n_bytes, const char* field) const {
-  fail_at("gguf.truncated", position_,
-          format_string("the %s needs %llu bytes, but only %llu of the file's %llu bytes are left; the file is cut short or damaged: "
-                        "download or convert it again",
-                        field, static_cast<ull>(n_bytes), static_cast<ull>(remaining()), static_cast<ull>(size_)));
+  fail_at(
+      "gguf.truncated", position_,
+      format_string("the %s needs %llu bytes, but only %llu of the file's %llu bytes are left; the file is cut short or damaged: "
+                    "download or convert it again",
+                    field, static_cast<ull>(n_bytes), static_cast<ull>(remaining()), static_cast<ull>(size_)));
 }
 
 void Cursor::fail_header(const char* field) const {

@@ -47,7 +47,8 @@ struct File::Impl {
       const TensorInfo& a = tensors[tensors_by_name[i - 1]];
       const TensorInfo& b = tensors[tensors_by_name[i]];
       KIMI_CHECK(a.name != b.name, kBad, "gguf.duplicate_tensor",
-                 "%s: tensor %s: appears twice, with its data at byte %llu of %s and at byte %llu; the file is damaged: download or convert it again",
+                 "%s: tensor %s: appears twice, with its data at byte %llu of %s and at byte %llu; the file is damaged: download "
+                 "or convert it again",
                  paths[b.shard].c_str(), quoted(b.name).c_str(), static_cast<ull>(a.file_offset),
                  a.shard == b.shard ? "this file" : paths[a.shard].c_str(), static_cast<ull>(b.file_offset));
     }
@@ -61,21 +62,24 @@ MappedFile open_part(const std::string& path, const std::string& named, const Sp
     return MappedFile::open(path);
   } catch (const Error& error) {
     if (error.code() != "file.not_found") throw;
-    fail(kBad, "gguf.split_missing", "%s: no such file: %s is part %llu of %llu and needs all of them: download part %llu too", path.c_str(),
-         named.c_str(), static_cast<ull>(split.number + 1), static_cast<ull>(split.count), static_cast<ull>(number + 1));
+    fail(kBad, "gguf.split_missing", "%s: no such file: %s is part %llu of %llu and needs all of them: download part %llu too",
+         path.c_str(), named.c_str(), static_cast<ull>(split.number + 1), static_cast<ull>(split.count),
+         static_cast<ull>(number + 1));
   }
 }
 
 void check_part(const Split& part, const std::string& path, const Split& named, const std::string& named_path, uint64_t number) {
   KIMI_CHECK(part.number == number, kBad, "gguf.split_mismatch",
-             "%s: key 'split.no': is %llu, expected %llu by the file's name; give the parts back the names under which they were published",
+             "%s: key 'split.no': is %llu, expected %llu by the file's name; give the parts back the names under which they were "
+             "published",
              path.c_str(), static_cast<ull>(part.number), static_cast<ull>(number));
   KIMI_CHECK(part.count == named.count, kBad, "gguf.split_mismatch",
-             "%s: key 'split.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together", path.c_str(),
-             static_cast<ull>(part.count), static_cast<ull>(named.count), named_path.c_str());
-  KIMI_CHECK(part.n_tensors == named.n_tensors, kBad, "gguf.split_mismatch",
-             "%s: key 'split.tensors.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together",
-             path.c_str(), static_cast<ull>(part.n_tensors), static_cast<ull>(named.n_tensors), named_path.c_str());
+             "%s: key 'split.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together",
+             path.c_str(), static_cast<ull>(part.count), static_cast<ull>(named.count), named_path.c_str());
+  KIMI_CHECK(
+      part.n_tensors == named.n_tensors, kBad, "gguf.split_mismatch",
+      "%s: key 'split.tensors.count': is %llu, but %llu in %s; the parts are not of the same model: download them again together",
+      path.c_str(), static_cast<ull>(part.n_tensors), static_cast<ull>(named.n_tensors), named_path.c_str());
 }
 
 }  // namespace
@@ -103,8 +107,8 @@ File File::open(const std::string& path) {
     }
   }
   KIMI_CHECK(split.count == 1 || impl->tensors.size() == split.n_tensors, kBad, "gguf.split_mismatch",
-             "%s: the %llu parts hold %zu tensors, but key 'split.tensors.count' is %llu; download the parts again together", path.c_str(),
-             static_cast<ull>(split.count), impl->tensors.size(), static_cast<ull>(split.n_tensors));
+             "%s: the %llu parts hold %zu tensors, but key 'split.tensors.count' is %llu; download the parts again together",
+             path.c_str(), static_cast<ull>(split.count), impl->tensors.size(), static_cast<ull>(split.n_tensors));
   impl->index_tensors();
   return File(std::move(impl));
 }
@@ -133,7 +137,9 @@ const std::vector<std::string>& File::warnings() const { return impl_->warnings;
 const std::vector<std::pair<std::string, Value>>& File::metadata() const { return impl_->first.metadata; }
 const std::vector<TensorInfo>& File::tensors() const { return impl_->tensors; }
 
-const Value* File::find_key(std::string_view key) const { return gguf::find_key(impl_->first.metadata, impl_->first.keys_by_name, key); }
+const Value* File::find_key(std::string_view key) const {
+  return gguf::find_key(impl_->first.metadata, impl_->first.keys_by_name, key);
+}
 
 const TensorInfo* File::find_tensor(std::string_view name) const {
   const std::vector<TensorInfo>& tensors = impl_->tensors;
@@ -148,7 +154,9 @@ std::optional<int64_t> File::get_int(std::string_view key) const { return impl_-
 std::optional<double> File::get_float(std::string_view key) const { return impl_->lookup().get_float(key); }
 std::optional<bool> File::get_bool(std::string_view key) const { return impl_->lookup().get_bool(key); }
 std::optional<std::string_view> File::get_string(std::string_view key) const { return impl_->lookup().get_string(key); }
-std::optional<std::vector<std::string_view>> File::get_strings(std::string_view key) const { return impl_->lookup().get_strings(key); }
+std::optional<std::vector<std::string_view>> File::get_strings(std::string_view key) const {
+  return impl_->lookup().get_strings(key);
+}
 std::optional<std::vector<int64_t>> File::get_ints(std::string_view key) const { return impl_->lookup().get_ints(key); }
 std::optional<std::vector<double>> File::get_floats(std::string_view key) const { return impl_->lookup().get_floats(key); }
 

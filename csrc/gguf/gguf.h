@@ -20,17 +20,17 @@ const char* value_type_name(ValueType type);
 // A metadata value; strings and arrays are views into the mapping.
 struct Value {
   ValueType type;
-  ValueType element_type;       // of an array
-  uint64_t count = 1;           // elements of an array
-  const uint8_t* data;          // first byte of the scalar, of the string's characters, or of the array's first element
-  uint64_t size;                // bytes at `data`
-  uint64_t file_offset;         // of the value, for messages
+  ValueType element_type;  // of an array
+  uint64_t count = 1;      // elements of an array
+  const uint8_t* data;     // first byte of the scalar, of the string's characters, or of the array's first element
+  uint64_t size;           // bytes at `data`
+  uint64_t file_offset;    // of the value, for messages
 };
 
 struct TensorInfo {
   std::string name;
   int n_dims = 0;
-  int64_t ne[4] = {1, 1, 1, 1};        // ne[0] is contiguous
+  int64_t ne[4] = {1, 1, 1, 1};  // ne[0] is contiguous
   uint32_t type_id = 0;
   const quant::Format* format = nullptr;  // nullptr: a type we cannot read (the file still opens, for `inspect`)
   const uint8_t* data = nullptr;          // in the mapping of its shard; nullptr when format is nullptr
@@ -53,18 +53,18 @@ class File {
   const std::string& path() const;
   uint32_t version() const;
   int n_shards() const;
-  uint64_t file_bytes() const;                           // of all shards
-  const std::vector<std::string>& warnings() const;      // legal but odd: trailing bytes, unknown keys of ours, …
+  uint64_t file_bytes() const;                       // of all shards
+  const std::vector<std::string>& warnings() const;  // legal but odd: trailing bytes, unknown keys of ours, …
 
-  const std::vector<std::pair<std::string, Value>>& metadata() const;   // of shard 0, in file order
+  const std::vector<std::pair<std::string, Value>>& metadata() const;  // of shard 0, in file order
   const Value* find_key(std::string_view key) const;
-  const std::vector<TensorInfo>& tensors() const;        // of all shards, in file order
+  const std::vector<TensorInfo>& tensors() const;  // of all shards, in file order
   const TensorInfo* find_tensor(std::string_view name) const;
 
   // Typed access. Absent key: nullopt. Present with another type: Error "gguf.key_type" that names file, key, offset, both types.
-  std::optional<uint64_t> get_uint(std::string_view key) const;        // any integer type, not negative
+  std::optional<uint64_t> get_uint(std::string_view key) const;  // any integer type, not negative
   std::optional<int64_t> get_int(std::string_view key) const;
-  std::optional<double> get_float(std::string_view key) const;         // f32 or f64
+  std::optional<double> get_float(std::string_view key) const;  // f32 or f64
   std::optional<bool> get_bool(std::string_view key) const;
   std::optional<std::string_view> get_string(std::string_view key) const;
   std::optional<std::vector<std::string_view>> get_strings(std::string_view key) const;

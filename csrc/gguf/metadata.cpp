@@ -26,8 +26,9 @@ std::string_view read_key(Cursor& cursor) {
                    "the key is " + quoted(key) + ", expected UTF-8 text without NUL; " + std::string(kDamaged));
   }
   if (length > cursor.budget().name_bytes) {
-    cursor.fail_at("gguf.header_size", offset,
-                   format_string("keys and tensor names take more than %llu MiB; %s", static_cast<ull>(limits::kNameBytes >> 20), kDamaged));
+    cursor.fail_at(
+        "gguf.header_size", offset,
+        format_string("keys and tensor names take more than %llu MiB; %s", static_cast<ull>(limits::kNameBytes >> 20), kDamaged));
   }
   cursor.budget().name_bytes -= length;
   return key;
@@ -39,7 +40,8 @@ ValueType read_type(Cursor& cursor, const char* field) {
   if (type >= kValueTypes) {
     cursor.fail_at("gguf.value_type", offset,
                    format_string("the %s is %u, allowed are 0 to %u; the file is damaged or newer than this reader: "
-                                 "download it again, or update kimi_vl_cpp", field, type, kValueTypes - 1));
+                                 "download it again, or update kimi_vl_cpp",
+                                 field, type, kValueTypes - 1));
   }
   return static_cast<ValueType>(type);
 }
@@ -148,7 +150,8 @@ void read_metadata(Cursor& cursor, uint64_t n_keys, Shard& shard) {
     if (a.first != b.first) continue;
     cursor.enter("key");
     cursor.set_name(a.first);
-    const uint64_t first = std::min(a.second.file_offset, b.second.file_offset), second = std::max(a.second.file_offset, b.second.file_offset);
+    const uint64_t first = std::min(a.second.file_offset, b.second.file_offset),
+                   second = std::max(a.second.file_offset, b.second.file_offset);
     cursor.fail_at("gguf.duplicate_key", second,
                    format_string("appears twice, first with its value at byte %llu; %s", static_cast<ull>(first), kDamaged));
   }

@@ -28,14 +28,17 @@ Split read_split(const Shard& shard, const std::string& path) {
   if (!count) return split;
   split.count = *count;
   KIMI_CHECK(split.count >= 1 && split.count <= limits::kShards, kBad, "gguf.split_count",
-             "%s: key 'split.count' (at byte %llu): is %llu, allowed are 1 to %llu; %s", path.c_str(), offset_of(shard, "split.count"),
-             static_cast<ull>(split.count), static_cast<ull>(limits::kShards), kDamaged);
+             "%s: key 'split.count' (at byte %llu): is %llu, allowed are 1 to %llu; %s", path.c_str(),
+             offset_of(shard, "split.count"), static_cast<ull>(split.count), static_cast<ull>(limits::kShards), kDamaged);
   if (split.count == 1) return split;
   const auto number = lookup.get_uint("split.no"), n_tensors = lookup.get_uint("split.tensors.count");
-  KIMI_CHECK(number && n_tensors, kBad, "gguf.split_keys", "%s: key '%s': is missing in a file of %llu parts (split.count at byte %llu); download or split it again",
-             path.c_str(), number ? "split.tensors.count" : "split.no", static_cast<ull>(split.count), offset_of(shard, "split.count"));
-  KIMI_CHECK(*number < split.count, kBad, "gguf.split_count", "%s: key 'split.no' (at byte %llu): is %llu, expected less than split.count, %llu; %s",
-             path.c_str(), offset_of(shard, "split.no"), static_cast<ull>(*number), static_cast<ull>(split.count), kDamaged);
+  KIMI_CHECK(number && n_tensors, kBad, "gguf.split_keys",
+             "%s: key '%s': is missing in a file of %llu parts (split.count at byte %llu); download or split it again",
+             path.c_str(), number ? "split.tensors.count" : "split.no", static_cast<ull>(split.count),
+             offset_of(shard, "split.count"));
+  KIMI_CHECK(*number < split.count, kBad, "gguf.split_count",
+             "%s: key 'split.no' (at byte %llu): is %llu, expected less than split.count, %llu; %s", path.c_str(),
+             offset_of(shard, "split.no"), static_cast<ull>(*number), static_cast<ull>(split.count), kDamaged);
   split.number = *number;
   split.n_tensors = *n_tensors;
   return split;
@@ -44,8 +47,10 @@ Split read_split(const Shard& shard, const std::string& path) {
 std::string part_path(const std::string& path, const Split& split, uint64_t number) {
   const std::string own = part_suffix(split.number, split.count);
   KIMI_CHECK(path.size() > own.size() && path.ends_with(own), kBad, "gguf.split_name",
-             "%s: is part %llu of %llu by its keys split.no and split.count, so its name must end in '%s'; give the parts back the names "
-             "under which they were published", path.c_str(), static_cast<ull>(split.number + 1), static_cast<ull>(split.count), own.c_str());
+             "%s: is part %llu of %llu by its keys split.no and split.count, so its name must end in '%s'; give the parts back "
+             "the names "
+             "under which they were published",
+             path.c_str(), static_cast<ull>(split.number + 1), static_cast<ull>(split.count), own.c_str());
   return path.substr(0, path.size() - own.size()) + part_suffix(number, split.count);
 }
 
@@ -57,7 +62,8 @@ void check_same_model(const Shard& first, const std::string& first_path, const S
     const bool same = other->type == value.type && other->element_type == value.element_type && other->size == value.size &&
                       std::memcmp(other->data, value.data, value.size) == 0;
     KIMI_CHECK(same, kBad, "gguf.split_mismatch",
-               "%s: key %s (at byte %llu): differs from the one in %s; the parts are not of the same model: download them again together",
+               "%s: key %s (at byte %llu): differs from the one in %s; the parts are not of the same model: download them again "
+               "together",
                part_path.c_str(), quoted(key).c_str(), static_cast<ull>(value.file_offset), first_path.c_str());
   }
 }

@@ -41,8 +41,9 @@ void read_name(Cursor& cursor, TensorInfo& tensor) {
                    "the name is " + quoted(name) + ", expected UTF-8 text without NUL; " + std::string(kDamaged));
   }
   if (length > cursor.budget().name_bytes) {
-    cursor.fail_at("gguf.header_size", offset,
-                   format_string("keys and tensor names take more than %llu MiB; %s", static_cast<ull>(limits::kNameBytes >> 20), kDamaged));
+    cursor.fail_at(
+        "gguf.header_size", offset,
+        format_string("keys and tensor names take more than %llu MiB; %s", static_cast<ull>(limits::kNameBytes >> 20), kDamaged));
   }
   cursor.budget().name_bytes -= length;
   tensor.name = name;
@@ -53,19 +54,22 @@ void read_shape(Cursor& cursor, TensorInfo& tensor) {
   const uint64_t offset = cursor.position();
   const uint32_t n_dims = cursor.read<uint32_t>("number of dimensions");
   if (n_dims == 0 || n_dims > limits::kDims) {
-    cursor.fail_at("gguf.tensor_dims", offset, format_string("%u dimensions, allowed are 1 to %u; %s", n_dims, limits::kDims, kDamaged));
+    cursor.fail_at("gguf.tensor_dims", offset,
+                   format_string("%u dimensions, allowed are 1 to %u; %s", n_dims, limits::kDims, kDamaged));
   }
   tensor.n_dims = static_cast<int>(n_dims);
   uint64_t n_elems = 1;
   for (uint32_t d = 0; d < n_dims; ++d) {
     const uint64_t at = cursor.position(), extent = cursor.read<uint64_t>("shape");
     if (extent == 0 || extent > INT64_MAX) {
-      cursor.fail_at("gguf.tensor_shape", at,
-                     format_string("dimension %u is %lld, expected a positive number; %s", d, static_cast<long long>(extent), kDamaged));
+      cursor.fail_at(
+          "gguf.tensor_shape", at,
+          format_string("dimension %u is %lld, expected a positive number; %s", d, static_cast<long long>(extent), kDamaged));
     }
     tensor.ne[d] = static_cast<int64_t>(extent);
     if (!checked_mul(n_elems, extent, &n_elems) || n_elems > INT64_MAX) {
-      cursor.fail_at("gguf.tensor_size", offset, format_string("dimensions up to %u multiply to more than 2^63 elements; %s", d, kDamaged));
+      cursor.fail_at("gguf.tensor_size", offset,
+                     format_string("dimensions up to %u multiply to more than 2^63 elements; %s", d, kDamaged));
     }
   }
 }
@@ -75,23 +79,27 @@ void read_type(Cursor& cursor, uint64_t alignment, TensorInfo& tensor) {
   tensor.type_id = cursor.read<uint32_t>("tensor type");
   switch (type_status(tensor.type_id)) {
     case TypeStatus::readable:
-    case TypeStatus::unreadable: break;
+    case TypeStatus::unreadable:
+      break;
     case TypeStatus::removed:
-      cursor.fail_at("gguf.tensor_type", offset,
-                     format_string("type %u (%s) was removed from GGUF: convert the model again with current tools, or download a "
-                                   "newer file",
-                                   tensor.type_id, type_name(tensor.type_id)));
+      cursor.fail_at(
+          "gguf.tensor_type", offset,
+          format_string("type %u (%s) was removed from GGUF: convert the model again with current tools, or download a "
+                        "newer file",
+                        tensor.type_id, type_name(tensor.type_id)));
     case TypeStatus::foreign:
-      cursor.fail_at("gguf.tensor_type", offset,
-                     format_string("type %u (%s) is one of ik_llama.cpp's own, which only that program reads: download a file of types "
-                                   "that llama.cpp has too, such as Q4_K_M, or convert the model again",
-                                   tensor.type_id, type_name(tensor.type_id)));
+      cursor.fail_at(
+          "gguf.tensor_type", offset,
+          format_string("type %u (%s) is one of ik_llama.cpp's own, which only that program reads: download a file of types "
+                        "that llama.cpp has too, such as Q4_K_M, or convert the model again",
+                        tensor.type_id, type_name(tensor.type_id)));
     case TypeStatus::undefined:
-      cursor.fail_at("gguf.tensor_type", offset,
-                     format_string("type %u is not known: if the file is newer than this reader, update kimi_vl_cpp; if another "
-                                   "program with types of its own wrote it, use a file of common types, such as Q4_K_M; else it is "
-                                   "damaged: download it again",
-                                   tensor.type_id));
+      cursor.fail_at(
+          "gguf.tensor_type", offset,
+          format_string("type %u is not known: if the file is newer than this reader, update kimi_vl_cpp; if another "
+                        "program with types of its own wrote it, use a file of common types, such as Q4_K_M; else it is "
+                        "damaged: download it again",
+                        tensor.type_id));
   }
   tensor.format = quant::find_format(tensor.type_id);
   const BlockSize block = block_size(tensor.type_id);
@@ -104,9 +112,11 @@ void read_type(Cursor& cursor, uint64_t alignment, TensorInfo& tensor) {
                                  type_name(tensor.type_id), kDamaged));
   }
   uint64_t padded;
-  if (!checked_mul(tensor.n_elems() / block.elems, block.bytes, &tensor.n_bytes) || !align_up(tensor.n_bytes, alignment, &padded)) {
+  if (!checked_mul(tensor.n_elems() / block.elems, block.bytes, &tensor.n_bytes) ||
+      !align_up(tensor.n_bytes, alignment, &padded)) {
     cursor.fail_at("gguf.tensor_size", offset,
-                   format_string("shape %s of %s is more than 2^64 bytes; %s", shape_text(tensor).c_str(), type_name(tensor.type_id), kDamaged));
+                   format_string("shape %s of %s is more than 2^64 bytes; %s", shape_text(tensor).c_str(),
+                                 type_name(tensor.type_id), kDamaged));
   }
 }
 
@@ -118,8 +128,8 @@ void read_tensor(Cursor& cursor, uint64_t alignment, TensorInfo& tensor) {
   tensor.file_offset = cursor.read<uint64_t>("data offset");  // from the start of the data; made absolute by place()
   if (tensor.file_offset % alignment != 0) {
     cursor.fail_at("gguf.tensor_offset", at,
-                   format_string("the data offset %llu is not a multiple of the alignment %llu; %s", static_cast<ull>(tensor.file_offset),
-                                 static_cast<ull>(alignment), kDamaged));
+                   format_string("the data offset %llu is not a multiple of the alignment %llu; %s",
+                                 static_cast<ull>(tensor.file_offset), static_cast<ull>(alignment), kDamaged));
   }
 }
 
@@ -135,11 +145,13 @@ void place(Cursor& cursor, uint64_t data_begin, TensorInfo& tensor) {
                                  static_cast<ull>(tensor.n_bytes), kDamaged));
   }
   if (end > cursor.size()) {
-    cursor.fail_at("gguf.truncated", begin,
-                   format_string("its data, %s of shape %s, ends at byte %llu, but the file ends at %llu (%llu bytes are missing); the file is cut "
-                                 "short or damaged: download or convert it again",
-                                 type_name(tensor.type_id), shape_text(tensor).c_str(), static_cast<ull>(end),
-                                 static_cast<ull>(cursor.size()), static_cast<ull>(end - cursor.size())));
+    cursor.fail_at(
+        "gguf.truncated", begin,
+        format_string(
+            "its data, %s of shape %s, ends at byte %llu, but the file ends at %llu (%llu bytes are missing); the file is cut "
+            "short or damaged: download or convert it again",
+            type_name(tensor.type_id), shape_text(tensor).c_str(), static_cast<ull>(end), static_cast<ull>(cursor.size()),
+            static_cast<ull>(end - cursor.size())));
   }
   tensor.file_offset = begin;
   if (tensor.format) tensor.data = cursor.data() + begin;
@@ -177,16 +189,20 @@ void check_layout(Cursor& cursor, uint64_t data_begin, uint64_t alignment, Shard
   if (last && covered > cursor.size()) {
     cursor.enter("tensor");
     cursor.set_name(last->name);
-    cursor.fail_at("gguf.truncated", cursor.size(),
-                   format_string("the padding after it ends at byte %llu, but the file ends at %llu; the file is cut short: download it again, or, if "
-                                 "its writer does not pad the last tensor, append %llu zero bytes",
-                                 static_cast<ull>(covered), static_cast<ull>(cursor.size()), static_cast<ull>(covered - cursor.size())));
+    cursor.fail_at(
+        "gguf.truncated", cursor.size(),
+        format_string(
+            "the padding after it ends at byte %llu, but the file ends at %llu; the file is cut short: download it again, or, if "
+            "its writer does not pad the last tensor, append %llu zero bytes",
+            static_cast<ull>(covered), static_cast<ull>(cursor.size()), static_cast<ull>(covered - cursor.size())));
   }
   if (hole_bytes)
-    shard.warnings.push_back(format_string("%s: %llu bytes between tensors belong to none", cursor.path().c_str(), static_cast<ull>(hole_bytes)));
+    shard.warnings.push_back(
+        format_string("%s: %llu bytes between tensors belong to none", cursor.path().c_str(), static_cast<ull>(hole_bytes)));
   if (covered < cursor.size()) {
-    shard.warnings.push_back(format_string("%s: %llu bytes after the last tensor (from byte %llu on) belong to none", cursor.path().c_str(),
-                                           static_cast<ull>(cursor.size() - covered), static_cast<ull>(covered)));
+    shard.warnings.push_back(format_string("%s: %llu bytes after the last tensor (from byte %llu on) belong to none",
+                                           cursor.path().c_str(), static_cast<ull>(cursor.size() - covered),
+                                           static_cast<ull>(covered)));
   }
 }
 

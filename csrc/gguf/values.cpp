@@ -18,9 +18,7 @@ T load(const uint8_t* bytes) {
   return value;
 }
 
-bool is_integer(ValueType type) {
-  return type <= ValueType::i32 || type == ValueType::u64 || type == ValueType::i64;
-}
+bool is_integer(ValueType type) { return type <= ValueType::i32 || type == ValueType::u64 || type == ValueType::i64; }
 bool is_float(ValueType type) { return type == ValueType::f32 || type == ValueType::f64; }
 
 std::string type_text(const Value& value) {
@@ -29,11 +27,13 @@ std::string type_text(const Value& value) {
 }
 
 [[noreturn]] void fail_type(const Lookup& lookup, std::string_view key, const Value& value, const char* expected) {
-  fail(kBad, "gguf.key_type", "%s: key %s (at byte %llu): is %s, expected %s; the file is damaged or not of the expected kind: convert it again",
+  fail(kBad, "gguf.key_type",
+       "%s: key %s (at byte %llu): is %s, expected %s; the file is damaged or not of the expected kind: convert it again",
        lookup.path.c_str(), quoted(key).c_str(), static_cast<ull>(value.file_offset), type_text(value).c_str(), expected);
 }
 
-[[noreturn]] void fail_range(const Lookup& lookup, std::string_view key, const Value& value, const std::string& got, const char* expected) {
+[[noreturn]] void fail_range(const Lookup& lookup, std::string_view key, const Value& value, const std::string& got,
+                             const char* expected) {
   fail(kBad, "gguf.key_value", "%s: key %s (at byte %llu): is %s, expected %s; the file is damaged: download or convert it again",
        lookup.path.c_str(), quoted(key).c_str(), static_cast<ull>(value.file_offset), got.c_str(), expected);
 }
@@ -43,13 +43,27 @@ const Value* find(const Lookup& lookup, std::string_view key) { return find_key(
 // The integer at `bytes`: its value, or for a u64 beyond int64_t, false.
 bool load_integer(ValueType type, const uint8_t* bytes, int64_t* out) {
   switch (type) {
-    case ValueType::u8: *out = load<uint8_t>(bytes); return true;
-    case ValueType::i8: *out = load<int8_t>(bytes); return true;
-    case ValueType::u16: *out = load<uint16_t>(bytes); return true;
-    case ValueType::i16: *out = load<int16_t>(bytes); return true;
-    case ValueType::u32: *out = load<uint32_t>(bytes); return true;
-    case ValueType::i32: *out = load<int32_t>(bytes); return true;
-    default: *out = load<int64_t>(bytes); return type == ValueType::i64 || *out >= 0;
+    case ValueType::u8:
+      *out = load<uint8_t>(bytes);
+      return true;
+    case ValueType::i8:
+      *out = load<int8_t>(bytes);
+      return true;
+    case ValueType::u16:
+      *out = load<uint16_t>(bytes);
+      return true;
+    case ValueType::i16:
+      *out = load<int16_t>(bytes);
+      return true;
+    case ValueType::u32:
+      *out = load<uint32_t>(bytes);
+      return true;
+    case ValueType::i32:
+      *out = load<int32_t>(bytes);
+      return true;
+    default:
+      *out = load<int64_t>(bytes);
+      return type == ValueType::i64 || *out >= 0;
   }
 }
 
@@ -117,8 +131,10 @@ std::optional<std::vector<std::string_view>> Lookup::get_strings(std::string_vie
   for (std::string_view& text : strings) {
     const uint64_t length = left >= 8 ? load<uint64_t>(bytes) : UINT64_MAX;
     if (left < 8 || length > left - 8) {
-      fail(kBad, "gguf.changed", "%s: key %s (at byte %llu): the file was changed in place after it was opened: open it again, and replace model "
-           "files by renaming a new file over the old one", path.c_str(), quoted(key).c_str(), static_cast<ull>(value->file_offset));
+      fail(kBad, "gguf.changed",
+           "%s: key %s (at byte %llu): the file was changed in place after it was opened: open it again, and replace model "
+           "files by renaming a new file over the old one",
+           path.c_str(), quoted(key).c_str(), static_cast<ull>(value->file_offset));
     }
     text = {reinterpret_cast<const char*>(bytes + 8), length};
     bytes += 8 + length;

@@ -26,14 +26,14 @@ struct TextConfig {
 
 struct VisionConfig {
   int64_t patch_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
-  int64_t position_side;       // the learned table is [side, side, hidden]
-  int64_t merge = 2;           // merge_kernel_size
-  int64_t max_grid_side = 512; // of the rotary table
+  int64_t position_side;        // the learned table is [side, side, hidden]
+  int64_t merge = 2;            // merge_kernel_size
+  int64_t max_grid_side = 512;  // of the rotary table
   int64_t text_hidden_size;
   float layer_norm_eps;
   float projector_norm_eps = 1e-5f;
   float image_mean[3], image_std[3];
-  bool split_rope;             // kimik25 files: q and k permuted so that columns and rows take halves
+  bool split_rope;  // kimik25 files: q and k permuted so that columns and rows take halves
 };
 
 TextConfig read_text_config(const gguf::File& file);

@@ -44,7 +44,8 @@ int64_t Decoder::keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n
   *n_expanded = 0;
   for (const DecoderSlice& slice : slices) {
     row += slice.n();
-    std::memmove(x_.data() + kept * hidden, x_.data() + (row - slice.n_logits()) * hidden, static_cast<size_t>(slice.n_logits() * hidden) * sizeof(float));
+    std::memmove(x_.data() + kept * hidden, x_.data() + (row - slice.n_logits()) * hidden,
+                 static_cast<size_t>(slice.n_logits() * hidden) * sizeof(float));
     kept += slice.n_logits();
     if (slice.form == RowForm::expanded) *n_expanded = kept;
   }
@@ -52,7 +53,8 @@ int64_t Decoder::keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n
 }
 
 // x_ [n_out] += attention of normed_ [n].
-void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out) {
+void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n,
+                        int64_t n_out) {
   const TextConfig& c = config_;
   MlaArgs mla{};
   mla.x = normed_.data();
@@ -103,8 +105,8 @@ void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool 
   backend.moe_ffn(moe);
 }
 
-// x_ holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them there; the
-// rows of all other slices share one pass over the output matrix.
+// x_ holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them there;
+// the rows of all other slices share one pass over the output matrix.
 void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) {
   constexpr int64_t kShared = 4;  // rows of a slice
   const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
@@ -118,7 +120,8 @@ void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) 
     backend.linear(head);
   };
   const auto norm = [&](int64_t row, int64_t n, int64_t at) {
-    backend.rms_norm(x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden, normed_.data() + at * hidden);
+    backend.rms_norm(x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden,
+                     normed_.data() + at * hidden);
   };
   struct Span {  // of rows whose logits lie one after the other
     int64_t row, n;

@@ -15,7 +15,7 @@ struct DecoderSlice {
   KvCache* cache;
   std::vector<int32_t> positions;  // ascending
   RowForm form;
-  std::vector<float*> logits;      // [vocab_size] each, of the last positions
+  std::vector<float*> logits;  // [vocab_size] each, of the last positions
   int64_t n() const { return static_cast<int64_t>(positions.size()); }
   int64_t n_logits() const { return static_cast<int64_t>(logits.size()); }
 };
@@ -29,12 +29,16 @@ class Decoder {
     x_.resize(static_cast<size_t>(n * config_.hidden_size));
     return x_.data();
   }
-  void embed(Backend& backend, const int32_t* ids, int64_t n, float* out) const { backend.embed(weights_.token_embd, ids, n, out); }
-  // Runs all layers over input(), the rows of one slice after the other, writes the caches and the logits. Expanded slices come first.
+  void embed(Backend& backend, const int32_t* ids, int64_t n, float* out) const {
+    backend.embed(weights_.token_embd, ids, n, out);
+  }
+  // Runs all layers over input(), the rows of one slice after the other, writes the caches and the logits. Expanded slices come
+  // first.
   void forward(Backend& backend, const std::vector<DecoderSlice>& slices);
 
  private:
-  void attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n, int64_t n_out);
+  void attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n,
+                 int64_t n_out);
   void feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded);
   // Moves the rows that logits are wanted of together. -> how many, and how many of them are expanded
   int64_t keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n_expanded);

@@ -9,7 +9,8 @@
 namespace kimi {
 namespace {
 
-constexpr int64_t kMlpRows = 1024;  // rows whose inner activations are held at a time; 4096 would be 1 % faster and take 86 MB more
+constexpr int64_t kMlpRows =
+    1024;  // rows whose inner activations are held at a time; 4096 would be 1 % faster and take 86 MB more
 
 struct Taps {
   int64_t index[4];
@@ -70,7 +71,8 @@ std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_d
     const double freq = std::pow(10000.0, -4.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     const int64_t n = by_column ? width : height;
     for (int64_t position = 0; position < n; ++position) {
-      const float c = static_cast<float>(std::cos(static_cast<double>(position) * freq)), s = static_cast<float>(std::sin(static_cast<double>(position) * freq));
+      const float c = static_cast<float>(std::cos(static_cast<double>(position) * freq)),
+                  s = static_cast<float>(std::sin(static_cast<double>(position) * freq));
       for (int64_t other = 0; other < (by_column ? height : width); ++other) {
         const int64_t patch = by_column ? other * width + position : position * width + other;
         out[static_cast<size_t>((patch * pairs + j) * 2)] = c;
@@ -83,17 +85,21 @@ std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_d
 
 void check_pixels(const VisionConfig& config, const Pixels& pixels) {
   const int64_t unit = config.patch_size * config.merge, limit = config.max_grid_side * config.patch_size;
-  KIMI_CHECK(pixels.height > 0 && pixels.width > 0 && pixels.height % unit == 0 && pixels.width % unit == 0, ErrorKind::bad_image, "image.size",
-             "picture of %lld x %lld pixels: both sides must be positive multiples of %lld (the processor pads them)", static_cast<long long>(pixels.width),
-             static_cast<long long>(pixels.height), static_cast<long long>(unit));
-  KIMI_CHECK(pixels.height < limit && pixels.width < limit, ErrorKind::bad_image, "image.too_many_patches",
-             "picture of %lld x %lld pixels: a side must stay below %lld pixels (%lld patches): scale it down or cut it into parts",
-             static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(limit), static_cast<long long>(config.max_grid_side));
+  KIMI_CHECK(pixels.height > 0 && pixels.width > 0 && pixels.height % unit == 0 && pixels.width % unit == 0, ErrorKind::bad_image,
+             "image.size",
+             "picture of %lld x %lld pixels: both sides must be positive multiples of %lld (the processor pads them)",
+             static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(unit));
+  KIMI_CHECK(
+      pixels.height < limit && pixels.width < limit, ErrorKind::bad_image, "image.too_many_patches",
+      "picture of %lld x %lld pixels: a side must stay below %lld pixels (%lld patches): scale it down or cut it into parts",
+      static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(limit),
+      static_cast<long long>(config.max_grid_side));
 }
 
 // Pixels to patch vectors [n, channel, y, x], normalised, through the convolution as a product, plus positions.
 void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, float* out) {
-  const int64_t p = config_.patch_size, grid_h = pixels.height / p, grid_w = pixels.width / p, n = grid_h * grid_w, floats = 3 * p * p;
+  const int64_t p = config_.patch_size, grid_h = pixels.height / p, grid_w = pixels.width / p, n = grid_h * grid_w,
+                floats = 3 * p * p;
   float value[3][256];
   for (int c = 0; c < 3; ++c)
     for (int v = 0; v < 256; ++v) value[c][v] = (static_cast<float>(v) / 255.0f - config_.image_mean[c]) / config_.image_std[c];
@@ -116,7 +122,8 @@ void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, float* out) 
   conv.out = out;
   backend.linear(conv);
   AlignedBuffer<float> positions(static_cast<size_t>(n * config_.hidden_size));
-  resample_position_table(weights_.position_embd.data(), config_.position_side, config_.hidden_size, grid_h, grid_w, positions.data());
+  resample_position_table(weights_.position_embd.data(), config_.position_side, config_.hidden_size, grid_h, grid_w,
+                          positions.data());
   backend.add(positions.data(), n * config_.hidden_size, out);
 }
 
@@ -178,21 +185,24 @@ void MoonVit::tower(Backend& backend, const Pixels& pixels, const LayerProgress&
     block(backend, weights_.blocks[static_cast<size_t>(i)], cos_sin.data(), n, x.data());
     backend.check_interrupt();
   }
-  backend.layer_norm(x.data(), weights_.post_ln_weight.data(), weights_.post_ln_bias.data(), config_.layer_norm_eps, n, hidden, out);
+  backend.layer_norm(x.data(), weights_.post_ln_weight.data(), weights_.post_ln_bias.data(), config_.layer_norm_eps, n, hidden,
+                     out);
   if (progress) progress(layers, layers);
 }
 
 void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) {
-  const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge), merged = merge * merge * hidden;
+  const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge),
+                merged = merge * merge * hidden;
   AlignedBuffer<float> gathered(static_cast<size_t>(n * hidden)), inner(static_cast<size_t>(blocks * merged));
   // Four neighbours side by side, in reading order.
   for (int64_t row = 0; row < grid_h; ++row)
     for (int64_t column = 0; column < grid_w; ++column) {
       const int64_t block = row / merge * (grid_w / merge) + column / merge, part = row % merge * merge + column % merge;
-      std::memcpy(gathered.data() + block * merged + part * hidden, features + (row * grid_w + column) * hidden, static_cast<size_t>(hidden) * sizeof(float));
+      std::memcpy(gathered.data() + block * merged + part * hidden, features + (row * grid_w + column) * hidden,
+                  static_cast<size_t>(hidden) * sizeof(float));
     }
-  backend.layer_norm(gathered.data(), weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(), config_.projector_norm_eps, n, hidden,
-                     gathered.data());
+  backend.layer_norm(gathered.data(), weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(),
+                     config_.projector_norm_eps, n, hidden, gathered.data());
   LinearArgs first{};
   first.x = gathered.data();
   first.n = blocks;

@@ -33,7 +33,8 @@ std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_d
 class MoonVit {
  public:
   // numbers: floats, or bf16 for products and attention; norms, softmax and what is handed from layer to layer stay float
-  MoonVit(const VisionConfig& config, const VisionWeights& weights, Numbers numbers) : config_(config), weights_(weights), numbers_(numbers) {}
+  MoonVit(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
+      : config_(config), weights_(weights), numbers_(numbers) {}
 
   // out [n_patches, hidden_size], after the final norm
   void tower(Backend& backend, const Pixels& pixels, const LayerProgress& progress, float* out);

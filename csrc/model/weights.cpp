@@ -26,7 +26,8 @@ class Finder {
   const gguf::TensorInfo& tensor(const std::string& name, std::vector<int64_t> ne, const char* why) {
     const gguf::TensorInfo* t = file_.find_tensor(name);
     KIMI_CHECK(t, ErrorKind::bad_model_file, "model.tensor_missing",
-               "%s: tensor %s is missing: the file is incomplete or belongs to another model, download or convert it again", path(), name.c_str());
+               "%s: tensor %s is missing: the file is incomplete or belongs to another model, download or convert it again",
+               path(), name.c_str());
     used_.insert(name);
     KIMI_CHECK(t->format, ErrorKind::unsupported, "model.tensor_type",
                "%s: tensor %s has type %s, which is not supported: use a file of the types %s", path(), name.c_str(),
@@ -36,8 +37,8 @@ class Finder {
     for (int i = 0; i < 4; ++i) same = same && t->ne[i] == ne[static_cast<size_t>(i)];
     int n_dims = 4;
     while (n_dims > 1 && ne[static_cast<size_t>(n_dims - 1)] == 1) --n_dims;
-    KIMI_CHECK(same, ErrorKind::bad_model_file, "model.tensor_shape", "%s: tensor %s: shape %s, expected %s from %s", path(), name.c_str(),
-               shape_text(t->ne, std::max(t->n_dims, 1)).c_str(), shape_text(ne.data(), n_dims).c_str(), why);
+    KIMI_CHECK(same, ErrorKind::bad_model_file, "model.tensor_shape", "%s: tensor %s: shape %s, expected %s from %s", path(),
+               name.c_str(), shape_text(t->ne, std::max(t->n_dims, 1)).c_str(), shape_text(ne.data(), n_dims).c_str(), why);
     check_scales(*t);
     return *t;
   }
@@ -65,12 +66,13 @@ class Finder {
   Vector vector(const std::string& name, std::vector<int64_t> ne, const char* why) {
     const gguf::TensorInfo& t = tensor(name, std::move(ne), why);
     KIMI_CHECK(t.format->type == quant::Type::F32, ErrorKind::bad_model_file, "model.tensor_type",
-               "%s: tensor %s has type %s, expected F32: norms and biases are never quantized, convert the file again", path(), name.c_str(), t.format->name);
+               "%s: tensor %s has type %s, expected F32: norms and biases are never quantized, convert the file again", path(),
+               name.c_str(), t.format->name);
     Vector out(static_cast<size_t>(t.n_elems()));
     std::memcpy(out.data(), t.data, out.size() * sizeof(float));
     for (size_t i = 0; i < out.size(); ++i)
-      KIMI_CHECK(std::isfinite(out[i]), ErrorKind::bad_model_file, "model.not_finite", "%s: tensor %s has a value that is not finite at element %zu: the file is damaged",
-                 path(), name.c_str(), i);
+      KIMI_CHECK(std::isfinite(out[i]), ErrorKind::bad_model_file, "model.not_finite",
+                 "%s: tensor %s has a value that is not finite at element %zu: the file is damaged", path(), name.c_str(), i);
     return out;
   }
 
@@ -83,12 +85,15 @@ class Finder {
       if (used_.count(t.name)) continue;
       for (const char* prefix : own)
         KIMI_CHECK(t.name.rfind(prefix, 0) != 0, ErrorKind::unsupported, "model.tensor_unknown",
-                   "%s: tensor %s is not part of Kimi-VL's network as the file's metadata describes it, and ignoring it would change the answers: "
+                   "%s: tensor %s is not part of Kimi-VL's network as the file's metadata describes it, and ignoring it would "
+                   "change the answers: "
                    "use a file of a Kimi-VL model, or convert it again",
                    path(), t.name.c_str());
       if (extra++ == 0) first = t.name;
     }
-    if (extra) store_->warnings.push_back(format_string("%s: %zu tensors are not part of the model and are ignored, the first is %s", path(), extra, first.c_str()));
+    if (extra)
+      store_->warnings.push_back(format_string("%s: %zu tensors are not part of the model and are ignored, the first is %s",
+                                               path(), extra, first.c_str()));
   }
   // In a file that holds both models, the other one's tensors are not odd.
   void expect_prefixes(std::initializer_list<const char*> prefixes) {
@@ -120,7 +125,8 @@ class Finder {
   std::set<std::string> used_;
 };
 
-Swiglu swiglu(Finder& find, const std::string& prefix, const std::string& suffix, int64_t inner, int64_t hidden, const char* why, int64_t count) {
+Swiglu swiglu(Finder& find, const std::string& prefix, const std::string& suffix, int64_t inner, int64_t hidden, const char* why,
+              int64_t count) {
   Swiglu w;
   if (count && find.has(prefix + "ffn_gate_up_exps.weight")) {
     const Matrix both = find.matrix(prefix + "ffn_gate_up_exps.weight", 2 * inner, hidden, why, count);
@@ -145,12 +151,14 @@ void split_kv_b(Finder& find, const std::string& prefix, const TextConfig& c, We
   layer->attn_v_b.rows = c.v_head_dim;
   layer->attn_v_b.count = c.num_attention_heads;
   layer->attn_v_b.stack_bytes = per_head * kv_b.row_bytes;
-  AlignedBuffer<float>& keys = store->converted.emplace_back(static_cast<size_t>(c.num_attention_heads * c.kv_lora_rank * c.qk_nope_head_dim));
+  AlignedBuffer<float>& keys =
+      store->converted.emplace_back(static_cast<size_t>(c.num_attention_heads * c.kv_lora_rank * c.qk_nope_head_dim));
   std::vector<float> row(static_cast<size_t>(c.kv_lora_rank));
   for (int64_t h = 0; h < c.num_attention_heads; ++h)
     for (int64_t n = 0; n < c.qk_nope_head_dim; ++n) {
       quant::format_of(kv_b.type).decode(kv_b.data + (h * per_head + n) * kv_b.row_bytes, row.data(), c.kv_lora_rank);
-      for (int64_t k = 0; k < c.kv_lora_rank; ++k) keys[static_cast<size_t>((h * c.kv_lora_rank + k) * c.qk_nope_head_dim + n)] = row[static_cast<size_t>(k)];
+      for (int64_t k = 0; k < c.kv_lora_rank; ++k)
+        keys[static_cast<size_t>((h * c.kv_lora_rank + k) * c.qk_nope_head_dim + n)] = row[static_cast<size_t>(k)];
     }
   Matrix& k_b = layer->attn_k_b;
   k_b.type = quant::Type::F32;
@@ -172,10 +180,12 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
   c.vocab_size = embedding ? embedding->ne[1] : 1;
   if (const auto tokens = file.find_key("tokenizer.ggml.tokens"); tokens && embedding && tokens->type == gguf::ValueType::array)
     KIMI_CHECK(static_cast<int64_t>(tokens->count) == c.vocab_size, ErrorKind::bad_model_file, "model.vocab_size",
-               "%s: tokenizer.ggml.tokens has %llu tokens, but token_embd.weight has %lld rows: the file is damaged, download or convert it again", find.path(),
-               static_cast<unsigned long long>(tokens->count), static_cast<long long>(c.vocab_size));
-  KIMI_CHECK(c.vocab_size <= (int64_t{1} << 24), ErrorKind::bad_model_file, "model.tensor_shape", "%s: tensor token_embd.weight has %lld rows, expected at most 2^24",
-             find.path(), static_cast<long long>(c.vocab_size));
+               "%s: tokenizer.ggml.tokens has %llu tokens, but token_embd.weight has %lld rows: the file is damaged, download or "
+               "convert it again",
+               find.path(), static_cast<unsigned long long>(tokens->count), static_cast<long long>(c.vocab_size));
+  KIMI_CHECK(c.vocab_size <= (int64_t{1} << 24), ErrorKind::bad_model_file, "model.tensor_shape",
+             "%s: tensor token_embd.weight has %lld rows, expected at most 2^24", find.path(),
+             static_cast<long long>(c.vocab_size));
   w.token_embd = find.matrix("token_embd.weight", c.vocab_size, c.hidden_size, "deepseek2.embedding_length");
   // Kimi-VL's output is a matrix of its own: a file without one is incomplete, unless it says that the two are the same.
   const bool tied = !find.has("output.weight") && file.get_bool("kimi_vl.tied_embeddings").value_or(false);
@@ -194,21 +204,26 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
     layer.attn_kv_a_norm = find.vector(b + "attn_kv_a_norm.weight", c.kv_lora_rank, "deepseek2.attention.kv_lora_rank");
     if (find.has(b + "attn_k_b.weight") || !c.legacy_kv_b) {
       find.expect_prefixes({(b + "attn_kv_b.weight").c_str()});  // the same numbers in one piece, which some converters leave
-      layer.attn_k_b = find.matrix(b + "attn_k_b.weight", c.kv_lora_rank, c.qk_nope_head_dim, "deepseek2.attention.kv_lora_rank, key_length and head_count", heads);
-      layer.attn_v_b = find.matrix(b + "attn_v_b.weight", c.v_head_dim, c.kv_lora_rank, "deepseek2.attention.value_length, kv_lora_rank and head_count", heads);
+      layer.attn_k_b = find.matrix(b + "attn_k_b.weight", c.kv_lora_rank, c.qk_nope_head_dim,
+                                   "deepseek2.attention.kv_lora_rank, key_length and head_count", heads);
+      layer.attn_v_b = find.matrix(b + "attn_v_b.weight", c.v_head_dim, c.kv_lora_rank,
+                                   "deepseek2.attention.value_length, kv_lora_rank and head_count", heads);
     } else {
       split_kv_b(find, b, c, store, &layer);
     }
-    layer.attn_output = find.matrix(b + "attn_output.weight", c.hidden_size, heads * c.v_head_dim, "deepseek2.embedding_length, head_count and value_length");
+    layer.attn_output = find.matrix(b + "attn_output.weight", c.hidden_size, heads * c.v_head_dim,
+                                    "deepseek2.embedding_length, head_count and value_length");
     layer.ffn_norm = find.vector(b + "ffn_norm.weight", c.hidden_size, "deepseek2.embedding_length");
     if (i < c.first_k_dense_replace) {
-      layer.dense = swiglu(find, b, "", c.intermediate_size, c.hidden_size, "deepseek2.feed_forward_length and embedding_length", 0);
+      layer.dense =
+          swiglu(find, b, "", c.intermediate_size, c.hidden_size, "deepseek2.feed_forward_length and embedding_length", 0);
       continue;
     }
-    layer.ffn_gate_inp = find.matrix(b + "ffn_gate_inp.weight", c.n_routed_experts, c.hidden_size, "deepseek2.expert_count and embedding_length");
+    layer.ffn_gate_inp =
+        find.matrix(b + "ffn_gate_inp.weight", c.n_routed_experts, c.hidden_size, "deepseek2.expert_count and embedding_length");
     KIMI_CHECK(quant::format_of(layer.ffn_gate_inp.type).is_float(), ErrorKind::bad_model_file, "model.tensor_type",
-               "%s: tensor %sffn_gate_inp.weight has type %s, expected F32: routers are never quantized, convert the file again", find.path(), b.c_str(),
-               quant::format_of(layer.ffn_gate_inp.type).name);
+               "%s: tensor %sffn_gate_inp.weight has type %s, expected F32: routers are never quantized, convert the file again",
+               find.path(), b.c_str(), quant::format_of(layer.ffn_gate_inp.type).name);
     if (c.sigmoid_scores || find.has(b + "exp_probs_b.bias"))
       layer.exp_probs_b = find.vector(b + "exp_probs_b.bias", c.n_routed_experts, "deepseek2.expert_count");
     layer.routed = swiglu(find, b, "_exps", c.moe_intermediate_size, c.hidden_size,
@@ -226,16 +241,18 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
   Finder find(file, store);
   VisionWeights w;
   const char* embedding = "clip.vision.embedding_length";
-  const gguf::TensorInfo& patch = find.tensor("v.patch_embd.weight", {c.patch_size, c.patch_size, 3, c.hidden_size}, "clip.vision.patch_size and embedding_length");
-  KIMI_CHECK(patch.format->is_float(), ErrorKind::bad_model_file, "model.tensor_type", "%s: tensor v.patch_embd.weight has type %s, expected F32, F16 or BF16",
-             find.path(), patch.format->name);
+  const gguf::TensorInfo& patch = find.tensor("v.patch_embd.weight", {c.patch_size, c.patch_size, 3, c.hidden_size},
+                                              "clip.vision.patch_size and embedding_length");
+  KIMI_CHECK(patch.format->is_float(), ErrorKind::bad_model_file, "model.tensor_type",
+             "%s: tensor v.patch_embd.weight has type %s, expected F32, F16 or BF16", find.path(), patch.format->name);
   w.patch_embd = Finder::view(patch, c.hidden_size, 3 * c.patch_size * c.patch_size, 1);
   w.patch_embd_bias = find.vector("v.patch_embd.bias", c.hidden_size, embedding);
   const int64_t side = c.position_side;
   const gguf::TensorInfo* table = file.find_tensor("v.position_embd.weight");
   const bool as_grid = table && table->ne[2] > 1;  // kimik25 files
-  w.position_embd = find.vector("v.position_embd.weight", as_grid ? std::vector<int64_t>{c.hidden_size, side, side} : std::vector<int64_t>{c.hidden_size, side * side},
-                                embedding);
+  w.position_embd = find.vector(
+      "v.position_embd.weight",
+      as_grid ? std::vector<int64_t>{c.hidden_size, side, side} : std::vector<int64_t>{c.hidden_size, side * side}, embedding);
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string b = "v.blk." + std::to_string(i) + ".";
     VitBlockWeights& block = w.blocks.emplace_back();

@@ -15,44 +15,44 @@ namespace kimi {
 using Vector = AlignedBuffer<float>;
 
 struct DecoderLayerWeights {
-  Vector attn_norm;         // [hidden_size]
-  Matrix attn_q;            // [heads * (nope + rope), hidden_size]
-  Matrix attn_kv_a_mqa;     // [kv_lora_rank + rope, hidden_size]
-  Vector attn_kv_a_norm;    // [kv_lora_rank]
-  Matrix attn_k_b;          // heads x [kv_lora_rank, nope]
-  Matrix attn_v_b;          // heads x [v_head_dim, kv_lora_rank]
-  Matrix attn_output;       // [hidden_size, heads * v_head_dim]
-  Vector ffn_norm;          // [hidden_size]
-  Swiglu dense;             // the first layers only
-  Matrix ffn_gate_inp;      // [n_routed_experts, hidden_size]
-  Vector exp_probs_b;       // [n_routed_experts]; empty: none
-  Swiglu routed;            // n_routed_experts x [moe_intermediate_size, hidden_size] and back
-  Swiglu shared;            // [n_shared_experts * moe_intermediate_size, hidden_size] and back
+  Vector attn_norm;       // [hidden_size]
+  Matrix attn_q;          // [heads * (nope + rope), hidden_size]
+  Matrix attn_kv_a_mqa;   // [kv_lora_rank + rope, hidden_size]
+  Vector attn_kv_a_norm;  // [kv_lora_rank]
+  Matrix attn_k_b;        // heads x [kv_lora_rank, nope]
+  Matrix attn_v_b;        // heads x [v_head_dim, kv_lora_rank]
+  Matrix attn_output;     // [hidden_size, heads * v_head_dim]
+  Vector ffn_norm;        // [hidden_size]
+  Swiglu dense;           // the first layers only
+  Matrix ffn_gate_inp;    // [n_routed_experts, hidden_size]
+  Vector exp_probs_b;     // [n_routed_experts]; empty: none
+  Swiglu routed;          // n_routed_experts x [moe_intermediate_size, hidden_size] and back
+  Swiglu shared;          // [n_shared_experts * moe_intermediate_size, hidden_size] and back
 };
 
 struct TextWeights {
-  Matrix token_embd;        // [vocab_size, hidden_size]
-  Matrix output;            // [vocab_size, hidden_size]
-  Vector output_norm;       // [hidden_size]
+  Matrix token_embd;   // [vocab_size, hidden_size]
+  Matrix output;       // [vocab_size, hidden_size]
+  Vector output_norm;  // [hidden_size]
   std::vector<DecoderLayerWeights> layers;
 };
 
 struct VitBlockWeights {
-  Vector ln1_weight, ln1_bias, ln2_weight, ln2_bias;   // [hidden_size]
-  Matrix attn_q, attn_k, attn_v, attn_out;             // [hidden_size, hidden_size]
+  Vector ln1_weight, ln1_bias, ln2_weight, ln2_bias;  // [hidden_size]
+  Matrix attn_q, attn_k, attn_v, attn_out;            // [hidden_size, hidden_size]
   Vector attn_q_bias, attn_k_bias, attn_v_bias, attn_out_bias;
-  Matrix ffn_up, ffn_down;                             // [intermediate_size, hidden_size] and back
+  Matrix ffn_up, ffn_down;  // [intermediate_size, hidden_size] and back
   Vector ffn_up_bias, ffn_down_bias;
 };
 
 struct VisionWeights {
-  Matrix patch_embd;        // [hidden_size, 3 * patch_size^2], inputs in the order channel, y, x
+  Matrix patch_embd;  // [hidden_size, 3 * patch_size^2], inputs in the order channel, y, x
   Vector patch_embd_bias;
-  Vector position_embd;     // [side, side, hidden_size]
+  Vector position_embd;  // [side, side, hidden_size]
   std::vector<VitBlockWeights> blocks;
   Vector post_ln_weight, post_ln_bias;
-  Vector mm_input_norm_weight, mm_input_norm_bias;     // [hidden_size]
-  Matrix mm_1, mm_2;        // [4 hidden_size, 4 hidden_size], [text hidden_size, 4 hidden_size]
+  Vector mm_input_norm_weight, mm_input_norm_bias;  // [hidden_size]
+  Matrix mm_1, mm_2;                                // [4 hidden_size, 4 hidden_size], [text hidden_size, 4 hidden_size]
   Vector mm_1_bias, mm_2_bias;
 };
 

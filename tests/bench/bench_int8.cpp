@@ -94,12 +94,12 @@ FormatOps ops(const char* name, std::vector<int> f16_at) {
 
 const std::vector<FormatOps>& all_formats() {
   static const std::vector<FormatOps> list = {
-      ops<Type::Q4_K>("Q4_K", {0, 2}),  ops<Type::Q6_K>("Q6_K", {208}),  ops<Type::Q5_0>("Q5_0", {0}),
-      ops<Type::Q8_0>("Q8_0", {0}),     ops<Type::Q5_K>("Q5_K", {0, 2}), ops<Type::Q5_1>("Q5_1", {0, 2}),
-      ops<Type::Q4_0>("Q4_0", {0}),     ops<Type::Q4_1>("Q4_1", {0, 2}), ops<Type::IQ4_NL>("IQ4_NL", {0}),
-      ops<Type::IQ4_XS>("IQ4_XS", {0}), ops<Type::Q3_K>("Q3_K", {108}),  ops<Type::Q2_K>("Q2_K", {80, 82}),
-      ops<Type::MXFP4>("MXFP4", {}),   ops<Type::IQ3_XXS>("IQ3_XXS", {0}), ops<Type::IQ3_S>("IQ3_S", {0}),
-      ops<Type::IQ2_S>("IQ2_S", {0}),   ops<Type::IQ1_S>("IQ1_S", {0}),   ops<Type::TQ2_0>("TQ2_0", {64}),
+      ops<Type::Q4_K>("Q4_K", {0, 2}),  ops<Type::Q6_K>("Q6_K", {208}),     ops<Type::Q5_0>("Q5_0", {0}),
+      ops<Type::Q8_0>("Q8_0", {0}),     ops<Type::Q5_K>("Q5_K", {0, 2}),    ops<Type::Q5_1>("Q5_1", {0, 2}),
+      ops<Type::Q4_0>("Q4_0", {0}),     ops<Type::Q4_1>("Q4_1", {0, 2}),    ops<Type::IQ4_NL>("IQ4_NL", {0}),
+      ops<Type::IQ4_XS>("IQ4_XS", {0}), ops<Type::Q3_K>("Q3_K", {108}),     ops<Type::Q2_K>("Q2_K", {80, 82}),
+      ops<Type::MXFP4>("MXFP4", {}),    ops<Type::IQ3_XXS>("IQ3_XXS", {0}), ops<Type::IQ3_S>("IQ3_S", {0}),
+      ops<Type::IQ2_S>("IQ2_S", {0}),   ops<Type::IQ1_S>("IQ1_S", {0}),     ops<Type::TQ2_0>("TQ2_0", {64}),
   };
   return list;
 }
@@ -250,8 +250,10 @@ void check_quantize(const KernelTable& table) {
       if (!same(got.sum, want.sum, true)) report("quantize sum", table.name, "", round, g, got.sum, want.sum);
       if (got.isum != want.isum) report("quantize isum", table.name, "", round, g, got.isum, want.isum);
       for (int half = 0; half < 2; ++half) {
-        if (!same(got.half_sum[half], want.half_sum[half], true)) report("quantize half sum", table.name, "", round, g, got.half_sum[half], want.half_sum[half]);
-        if (got.half_isum[half] != want.half_isum[half]) report("quantize half isum", table.name, "", round, g, got.half_isum[half], want.half_isum[half]);
+        if (!same(got.half_sum[half], want.half_sum[half], true))
+          report("quantize half sum", table.name, "", round, g, got.half_sum[half], want.half_sum[half]);
+        if (got.half_isum[half] != want.half_isum[half])
+          report("quantize half isum", table.name, "", round, g, got.half_isum[half], want.half_isum[half]);
       }
     }
   }

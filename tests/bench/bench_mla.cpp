@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "base/aligned_buffer.h"
 #include "backend/kv_row.h"
+#include "base/aligned_buffer.h"
 #include "quant/encode.h"
 #include "quant/format.h"
 #include "settings.h"
@@ -61,11 +61,12 @@ struct Weights {
 };
 
 struct Layer {
-  Weights q{kHeads * (kNope + kRope), kHidden, 1, 1}, kv_a{kRank + kRope, kHidden, 1, 2}, k_b{kRank, kNope, kHeads, 3}, v_b{kValue, kRank, kHeads, 4},
-      o{kHidden, kHeads * kValue, 1, 5};
+  Weights q{kHeads * (kNope + kRope), kHidden, 1, 1}, kv_a{kRank + kRope, kHidden, 1, 2}, k_b{kRank, kNope, kHeads, 3},
+      v_b{kValue, kRank, kHeads, 4}, o{kHidden, kHeads* kValue, 1, 5};
   std::vector<float> norm = std::vector<float>(kRank, 1.0f), frequencies;
   Layer() {
-    for (int64_t i = 0; i < kRope / 2; ++i) frequencies.push_back(static_cast<float>(std::pow(800000.0, -2.0 * static_cast<double>(i) / kRope)));
+    for (int64_t i = 0; i < kRope / 2; ++i)
+      frequencies.push_back(static_cast<float>(std::pow(800000.0, -2.0 * static_cast<double>(i) / kRope)));
   }
   void run(Backend& backend, const std::vector<float>& x, int64_t n, int64_t past, KvLayer cache, std::vector<float>* out) const {
     std::vector<int32_t> positions(static_cast<size_t>(n));
@@ -116,13 +117,16 @@ struct Caches {
     bytes.resize(static_cast<size_t>(layer_bytes * kLayers));
     std::vector<float> out;
     layer.run(backend, random_floats(kFilled * kHidden, 1.0f, 9), kFilled, 0, at(0), &out);
-    for (int64_t i = kFilled; i < options.depth; i += kFilled) std::memcpy(bytes.data() + i * row, bytes.data(), static_cast<size_t>(kFilled * row));
-    for (int64_t i = 1; i < kLayers; ++i) std::memcpy(bytes.data() + i * layer_bytes, bytes.data(), static_cast<size_t>(layer_bytes));
+    for (int64_t i = kFilled; i < options.depth; i += kFilled)
+      std::memcpy(bytes.data() + i * row, bytes.data(), static_cast<size_t>(kFilled * row));
+    for (int64_t i = 1; i < kLayers; ++i)
+      std::memcpy(bytes.data() + i * layer_bytes, bytes.data(), static_cast<size_t>(layer_bytes));
   }
   KvLayer at(int64_t layer) { return {bytes.data() + layer * layer_bytes, type}; }
 };
 
-std::vector<double> timed(Backend& backend, const Layer& layer, const std::vector<float>& x, int64_t past, Caches& caches, std::vector<float>* out) {
+std::vector<double> timed(Backend& backend, const Layer& layer, const std::vector<float>& x, int64_t past, Caches& caches,
+                          std::vector<float>* out) {
   std::vector<double> times;
   for (int call = 0; call < options.calls; ++call) {
     const double start = now();
@@ -136,8 +140,11 @@ std::vector<double> timed(Backend& backend, const Layer& layer, const std::vecto
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bench::Settings settings = {
-      {"depth", &options.depth}, {"tokens", &options.tokens}, {"isa", &options.isa}, {"threads", &options.threads}, {"calls", &options.calls}};
+  const bench::Settings settings = {{"depth", &options.depth},
+                                    {"tokens", &options.tokens},
+                                    {"isa", &options.isa},
+                                    {"threads", &options.threads},
+                                    {"calls", &options.calls}};
   if (!bench::read_settings(argc, argv, settings)) return 2;
   options.calls = std::max(1, options.calls);
   const std::unique_ptr<Backend> backend = backend_with(false), exact = backend_with(true);
@@ -147,7 +154,8 @@ int main(int argc, char** argv) {
   for (const auto& [type, name] : {std::pair{KvType::f32, "f32"}, {KvType::f16, "f16"}, {KvType::q8_0, "q8_0"}}) {
     Caches caches(type, *backend, layer);
     std::vector<float> got;
-    const std::vector<double> empty = timed(*backend, layer, x, 0, caches, &got), deep = timed(*backend, layer, x, options.depth, caches, &got);
+    const std::vector<double> empty = timed(*backend, layer, x, 0, caches, &got),
+                              deep = timed(*backend, layer, x, options.depth, caches, &got);
     if (want.empty()) layer.run(*exact, x, options.tokens, options.depth, caches.at(0), &want);
     double difference = 0, size = 0;
     for (size_t i = 0; i < want.size(); ++i) {
@@ -155,8 +163,9 @@ int main(int argc, char** argv) {
       size += want[i] * want[i];
     }
     const double median = deep[deep.size() / 2], beyond = median - empty[empty.size() / 2];
-    std::printf("%-11s %-4s n=%ld depth %ld: %8.3f ms a layer (best %.3f), %8.3f ms of it for the depth = %6.1f ns a key; error %.1e\n", backend->name(),
-                name, static_cast<long>(options.tokens), static_cast<long>(options.depth), median * 1e3, deep[0] * 1e3, beyond * 1e3,
-                beyond * 1e9 / static_cast<double>(options.depth), std::sqrt(difference / size));
+    std::printf(
+        "%-11s %-4s n=%ld depth %ld: %8.3f ms a layer (best %.3f), %8.3f ms of it for the depth = %6.1f ns a key; error %.1e\n",
+        backend->name(), name, static_cast<long>(options.tokens), static_cast<long>(options.depth), median * 1e3, deep[0] * 1e3,
+        beyond * 1e3, beyond * 1e9 / static_cast<double>(options.depth), std::sqrt(difference / size));
   }
 }

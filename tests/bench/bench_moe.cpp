@@ -77,7 +77,8 @@ const quant::Format* format_named(const std::string& name) {
 void run(Backend& backend, const quant::Format& wide, const quant::Format& narrow, double peak) {
   const float size = 0.03f;
   const Stack router(*format_named("F32"), kExperts, kHidden, 1, size);
-  const Stack gate(wide, kInner, kHidden, kExperts, size), up(wide, kInner, kHidden, kExperts, size), down(narrow, kHidden, kInner, kExperts, size);
+  const Stack gate(wide, kInner, kHidden, kExperts, size), up(wide, kInner, kHidden, kExperts, size),
+      down(narrow, kHidden, kInner, kExperts, size);
   const Stack shared_gate(wide, kShared, kHidden, 1, size), shared_up(wide, kShared, kHidden, 1, size),
       shared_down(wide, kHidden, kShared, 1, size);
   std::mt19937 random(7);
@@ -100,7 +101,8 @@ void run(Backend& backend, const quant::Format& wide, const quant::Format& narro
   if (options.shared) args.shared = {shared_gate.matrix, shared_up.matrix, shared_down.matrix};
   args.out = out.data();
   args.n_expanded = kAllRows;
-  const double ops = 2.0 * static_cast<double>(options.tokens * 3 * kHidden * (kChosen * kInner + (options.shared ? kShared : 0)));
+  const double ops =
+      2.0 * static_cast<double>(options.tokens * 3 * kHidden * (kChosen * kInner + (options.shared ? kShared : 0)));
   std::vector<double> wall, used;
   uint64_t checksum = 0;
   for (int i = 0; i < options.calls + 1; ++i) {
@@ -121,8 +123,8 @@ void run(Backend& backend, const quant::Format& wide, const quant::Format& narro
   std::sort(wall.begin(), wall.end());
   std::sort(used.begin(), used.end());
   const double median = wall[wall.size() / 2], cpu = used[used.size() / 2];
-  std::printf("%-11s %-6s down %-6s n=%-5ld %7.2f ms (best %.2f)  cpu %7.2f ms  %5.0f GOPS a core", backend.name(), wide.name, narrow.name,
-              static_cast<long>(options.tokens), median * 1e3, wall[0] * 1e3, cpu * 1e3, ops / cpu / 1e9);
+  std::printf("%-11s %-6s down %-6s n=%-5ld %7.2f ms (best %.2f)  cpu %7.2f ms  %5.0f GOPS a core", backend.name(), wide.name,
+              narrow.name, static_cast<long>(options.tokens), median * 1e3, wall[0] * 1e3, cpu * 1e3, ops / cpu / 1e9);
   if (peak > 0) std::printf(" = %2.0f%% of %.0f", 100 * ops / cpu / 1e9 / peak, peak);
   std::printf("  bits %016llx\n", static_cast<unsigned long long>(checksum));
 }
@@ -131,7 +133,7 @@ void run(Backend& backend, const quant::Format& wide, const quant::Format& narro
 
 int main(int argc, char** argv) {
   const bench::Settings settings = {
-      {"type", &options.type},       {"down", &options.down},   {"isa", &options.isa},      {"tokens", &options.tokens},
+      {"type", &options.type},       {"down", &options.down},   {"isa", &options.isa},       {"tokens", &options.tokens},
       {"threads", &options.threads}, {"calls", &options.calls}, {"shared", &options.shared},
   };
   if (!bench::read_settings(argc, argv, settings)) return 2;
@@ -150,10 +152,10 @@ int main(int argc, char** argv) {
   for (const quant::Format& format : quant::formats()) {
     if (format.is_float() || !quant::has_encoder(format.type) || (!options.type.empty() && options.type != format.name)) continue;
     // Rows of 1408 are no multiple of 256: such formats leave the routed down projection to another.
-    const char* narrow = format.block_elems == 32 ? format.name
-                         : std::strcmp(format.name, "Q4_K") == 0 ? "Q5_0"
-                         : std::strcmp(format.name, "Q5_K") == 0 ? "Q5_1"
-                         : std::strcmp(format.name, "Q6_K") == 0 ? "Q8_0"
+    const char* narrow = format.block_elems == 32                  ? format.name
+                         : std::strcmp(format.name, "Q4_K") == 0   ? "Q5_0"
+                         : std::strcmp(format.name, "Q5_K") == 0   ? "Q5_1"
+                         : std::strcmp(format.name, "Q6_K") == 0   ? "Q8_0"
                          : std::strcmp(format.name, "IQ4_XS") == 0 ? "IQ4_NL"
                                                                    : "Q4_0";
     run(*backend, format, *format_named(options.down.empty() ? narrow : options.down), peak);

@@ -90,7 +90,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const File file = File::from_memory(data, size, "input");
     touch_metadata(file);
     touch_tensors(file, size);
-    for (const std::string& warning : file.warnings()) require(warning.rfind("input", 0) == 0, "a warning that does not name the file");
+    for (const std::string& warning : file.warnings())
+      require(warning.rfind("input", 0) == 0, "a warning that does not name the file");
   });
   return 0;
 }

@@ -17,7 +17,7 @@ namespace kimi::cpu {
 struct Activations {
   const float* x = nullptr;  // [n, k], rows `stride` apart
   int64_t n = 0, k = 0, stride = 0;
-  Q8Rows q8{};               // q8.blocks == nullptr: not quantized
+  Q8Rows q8{};  // q8.blocks == nullptr: not quantized
   Activations rows(int64_t first, int64_t count) const;
 };
 
@@ -25,21 +25,22 @@ struct Activations {
 struct Product {
   Matrix w;
   Activations x;
-  float* out;          // [x.n, out_stride]
+  float* out;  // [x.n, out_stride]
   int64_t out_stride;
-  RowForm form;        // of the rows of x
+  RowForm form;  // of the rows of x
 };
 
-constexpr int64_t kDotRows = 4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
+constexpr int64_t kDotRows =
+    4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
 
-// Queries side by side in the lanes of a tile of absorbed attention: n_heads of every token, token by token. The tokens of a tile split
-// their keys alike.
+// Queries side by side in the lanes of a tile of absorbed attention: n_heads of every token, token by token. The tokens of a tile
+// split their keys alike.
 struct LatentTile {
   int64_t token0, n_tokens, head0, n_heads;
   int64_t end;         // keys that the last token sees
   int64_t split_keys;  // keys of one task
   int64_t n_splits;
-  int64_t task0;       // first of its tasks within its group of tiles
+  int64_t task0;  // first of its tasks within its group of tiles
 
   int64_t n_lanes() const { return n_tokens * n_heads; }
   int64_t token(int64_t lane) const { return token0 + lane / n_heads; }
@@ -91,7 +92,8 @@ class CpuBackend final : public Backend {
     if (uses_int8(w)) quantize(x, buffer);
   }
   // The product of rows of which the first n_expanded are expanded: one, or two where their bits differ.
-  void add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded, float* out, int64_t out_stride) const;
+  void add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded, float* out,
+                   int64_t out_stride) const;
   // Activations quantized as the weights need. after: the weights that are multiplied next, where that is known.
   void multiply(const std::vector<Product>& products, const uint8_t* after = nullptr);
   void multiply_few(const std::vector<Product>& products, const uint8_t* after);
@@ -100,7 +102,8 @@ class CpuBackend final : public Backend {
   void multiply_float(const Product& product, const LinearArgs* epilogue, bool bf16);
   template <typename Form>
   void multiply_in(const Form& form, const Product& product, const LinearArgs* epilogue);
-  void finish_tile(const LinearArgs& args, float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
+  void finish_tile(const LinearArgs& args, float* tile, int64_t tile_stride, int64_t row0, int64_t n_rows, int64_t col0,
+                   int64_t n_cols);
   Panel pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratch* scratch);
   // The rows of one panel, for the GEMM that runs before they are packed.
   Ahead rows_ahead(const Matrix& w, int64_t row0) const {
@@ -109,11 +112,12 @@ class CpuBackend final : public Backend {
   }
   void pack_float(const Matrix& w, int64_t row0, int64_t lanes, ThreadScratch* scratch, float* out);
   // tile[j, lane] for j < n: rows `rows[j]` of x, or j when rows is nullptr
-  void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile, ThreadScratch* scratch);
+  void multiply_panel(const Panel& panel, const Activations& x, const int32_t* rows, int64_t n, float* tile,
+                      ThreadScratch* scratch);
   // The same product without a panel, for few rows: int8 dots give the same bits either way, and skip the unpacking.
   bool prefers_dots(const Matrix& w, int64_t n) const { return uses_int8(w) && n <= kDotRows; }
-  void multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows, int64_t n, float* tile,
-                     int64_t tile_stride, ThreadScratch* scratch);
+  void multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows, int64_t n,
+                     float* tile, int64_t tile_stride, ThreadScratch* scratch);
   int64_t panel_lanes(const Matrix& w) const { return uses_int8(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
   void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
 
@@ -122,7 +126,7 @@ class CpuBackend final : public Backend {
   void show_heads(const Matrix& stack, const float* x, int64_t n);
 
   // ffn.cpp
-  struct ExpertWork {       // one expert and the tokens that go through it
+  struct ExpertWork {  // one expert and the tokens that go through it
     Swiglu w;
     std::vector<int32_t> tokens;   // rows of x; ascending
     std::vector<float> weights;    // their routing weights
@@ -138,8 +142,7 @@ class CpuBackend final : public Backend {
   void activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up);
   void run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out);
   void run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out);
-  void add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out,
-                ThreadScratch* scratch);
+  void add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out, ThreadScratch* scratch);
 
   // mla.cpp
   void append_to_cache(const MlaArgs& args, float* q, const float* ckv);
@@ -150,14 +153,14 @@ class CpuBackend final : public Backend {
 
   // mla_absorbed.cpp
   struct LatentTiles {
-    bool bytes, bf16;          // what queries and keys are multiplied as; neither: floats
+    bool bytes, bf16;  // what queries and keys are multiplied as; neither: floats
     int64_t lanes;
     const int32_t* positions;  // of the tokens
   };
   void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   void attend_latents(const MlaArgs& args, const AttentionSlice& slice, const float* q);
-  void attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile, int64_t index, int64_t split,
-                    int thread);
+  void attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile,
+                    int64_t index, int64_t split, int thread);
   void merge_splits(const LatentTiles& tiles, std::span<const LatentTile> group, int64_t n, int64_t rank);
   void quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles);
 
@@ -183,7 +186,8 @@ class CpuBackend final : public Backend {
     AlignedBuffer<int32_t> sum;
   } q8_queries_;  // as LatentBlockQ8 wants them
   AlignedBuffer<uint16_t> bf16_queries_, converted_;
-  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_, gathered_;
+  AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_,
+      gathered_;
 };
 
 }  // namespace kimi::cpu

@@ -65,8 +65,8 @@ const KernelTable& select_kernels(const char* name) {
   std::string known;
   for (int i = 0; i < count; ++i) {
     if (automatic ? isas[i].supported : std::strcmp(name, isas[i].name) == 0) {
-      KIMI_CHECK(isas[i].supported, ErrorKind::unsupported, "cpu.isa", "instruction set %s needs %s, which this processor lacks: use auto",
-                 isas[i].name, isas[i].requires_features);
+      KIMI_CHECK(isas[i].supported, ErrorKind::unsupported, "cpu.isa",
+                 "instruction set %s needs %s, which this processor lacks: use auto", isas[i].name, isas[i].requires_features);
       return *isas[i].table;
     }
     known += std::string(i ? ", " : "") + isas[i].name;

@@ -31,11 +31,12 @@ void CpuBackend::route(const MoeArgs& args, std::vector<ExpertWork>* experts) {
   std::vector<float> logits(static_cast<size_t>(args.n * n_experts));
   const int64_t cuts = args.n == 1 ? std::min<int64_t>(n_experts, 4) : 1, experts_per_cut = ceil_div(n_experts, cuts);
   pool_.parallel_for(args.n * cuts, [&](int64_t chunk, int) {
-    const int64_t token = chunk / cuts, first = chunk % cuts * experts_per_cut, count = std::min(experts_per_cut, n_experts - first);
+    const int64_t token = chunk / cuts, first = chunk % cuts * experts_per_cut,
+                  count = std::min(experts_per_cut, n_experts - first);
     if (count > 0)
-      kernels_.gemv_float[static_cast<int>(args.router.type)](args.router.data + first * args.router.row_bytes, args.router.row_bytes, count,
-                                                             args.x + token * hidden, hidden, hidden, 1,
-                                                             logits.data() + token * n_experts + first, n_experts);
+      kernels_.gemv_float[static_cast<int>(args.router.type)](args.router.data + first * args.router.row_bytes,
+                                                              args.router.row_bytes, count, args.x + token * hidden, hidden,
+                                                              hidden, 1, logits.data() + token * n_experts + first, n_experts);
   });
   std::vector<float> scores(static_cast<size_t>(n_experts)), choice(static_cast<size_t>(n_experts));
   std::vector<int32_t> order(static_cast<size_t>(n_experts));
@@ -107,12 +108,14 @@ void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, std:
     if (cut == expert.tokens.end()) continue;
     ExpertWork& later = absorbed.emplace_back();
     later.w = expert.w;
-    for (auto token = cut; token != expert.tokens.end(); ++token) later.tokens.push_back(*token - static_cast<int32_t>(n_expanded));
+    for (auto token = cut; token != expert.tokens.end(); ++token)
+      later.tokens.push_back(*token - static_cast<int32_t>(n_expanded));
     later.weights.assign(expert.weights.begin() + n_first, expert.weights.end());
     expert.tokens.erase(cut, expert.tokens.end());
     expert.weights.resize(static_cast<size_t>(n_first));
   }
-  experts.erase(std::remove_if(experts.begin(), experts.end(), [](const ExpertWork& e) { return e.tokens.empty(); }), experts.end());
+  experts.erase(std::remove_if(experts.begin(), experts.end(), [](const ExpertWork& e) { return e.tokens.empty(); }),
+                experts.end());
   run_experts_as(RowForm::expanded, x, n_expanded, experts, out);
   run_experts_as(RowForm::absorbed, x + n_expanded * hidden, n - n_expanded, absorbed, out + n_expanded * hidden);
 }
@@ -123,7 +126,8 @@ void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, std::ve
   if (observer_) {
     std::vector<ProductInput> seen;
     for (const ExpertWork& e : experts)
-      for (const Matrix* w : {&e.w.gate, &e.w.up}) seen.push_back({w, x, static_cast<int64_t>(e.tokens.size()), hidden, e.tokens.data()});
+      for (const Matrix* w : {&e.w.gate, &e.w.up})
+        seen.push_back({w, x, static_cast<int64_t>(e.tokens.size()), hidden, e.tokens.data()});
     show(seen);
   }
   const bool any_q8 = std::any_of(experts.begin(), experts.end(),
@@ -135,8 +139,8 @@ void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, std::ve
     run_experts_many(input, experts, out);
 }
 
-// Where the inner activations of each expert lie, [tokens, inner] one after the other: floats unless tiles quantize them, and int8
-// where its down projection wants that. Returns the number of floats.
+// Where the inner activations of each expert lie, [tokens, inner] one after the other: floats unless tiles quantize them, and
+// int8 where its down projection wants that. Returns the number of floats.
 int64_t CpuBackend::lay_out_inner(std::vector<ExpertWork>& experts) {
   int64_t n_floats = 0, n_blocks = 0;
   for (const ExpertWork& e : experts) {
@@ -239,8 +243,9 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   std::vector<Task> tasks;
   std::vector<int32_t> by_size(experts.size());
   std::iota(by_size.begin(), by_size.end(), 0);
-  std::stable_sort(by_size.begin(), by_size.end(),
-                   [&](int32_t a, int32_t b) { return experts[static_cast<size_t>(a)].tokens.size() > experts[static_cast<size_t>(b)].tokens.size(); });
+  std::stable_sort(by_size.begin(), by_size.end(), [&](int32_t a, int32_t b) {
+    return experts[static_cast<size_t>(a)].tokens.size() > experts[static_cast<size_t>(b)].tokens.size();
+  });
   for (int32_t e : by_size) {
     const Swiglu& w = experts[static_cast<size_t>(e)].w;
     const int64_t lanes = std::min(panel_lanes(w.gate), panel_lanes(w.up));
@@ -283,8 +288,8 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   });
   quantize_inner(experts);
 
-  // Down: a strip of output features passes through all experts in order, so nobody else writes where it adds. The panels of a strip
-  // follow each other within an expert, while its tokens are near.
+  // Down: a strip of output features passes through all experts in order, so nobody else writes where it adds. The panels of a
+  // strip follow each other within an expert, while its tokens are near.
   const int64_t hidden = experts[0].w.down.rows;
   int64_t lanes = kernels_.panel_lanes;
   for (const ExpertWork& expert : experts) lanes = std::min(lanes, panel_lanes(expert.w.down));

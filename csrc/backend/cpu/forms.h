@@ -20,7 +20,8 @@ struct InFloat {
   void across(const float* x, int64_t n_rows, int64_t n_cols, float scale, float* out) const {
     for (int64_t i = 0; i < n_rows * n_cols; ++i) out[i] = x[i] * scale;
   }
-  // Products of rows [m, lda] and k numbers across tile_lanes columns: as rows, as values that lie across, as floats. Here all the same.
+  // Products of rows [m, lda] and k numbers across tile_lanes columns: as rows, as values that lie across, as floats. Here all
+  // the same.
   void keys(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) const {
     floats(a, lda, b, ldb, k, m, out, ldo);
   }
@@ -45,13 +46,16 @@ struct InBf16 {
   void across(const float* x, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out) const {
     kernels.bf16_pairs_from_f32(x, n_cols, n_rows, n_cols, scale, out, n_cols);
   }
-  void keys(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) const {
+  void keys(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out,
+            int64_t ldo) const {
     kernels.gemm_bf16_rows(a, lda, b, ldb, k, m, out, ldo);
   }
-  void values(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) const {
+  void values(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out,
+              int64_t ldo) const {
     kernels.gemm_bf16_pairs(a, lda, b, ldb, k, m, out, ldo);
   }
-  void floats(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) const {
+  void floats(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, float* out,
+              int64_t ldo) const {
     kernels.gemm_bf16(a, lda, b, ldb, k, m, out, ldo);
   }
   void attend(const Block& block) const { kernels.attention_block_bf16(block); }

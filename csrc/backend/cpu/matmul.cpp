@@ -9,8 +9,8 @@
 namespace kimi::cpu {
 namespace {
 
-constexpr int64_t kTokenBlock = 128;              // rows of activations that stay in the second-level cache
-constexpr int64_t kDecodeBlock = 512;             // columns decoded at a time while a float panel is transposed
+constexpr int64_t kTokenBlock = 128;                 // rows of activations that stay in the second-level cache
+constexpr int64_t kDecodeBlock = 512;                // columns decoded at a time while a float panel is transposed
 constexpr int64_t kPackedBytes = int64_t{24} << 20;  // of float panels that are packed before they are used
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -42,8 +42,9 @@ void CpuBackend::quantize(Activations* x, AlignedBuffer<Q8Block>* buffer) {
 
 // ---- few rows ----------------------------------------------------------------------------------------------------
 
-// Row blocks of all products in one loop. A block is a share of what is left, so that the first ones are long streams and both ends
-// of the loop stay short; while a thread is in its last rows it fetches the first of those that it will probably be given next.
+// Row blocks of all products in one loop. A block is a share of what is left, so that the first ones are long streams and both
+// ends of the loop stay short; while a thread is in its last rows it fetches the first of those that it will probably be given
+// next.
 void CpuBackend::multiply_few(const std::vector<Product>& products, const uint8_t* after) {
   constexpr int64_t kRowStep = 16, kSmallest = 48 << 10;
   struct Block {
@@ -89,8 +90,8 @@ void CpuBackend::multiply_decoded(const Matrix& w, int64_t row0, int64_t n_rows,
   scratch->decoded.resize(static_cast<size_t>(w.cols));
   for (int64_t r = row0; r < row0 + n_rows; ++r) {
     kernels_.decode_row[static_cast<int>(w.type)](w.data + r * w.row_bytes, scratch->decoded.data(), w.cols);
-    kernels_.gemv_float[static_cast<int>(quant::Type::F32)](scratch->decoded.data(), 0, 1, product.x.x, product.x.stride, w.cols, product.x.n,
-                                                           product.out + r, product.out_stride);
+    kernels_.gemv_float[static_cast<int>(quant::Type::F32)](scratch->decoded.data(), 0, 1, product.x.x, product.x.stride, w.cols,
+                                                            product.x.n, product.out + r, product.out_stride);
   }
 }
 
@@ -108,7 +109,7 @@ void CpuBackend::pack_float(const Matrix& w, int64_t row0, int64_t lanes, Thread
     const int64_t n = std::min(kDecodeBlock, k - k0);
     for (int64_t r = 0; r < n_rows; ++r)
       kernels_.decode_row[static_cast<int>(w.type)](w.data + (row0 + r) * w.row_bytes + format.row_bytes(k0),
-                                                   scratch->decoded.data() + r * kDecodeBlock, n);
+                                                    scratch->decoded.data() + r * kDecodeBlock, n);
     kernels_.transpose_panel(scratch->decoded.data(), kDecodeBlock, n_rows, n, out + k0 * lanes);
   }
 }
@@ -126,8 +127,8 @@ Panel CpuBackend::pack(const Matrix& w, int64_t row0, int64_t slot, ThreadScratc
     panel.q8.q = scratch->panel_q[slot].data();
     panel.q8.scale = scratch->panel_scale[slot].data();
     panel.q8.min = scratch->panel_min[slot].data();
-    kernels_.pack_panel_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes, std::min(panel.lanes, w.rows - row0), w.cols,
-                                                    &panel.q8);
+    kernels_.pack_panel_q8[static_cast<int>(w.type)](w.data + row0 * w.row_bytes, w.row_bytes,
+                                                     std::min(panel.lanes, w.rows - row0), w.cols, &panel.q8);
   } else {
     scratch->panel_f32[slot].resize(elements);
     pack_float(w, row0, panel.lanes, scratch, scratch->panel_f32[slot].data());
@@ -154,8 +155,8 @@ void CpuBackend::multiply_panel(const Panel& panel, const Activations& x, const 
   kernels_.gemm_f32(a, a_row, 1, panel.f32, panel.lanes, panel.k, n, tile, panel.lanes, false);
 }
 
-void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows, int64_t n,
-                               float* tile, int64_t tile_stride, ThreadScratch* scratch) {
+void CpuBackend::multiply_dots(const Matrix& w, int64_t row0, int64_t n_rows, const Activations& x, const int32_t* rows,
+                               int64_t n, float* tile, int64_t tile_stride, ThreadScratch* scratch) {
   Q8Rows q8 = x.q8;
   if (rows) {
     const int64_t row_blocks = x.k / 32;
@@ -224,7 +225,8 @@ void CpuBackend::multiply_in(const Form& form, const Product& product, const Lin
       }
     });
     const int64_t n_blocks = ceil_div(n, kTokenBlock);
-    const int64_t cuts = std::clamp<int64_t>(ceil_div(16 * pool_.n_threads(), n_blocks), 1, group), panels_per_cut = ceil_div(group, cuts);
+    const int64_t cuts = std::clamp<int64_t>(ceil_div(16 * pool_.n_threads(), n_blocks), 1, group),
+                  panels_per_cut = ceil_div(group, cuts);
     pool_.parallel_for(n_blocks * cuts, [&](int64_t chunk, int thread) {
       const int64_t row0 = chunk / cuts * kTokenBlock, n_rows = std::min(kTokenBlock, n - row0);
       const int64_t first = chunk % cuts * panels_per_cut, last = std::min(group, first + panels_per_cut);
@@ -255,9 +257,11 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
     first_chunk[i + 1] = first_chunk[i] + (q8 ? ceil_div(products[i].w.rows, kernels_.panel_lanes) : 0);
   }
   pool_.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
-    const size_t i = static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
+    const size_t i =
+        static_cast<size_t>(std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1);
     const Product& product = products[i];
-    const int64_t lanes = kernels_.panel_lanes, row0 = (chunk - first_chunk[i]) * lanes, n_cols = std::min(lanes, product.w.rows - row0);
+    const int64_t lanes = kernels_.panel_lanes, row0 = (chunk - first_chunk[i]) * lanes,
+                  n_cols = std::min(lanes, product.w.rows - row0);
     ThreadScratch& scratch = scratch_[thread];
     if (prefers_dots(product.w, product.x.n)) {
       multiply_dots(product.w, row0, n_cols, product.x, nullptr, product.x.n, product.out + row0, product.out_stride, &scratch);
@@ -274,13 +278,14 @@ void CpuBackend::multiply_many(const std::vector<Product>& products) {
       const int64_t n = std::min(kTokenBlock, product.x.n - j0);
       multiply_panel(panel, product.x.rows(j0, n), nullptr, n, scratch.tile[0].data(), &scratch);
       for (int64_t j = 0; j < n; ++j)
-        std::memcpy(product.out + (j0 + j) * product.out_stride + row0, scratch.tile[0].data() + j * lanes, static_cast<size_t>(n_cols) * 4);
+        std::memcpy(product.out + (j0 + j) * product.out_stride + row0, scratch.tile[0].data() + j * lanes,
+                    static_cast<size_t>(n_cols) * 4);
     }
   });
 }
 
-void CpuBackend::add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded, float* out,
-                             int64_t out_stride) const {
+void CpuBackend::add_product(std::vector<Product>* products, const Matrix& w, const Activations& x, int64_t n_expanded,
+                             float* out, int64_t out_stride) const {
   if (uses_int8(w) || n_expanded <= 0 || n_expanded >= x.n) {
     products->push_back({w, x, out, out_stride, n_expanded > 0 ? RowForm::expanded : RowForm::absorbed});
     return;
@@ -289,7 +294,8 @@ void CpuBackend::add_product(std::vector<Product>* products, const Matrix& w, co
   products->push_back({w, x.rows(n_expanded, x.n - n_expanded), out + n_expanded * out_stride, out_stride, RowForm::absorbed});
 }
 
-// Int8 products stream the weights of few rows and unpack those of many, which gives the same bits; float products do as the form says.
+// Int8 products stream the weights of few rows and unpack those of many, which gives the same bits; float products do as the form
+// says.
 void CpuBackend::multiply(const std::vector<Product>& products, const uint8_t* after) {
   int64_t most_rows = 0;
   for (const Product& product : products)
@@ -312,7 +318,8 @@ void CpuBackend::linear(const LinearArgs& original) {
   const int64_t n_expanded = std::min(args.n_expanded, args.n);
   if (!bytes && n_expanded > 0) {
     const Activations x{args.x, n_expanded, args.w.cols, args.w.cols, {}};
-    multiply_float({args.w, x, args.out, args.out_stride, RowForm::expanded}, plain ? nullptr : &args, args.numbers == Numbers::bf16);
+    multiply_float({args.w, x, args.out, args.out_stride, RowForm::expanded}, plain ? nullptr : &args,
+                   args.numbers == Numbers::bf16);
     args.x += n_expanded * args.w.cols;
     args.out += n_expanded * args.out_stride;
     args.n -= n_expanded;

@@ -110,7 +110,8 @@ void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, 
 }
 
 // Rows [first, first + n) of the cache as floats, [n, rank + rope]; `scratch` is used when they have to be converted.
-const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const {
+const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n,
+                                     float* scratch) const {
   const KvRow row(cache.type, rank, rope);
   const auto* from = static_cast<const uint8_t*>(cache.data) + first * row.bytes;
   if (cache.type == KvType::f32) return reinterpret_cast<const float*>(from);
@@ -128,7 +129,8 @@ const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t
 }
 
 bool CpuBackend::attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const {
-  const bool takes = InBf16::takes(kernels_, args.kv_lora_rank) && InBf16::takes(kernels_, args.qk_nope_head_dim);  // rope is even
+  const bool takes =
+      InBf16::takes(kernels_, args.kv_lora_rank) && InBf16::takes(kernels_, args.qk_nope_head_dim);  // rope is even
   return takes && slice.cache.type != KvType::f32 && uses_int8(args.kv_a);
 }
 

@@ -9,13 +9,13 @@
 namespace kimi::cpu {
 namespace {
 
-constexpr int64_t kMergedDims = 32;            // of the output that one task takes from all splits
-constexpr int64_t kStateFloats = 16 << 20;     // of all tiles that are worked on at a time
+constexpr int64_t kMergedDims = 32;         // of the output that one task takes from all splits
+constexpr int64_t kStateFloats = 16 << 20;  // of all tiles that are worked on at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How many keys one task takes of a row that sees n_keys: of a short context an eighth. It follows from the row's position alone, so
-// results depend neither on the number of threads nor on the rows beside it.
+// How many keys one task takes of a row that sees n_keys: of a short context an eighth. It follows from the row's position alone,
+// so results depend neither on the number of threads nor on the rows beside it.
 int64_t split_size(int64_t n_keys) { return std::clamp<int64_t>(ceil_div(n_keys, 8 * 64) * 64, 64, 512); }
 
 std::vector<LatentTile> make_tiles(const int32_t* positions, int64_t n, int64_t heads, int64_t lanes, int64_t max_tokens) {
@@ -36,7 +36,8 @@ std::vector<LatentTile> make_tiles(const int32_t* positions, int64_t n, int64_t 
 void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* share) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     float top = -INFINITY, sum = 0;
-    for (int64_t part = 0; part < n_parts; ++part) top = std::max(top, AttentionState(states + part * AttentionState::size(lanes, dv), lanes).m[lane]);
+    for (int64_t part = 0; part < n_parts; ++part)
+      top = std::max(top, AttentionState(states + part * AttentionState::size(lanes, dv), lanes).m[lane]);
     for (int64_t part = 0; part < n_parts; ++part) {
       const AttentionState state(states + part * AttentionState::size(lanes, dv), lanes);
       const float weight = state.l[lane] > 0 ? std::exp(state.m[lane] - top) : 0.0f;
@@ -50,7 +51,8 @@ void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* sh
 }  // namespace
 
 void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
-  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
+  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim,
+                nope = args.qk_nope_head_dim;
   const int64_t q_head = nope + rope, v_head = args.v_head_dim;
 
   // Queries into the latent space, head by head: [heads, n, rank].
@@ -63,7 +65,8 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   quantize_for(args.k_b, &q_nope, &q8_heads_);
   expanded_.resize(static_cast<size_t>(heads * n * rank));
   std::vector<Product> products;
-  for (int64_t h = 0; h < heads; ++h) products.push_back({args.k_b.at(h), q_nope.rows(h * n, n), expanded_.data() + h * n * rank, rank, RowForm::absorbed});
+  for (int64_t h = 0; h < heads; ++h)
+    products.push_back({args.k_b.at(h), q_nope.rows(h * n, n), expanded_.data() + h * n * rank, rank, RowForm::absorbed});
   multiply(products, args.v_b.data);
 
   attend_latents(args, slice, q);
@@ -80,7 +83,8 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
 
 // The queries' latent parts in `expanded_` [heads, n, rank] -> what they gather of the latents, in heads_ [heads, n, rank].
 void CpuBackend::attend_latents(const MlaArgs& args, const AttentionSlice& slice, const float* q) {
-  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
+  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim,
+                nope = args.qk_nope_head_dim;
   const int64_t width = rank + rope, q_head = nope + rope;
   const KvRow row(slice.cache.type, rank, rope);
   LatentTiles tiles{};
@@ -88,7 +92,8 @@ void CpuBackend::attend_latents(const MlaArgs& args, const AttentionSlice& slice
   tiles.bf16 = slice.cache.type == KvType::f16 && attends_in_bf16(args, slice);
   const int64_t half = kernels_.tile_lanes / 2;
   const int64_t lanes = tiles.lanes = tiles.bytes ? kLatentLanes : n * heads <= half ? half : kernels_.tile_lanes;
-  // Weights of bytes are taken relative to the largest scale in their block of keys: keys that a row does not see must not be there.
+  // Weights of bytes are taken relative to the largest scale in their block of keys: keys that a row does not see must not be
+  // there.
   const int64_t max_tokens = tiles.bytes ? 1 : std::max<int64_t>(1, lanes / heads);
   tiles.positions = slice.positions + (slice.n - n);
   std::vector<LatentTile> all = make_tiles(tiles.positions, n, heads, lanes, max_tokens);
@@ -120,12 +125,15 @@ void CpuBackend::attend_latents(const MlaArgs& args, const AttentionSlice& slice
     if (tiles.bf16) {
       bf16_queries_.resize(static_cast<size_t>(n_tiles * width * lanes));
       for_rows(n_tiles, width * lanes, [&](int64_t i) {
-        kernels_.bf16_pairs_from_f32(latent_.data() + i * width * lanes, lanes, width, lanes, 1.0f, bf16_queries_.data() + i * width * lanes, lanes);
+        kernels_.bf16_pairs_from_f32(latent_.data() + i * width * lanes, lanes, width, lanes, 1.0f,
+                                     bf16_queries_.data() + i * width * lanes, lanes);
       });
     }
     states_.resize(static_cast<size_t>(n_tasks * state_size));
     pool_.parallel_for(n_tasks, [&](int64_t task, int thread) {
-      const auto tile = std::upper_bound(group.begin(), group.end(), task, [](int64_t t, const LatentTile& other) { return t < other.task0; }) - 1;
+      const auto tile =
+          std::upper_bound(group.begin(), group.end(), task, [](int64_t t, const LatentTile& other) { return t < other.task0; }) -
+          1;
       attend_split(args, slice, tiles, *tile, tile - group.begin(), task - tile->task0, thread);
     });
     merge_splits(tiles, group, n, rank);
@@ -133,8 +141,8 @@ void CpuBackend::attend_latents(const MlaArgs& args, const AttentionSlice& slice
 }
 
 // One part of the keys of one tile.
-void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile, int64_t index, int64_t split,
-                              int thread) {
+void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile,
+                              int64_t index, int64_t split, int thread) {
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, width = rank + rope, lanes = tiles.lanes;
   const KvRow row(slice.cache.type, rank, rope);
   AttentionState state(states_.data() + (tile.task0 + split) * AttentionState::size(lanes, rank), lanes);
@@ -192,7 +200,8 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
 // The parts of each tile together, in heads_ [heads, n, rank].
 void CpuBackend::merge_splits(const LatentTiles& tiles, std::span<const LatentTile> group, int64_t n, int64_t rank) {
   const int64_t lanes = tiles.lanes, state_size = AttentionState::size(lanes, rank), n_parts = ceil_div(rank, kMergedDims);
-  const int64_t n_tasks = group.back().task0 + group.back().n_splits, splits_of_one = n_tasks / static_cast<int64_t>(group.size()) + 1;
+  const int64_t n_tasks = group.back().task0 + group.back().n_splits,
+                splits_of_one = n_tasks / static_cast<int64_t>(group.size()) + 1;
   shares_.resize(static_cast<size_t>(n_tasks * lanes));
   for_rows(static_cast<int64_t>(group.size()), splits_of_one * lanes * 32, [&](int64_t i) {
     const LatentTile& tile = group[static_cast<size_t>(i)];
@@ -209,7 +218,8 @@ void CpuBackend::merge_splits(const LatentTiles& tiles, std::span<const LatentTi
         for (int64_t lane = 0; lane < lanes; ++lane) sum[d * lanes + lane] += o[d * lanes + lane] * share[lane];
     }
     for (int64_t lane = 0; lane < tile.n_lanes(); ++lane)
-      for (int64_t d = 0; d < dims; ++d) heads_[static_cast<size_t>((tile.head(lane) * n + tile.token(lane)) * rank + d0 + d)] = sum[d * lanes + lane];
+      for (int64_t d = 0; d < dims; ++d)
+        heads_[static_cast<size_t>((tile.head(lane) * n + tile.token(lane)) * rank + d0 + d)] = sum[d * lanes + lane];
   });
 }
 
@@ -231,7 +241,8 @@ void CpuBackend::quantize_queries(const KvRow& row, int64_t rank, int64_t rope, 
       for (int64_t b = 0; b < row.n_blocks; ++b) {
         const Q8Block& block = blocks[static_cast<size_t>(b)];
         const int64_t first = tile * row.n_blocks + b;
-        for (int64_t four = 0; four < 8; ++four) std::memcpy(q8_queries_.q.data() + ((first * 8 + four) * lanes + lane) * 4, block.q + 4 * four, 4);
+        for (int64_t four = 0; four < 8; ++four)
+          std::memcpy(q8_queries_.q.data() + ((first * 8 + four) * lanes + lane) * 4, block.q + 4 * four, 4);
         q8_queries_.scale.data()[first * lanes + lane] = block.scale;
         q8_queries_.sum.data()[first * lanes + lane] = block.isum;
       }

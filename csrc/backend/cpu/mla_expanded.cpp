@@ -24,9 +24,11 @@ void CpuBackend::attend_expanded(const MlaArgs& args, const AttentionSlice& slic
 }
 
 template <typename Form>
-void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
+void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const AttentionSlice& slice, const float* q,
+                                    float* attended) {
   using Number = typename Form::Number;
-  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
+  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim,
+                nope = args.qk_nope_head_dim;
   const int64_t width = rank + rope, q_head = nope + rope, v_head = args.v_head_dim, lanes = kernels_.tile_lanes;
   const int32_t* positions = slice.positions + (slice.n - n);  // of the queries
   const int64_t total = positions[n - 1] + 1;
@@ -75,7 +77,8 @@ void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const
     AttentionState(states_.data() + task * state_size, lanes).clear(lanes, v_head);
   });
 
-  Number *latent = numbers(&latent_, kExpandedKeys * width), *keys = numbers(&expanded_, heads * kExpandedKeys * (nope_pad + v_pad));
+  Number *latent = numbers(&latent_, kExpandedKeys * width),
+         *keys = numbers(&expanded_, heads * kExpandedKeys * (nope_pad + v_pad));
   Number* values = keys + heads * kExpandedKeys * nope_pad;
   for (int64_t first = 0; first < total; first += kExpandedKeys) {
     const int64_t n_keys = std::min(kExpandedKeys, total - first), blocks = ceil_div(n_keys, kMaxAttentionKeys);
@@ -85,7 +88,8 @@ void CpuBackend::attend_expanded_in(const Form& form, const MlaArgs& args, const
       form.row(rows, count * width, latent + key0 * width);
     });
     pool_.parallel_for(heads * blocks, [&](int64_t task, int) {
-      const int64_t h = task / blocks, key0 = task % blocks * kMaxAttentionKeys, count = std::min(kMaxAttentionKeys, n_keys - key0);
+      const int64_t h = task / blocks, key0 = task % blocks * kMaxAttentionKeys,
+                    count = std::min(kMaxAttentionKeys, n_keys - key0);
       const Number* rows = latent + key0 * width;
       for (int64_t d = 0; d < nope_pad; d += lanes)
         form.keys(rows, width, k_weights + h * k_size + d * Form::kAcross, nope_pad, rank, count,

@@ -20,10 +20,11 @@ struct AttentionState {
   }
 };
 
-// Keys [first, end) in blocks that end at the borders of pages: tells `block`, of any kind, what it covers, and calls attend(key) for
-// each. last_key: [lanes], ascending.
+// Keys [first, end) in blocks that end at the borders of pages: tells `block`, of any kind, what it covers, and calls attend(key)
+// for each. last_key: [lanes], ascending.
 template <typename Block, typename Attend>
-void for_key_blocks(Block* block, const AttentionState& state, int64_t first, int64_t end, const int32_t* last_key, const Attend& attend) {
+void for_key_blocks(Block* block, const AttentionState& state, int64_t first, int64_t end, const int32_t* last_key,
+                    const Attend& attend) {
   block->m = state.m;
   block->l = state.l;
   block->o_t = state.o;

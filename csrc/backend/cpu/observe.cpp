@@ -26,7 +26,8 @@ void CpuBackend::show_heads(const Matrix& stack, const float* x, int64_t n) {
   std::vector<Matrix> heads;
   std::vector<ProductInput> inputs;
   for (int64_t h = 0; h < stack.count; ++h) heads.push_back(stack.at(h));
-  for (int64_t h = 0; h < stack.count; ++h) inputs.push_back({&heads[static_cast<size_t>(h)], x + h * n * stack.cols, n, stack.cols, nullptr});
+  for (int64_t h = 0; h < stack.count; ++h)
+    inputs.push_back({&heads[static_cast<size_t>(h)], x + h * n * stack.cols, n, stack.cols, nullptr});
   show(inputs);
 }
 

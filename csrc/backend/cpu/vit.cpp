@@ -79,7 +79,8 @@ void CpuBackend::attend_picture_in(const Form& form, int64_t n, int64_t heads, i
     values = written + heads * head_size;
     const int64_t n_blocks = (n + kMaxAttentionKeys - 1) / kMaxAttentionKeys;
     pool_.parallel_for(heads * n_blocks, [&](int64_t task, int) {
-      const int64_t h = task / n_blocks, row0 = task % n_blocks * kMaxAttentionKeys, count = std::min(kMaxAttentionKeys, n - row0);
+      const int64_t h = task / n_blocks, row0 = task % n_blocks * kMaxAttentionKeys,
+                    count = std::min(kMaxAttentionKeys, n - row0);
       const float* k = heads_.data() + n * hidden + (h * n + row0) * head_dim;
       Number* to = written + h * head_size + row0 * head_dim;
       form.row(k, count * head_dim, to);

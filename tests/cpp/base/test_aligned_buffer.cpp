@@ -1,5 +1,3 @@
-#include "base/aligned_buffer.h"
-
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -8,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "expect_error.h"
 
 using namespace kimi;
@@ -26,7 +25,8 @@ long resident(const void* block, size_t bytes) {
 }  // namespace
 
 TEST_CASE("a buffer is zeroed and aligned, on the heap as in pages of its own") {
-  for (const size_t bytes : {size_t{1}, size_t{63}, size_t{4096}, kLargePage - 64, kLargePage - 63, kLargePage, kLargePage * 3 + 1}) {
+  for (const size_t bytes :
+       {size_t{1}, size_t{63}, size_t{4096}, kLargePage - 64, kLargePage - 63, kLargePage, kLargePage * 3 + 1}) {
     AlignedBuffer<uint8_t> buffer(bytes);
     CHECK(buffer.size() == bytes);
     CHECK(reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0);

@@ -1,15 +1,29 @@
-#include "base/checked.h"
-
 #include <doctest/doctest.h>
 
 #include <initializer_list>
+
+#include "base/checked.h"
 
 // The twin: the same in 128 bits.
 using Wide = unsigned __int128;
 
 TEST_CASE("checked arithmetic agrees with 128-bit arithmetic") {
-  const uint64_t values[] = {0,          1,          2,          3,          7,          1ull << 16, (1ull << 32) - 1, 1ull << 32, (1ull << 32) + 1,
-                             1ull << 61, 1ull << 62, 1ull << 63, UINT64_MAX - 1, UINT64_MAX, 0x5555555555555555ull, 0xaaaaaaaaaaaaaaabull};
+  const uint64_t values[] = {0,
+                             1,
+                             2,
+                             3,
+                             7,
+                             1ull << 16,
+                             (1ull << 32) - 1,
+                             1ull << 32,
+                             (1ull << 32) + 1,
+                             1ull << 61,
+                             1ull << 62,
+                             1ull << 63,
+                             UINT64_MAX - 1,
+                             UINT64_MAX,
+                             0x5555555555555555ull,
+                             0xaaaaaaaaaaaaaaabull};
   int overflows = 0;
   for (const uint64_t a : values) {
     for (const uint64_t b : values) {

@@ -1,12 +1,11 @@
 #include "base/error.h"
-
 #include "expect_error.h"
 
 using kimi::ErrorKind;
 
 TEST_CASE("fail carries kind, code and the formatted message") {
-  const std::string message =
-      kimi::expect_error(ErrorKind::bad_image, "image.size", [] { kimi::fail(ErrorKind::bad_image, "image.size", "%d x %s", 3, "4"); });
+  const std::string message = kimi::expect_error(ErrorKind::bad_image, "image.size",
+                                                 [] { kimi::fail(ErrorKind::bad_image, "image.size", "%d x %s", 3, "4"); });
   CHECK(message == "3 x 4");
 }
 
@@ -25,7 +24,8 @@ TEST_CASE("KIMI_CHECK throws only when its condition is false, and evaluates it 
   int calls = 0;
   KIMI_CHECK(++calls == 1, ErrorKind::bad_request, "request.n", "n is %d", calls);
   CHECK(calls == 1);
-  kimi::expect_error(ErrorKind::bad_request, "request.n", [&] { KIMI_CHECK(++calls == 1, ErrorKind::bad_request, "request.n", "n is %d", calls); });
+  kimi::expect_error(ErrorKind::bad_request, "request.n",
+                     [&] { KIMI_CHECK(++calls == 1, ErrorKind::bad_request, "request.n", "n is %d", calls); });
   CHECK(calls == 2);
 }
 

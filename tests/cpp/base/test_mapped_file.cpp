@@ -1,5 +1,3 @@
-#include "base/mapped_file.h"
-
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -7,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "expect_error.h"
 #include "temp_file.h"
 

@@ -1,5 +1,4 @@
-#include "engine/read_ahead.h"
-
+#include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,9 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include <doctest/doctest.h>
-
 #include "base/mapped_file.h"
+#include "engine/read_ahead.h"
 #include "temp_file.h"
 
 using kimi::MappedFile;
@@ -46,7 +44,10 @@ bool all_cached(const MappedFile& file) {
 TEST_CASE("ranges of any size and alignment are brought into memory") {
   const TempFolder folder;
   const MappedFile file = cold_file(folder, 24 * kMiB + 5);
-  const ReadAhead reader({{file.data(), 1}, {file.data() + 1, 9 * kMiB}, {file.data() + 9 * kMiB + 1, 0}, {file.data() + 9 * kMiB + 1, 15 * kMiB + 4}});
+  const ReadAhead reader({{file.data(), 1},
+                          {file.data() + 1, 9 * kMiB},
+                          {file.data() + 9 * kMiB + 1, 0},
+                          {file.data() + 9 * kMiB + 1, 15 * kMiB + 4}});
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!all_cached(file) && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   CHECK(all_cached(file));

@@ -19,7 +19,8 @@ namespace {
 std::shared_ptr<Engine> open_tiny(int n_threads) {
   const char* path = std::getenv("KIMI_TINY_MODEL");
   const char* mmproj = std::getenv("KIMI_TINY_MMPROJ");
-  if (!path || !mmproj) FAIL("KIMI_TINY_MODEL and KIMI_TINY_MMPROJ are not set: run tests/sanitize.sh, which writes a tiny model");
+  if (!path || !mmproj)
+    FAIL("KIMI_TINY_MODEL and KIMI_TINY_MMPROJ are not set: run tests/sanitize.sh, which writes a tiny model");
   EngineOptions options;
   options.mmproj = mmproj;
   options.cpu.n_threads = n_threads;
@@ -29,7 +30,8 @@ std::shared_ptr<Engine> open_tiny(int n_threads) {
 std::vector<float> run(const std::shared_ptr<Engine>& engine, int32_t seed, int64_t n, int64_t chunk) {
   Session session(engine, 256, std::nullopt);
   std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((seed + 7 * i) % static_cast<size_t>(engine->text().vocab_size));
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>((seed + 7 * i) % static_cast<size_t>(engine->text().vocab_size));
   std::vector<Slice> slices = {{&session, {{ids.data(), nullptr, n}}, Logits::last, nullptr}};
   engine->step(slices, chunk, {}, nullptr);
   for (int i = 0; i < 3; ++i) {

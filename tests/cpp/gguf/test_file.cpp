@@ -34,7 +34,8 @@ std::string tensor(const std::string& name, uint64_t ne0, uint64_t ne1, uint32_t
 std::string sample() {
   const std::string keys = key("general.architecture", "test") + key("a.u32", ValueType::u32, uint32_t{7}) +
                            key("a.negative", ValueType::i8, int8_t{-7}) + key("a.large", ValueType::u64, UINT64_MAX) +
-                           key("a.f32", ValueType::f32, 0.5f) + key("a.f64", ValueType::f64, 0.1) + key("a.flag", ValueType::boolean, uint8_t{1}) +
+                           key("a.f32", ValueType::f32, 0.5f) + key("a.f64", ValueType::f64, 0.1) +
+                           key("a.flag", ValueType::boolean, uint8_t{1}) +
                            array("a.names", ValueType::string, 3, text("x") + text("") + text("zz")) +
                            array("a.ints", ValueType::i16, 2, raw(int16_t{-1}) + raw(int16_t{2})) +
                            array("a.floats", ValueType::f32, 2, raw(1.5f) + raw(-2.0f)) + array("a.none", ValueType::f64, 0, "");
@@ -45,7 +46,9 @@ std::string sample() {
   return bytes + std::string(96, '\0');  // 72 bytes of NVFP4, padded
 }
 
-File parse(const std::string& bytes) { return File::from_memory(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), "memory"); }
+File parse(const std::string& bytes) {
+  return File::from_memory(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), "memory");
+}
 
 }  // namespace
 
@@ -136,7 +139,8 @@ TEST_CASE("a key of another type or range is an error that names it") {
 TEST_CASE("every prefix of a file is refused, from memory that ends there") {
   const std::string bytes = sample();
   for (size_t size = 0; size < bytes.size(); ++size) {
-    const std::vector<uint8_t> exact(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));  // a sanitizer sees the end
+    const std::vector<uint8_t> exact(bytes.begin(),
+                                     bytes.begin() + static_cast<std::ptrdiff_t>(size));  // a sanitizer sees the end
     try {
       File::from_memory(exact.data(), exact.size(), "memory");
       FAIL_CHECK(size << " of " << bytes.size() << " bytes were accepted");
@@ -173,10 +177,19 @@ TEST_CASE("sizes of the types that are read agree with the formats") {
         ++readable;
         break;
       }
-      case gguf::TypeStatus::unreadable: CHECK(gguf::block_size(id).bytes > 0); ++unreadable; break;
-      case gguf::TypeStatus::removed: ++removed; break;
-      case gguf::TypeStatus::foreign: CHECK(id > 96); break;
-      case gguf::TypeStatus::undefined: CHECK(id >= 42); break;
+      case gguf::TypeStatus::unreadable:
+        CHECK(gguf::block_size(id).bytes > 0);
+        ++unreadable;
+        break;
+      case gguf::TypeStatus::removed:
+        ++removed;
+        break;
+      case gguf::TypeStatus::foreign:
+        CHECK(id > 96);
+        break;
+      case gguf::TypeStatus::undefined:
+        CHECK(id >= 42);
+        break;
     }
   }
   CHECK(readable == static_cast<int>(quant::formats().size()));

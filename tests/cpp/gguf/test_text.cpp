@@ -1,8 +1,8 @@
-#include "gguf/text.h"
-
 #include <doctest/doctest.h>
 
 #include <cstdint>
+
+#include "gguf/text.h"
 
 namespace {
 

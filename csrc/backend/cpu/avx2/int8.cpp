@@ -46,7 +46,8 @@ void quantize_row(const float* x, int64_t k, Q8Block* out) {
     const __m256i bytes = _mm256_packs_epi16(low, high);  // dwords 0 2 4 6 | 1 3 5 7 of the result
     const __m256i order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[g].q), _mm256_permutevar8x32_epi32(bytes, order));
-    loops::finish_block(amax, total(_mm256_add_epi32(rounded[0], rounded[1])), total(_mm256_add_epi32(rounded[2], rounded[3])), out + g);
+    loops::finish_block(amax, total(_mm256_add_epi32(rounded[0], rounded[1])), total(_mm256_add_epi32(rounded[2], rounded[3])),
+                        out + g);
   }
 }
 

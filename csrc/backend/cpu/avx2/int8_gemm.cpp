@@ -1,10 +1,10 @@
 // gemm_panel_q8 of the avx2 table: 16 weight rows x up to 4 tokens in registers.
 //
 // Weights of few bits: vpmaddubsw adds two products in 16 bits, and as many of these sums as cannot overflow are added up before
-// vpmaddwd widens them: 8 for weights below 16, 4 below 32, 2 below 64. 8-bit weights would saturate, so both sides are widened to 16:
-// the bytes 0, 2 and 1, 3 of the four weights in a lane are split by a mask and a shift, those of the activations once per token and
-// block, and vpmaddwd multiplies them exactly. The accumulators of a group begin at -bias * (sum of the token's elements). The 8 float
-// accumulators rest in memory between groups.
+// vpmaddwd widens them: 8 for weights below 16, 4 below 32, 2 below 64. 8-bit weights would saturate, so both sides are widened
+// to 16: the bytes 0, 2 and 1, 3 of the four weights in a lane are split by a mask and a shift, those of the activations once per
+// token and block, and vpmaddwd multiplies them exactly. The accumulators of a group begin at -bias * (sum of the token's
+// elements). The 8 float accumulators rest in memory between groups.
 //
 // The reduction is cut into blocks whose weights stay in the first-level cache while all tokens pass; between blocks the sums
 // rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
@@ -159,7 +159,7 @@ __attribute__((noinline)) void tile_of(const PanelQ8& panel, const Q8Rows& x, co
     }
     const int64_t g0 = k0 / group * kPanelLanes + first;
     tile<T, group, has_min, kSums>(panel.q + k0 * kPanelLanes + 4 * first, panel.scale + g0, has_min ? panel.min + g0 : nullptr,
-                            depth / group, block, acc);
+                                   depth / group, block, acc);
     for (int t = 0; t < T; ++t) {
       for (int i = 0; i < kRows; ++i) out[t * out_stride + first + i] = acc[t][i];
     }

@@ -30,8 +30,8 @@ KIMI_INLINE __m512i pairs(__m512 low, __m512 high) {
 KIMI_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
 KIMI_INLINE __mmask32 first_32(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
 
-// acc[i][v] += sum over n pairs of a's row i with 16 lanes of b. Row i of a starts i * kRow or i * a_row numbers after a, its pairs are
-// a_pair apart. b: [n, ldb, 2].
+// acc[i][v] += sum over n pairs of a's row i with 16 lanes of b. Row i of a starts i * kRow or i * a_row numbers after a, its
+// pairs are a_pair apart. b: [n, ldb, 2].
 template <int NV, int MR, int kRow>
 KIMI_INLINE void sum_tile(const uint16_t* a, int64_t a_row, int64_t a_pair, const uint16_t* b, int64_t ldb, int64_t n,
                           loops::Fetching& fetching, __m512 (&acc)[MR][NV]) {
@@ -108,8 +108,8 @@ KIMI_INLINE void sum_rows(const uint16_t* a, int64_t a_row, int64_t a_pair, cons
 }
 
 template <int NV, int MR, int kRow, typename Into>
-void sum_last_rows(const uint16_t* a, int64_t a_row, int64_t a_pair, const uint16_t* b, int64_t ldb, int64_t n, int64_t i, int64_t count,
-                   loops::Fetching& fetching, const Into& into) {
+void sum_last_rows(const uint16_t* a, int64_t a_row, int64_t a_pair, const uint16_t* b, int64_t ldb, int64_t n, int64_t i,
+                   int64_t count, loops::Fetching& fetching, const Into& into) {
   if (count == MR) return sum_rows<NV, MR, kRow>(a, a_row, a_pair, b, ldb, n, i, fetching, into);
   if constexpr (MR > 1) sum_last_rows<NV, MR - 1, kRow>(a, a_row, a_pair, b, ldb, n, i, count, fetching, into);
 }
@@ -147,18 +147,21 @@ void attention_block_bf16(const AttentionBlockBf16& block) {
                        IntoFloats{scores, kLanes, true});
   softmax_block<16, 2>(block, scores);
   const uint16_t* weights = pair_weights<2>(scores, block.n_keys);
-  multiply<2, 12, 2>(block.v, 2, 2 * block.ldv, weights, kLanes, (block.n_keys + 1) / 2, block.dv, IntoFloats{block.o_t, kLanes, true});
+  multiply<2, 12, 2>(block.v, 2, 2 * block.ldv, weights, kLanes, (block.n_keys + 1) / 2, block.dv,
+                     IntoFloats{block.o_t, kLanes, true});
 }
 
 void gemm_bf16(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldo) {
   multiply<2, 12, 0>(a, lda, 2, b, ldb, k / 2, m, IntoFloats{out, ldo, false});
 }
 
-void gemm_bf16_rows(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) {
+void gemm_bf16_rows(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out,
+                    int64_t ldo) {
   multiply<2, 12, 0>(a, lda, 2, b, ldb, k / 2, m, IntoRows{out, ldo});
 }
 
-void gemm_bf16_pairs(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out, int64_t ldo) {
+void gemm_bf16_pairs(const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k, int64_t m, uint16_t* out,
+                     int64_t ldo) {
   multiply<2, 12, 0>(a, lda, 2, b, ldb, k / 2, m, IntoPairs{out, ldo});
 }
 
@@ -178,7 +181,9 @@ KIMI_INLINE void store_pairs(uint16_t* out, int64_t n, __m512i numbers) {
 KIMI_INLINE __m512i load_numbers(const uint16_t* x, int64_t n) {
   return n >= 32 ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(first_32(n), x);
 }
-KIMI_INLINE __m512 load_floats(const float* x, int64_t n) { return n >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(first(n), x); }
+KIMI_INLINE __m512 load_floats(const float* x, int64_t n) {
+  return n >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(first(n), x);
+}
 
 void bf16_from_f32_row(const float* x, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; i += 32) {
@@ -198,7 +203,8 @@ void bf16_pairs_from_f32(const float* x, int64_t ld, int64_t n_rows, int64_t n_c
 }
 
 KIMI_INLINE __m512i bf16_from_f16(__m512i halves) {
-  const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves)), high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+  const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves)),
+               high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
@@ -256,7 +262,8 @@ void pack_bf16(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, uint
 // Rows of the cache as keys, 32 numbers of every row after the other, [(rank + rope + 31) / 32, kGroup, 32], and their first rank
 // numbers as values, keys in pairs: [(n_rows + 1) / 2, rank, 2].
 template <int kGroup>
-KIMI_INLINE void unpack_latents(const uint16_t* rows, int64_t n_rows, int64_t rank, int64_t rope, uint16_t* keys, uint16_t* values) {
+KIMI_INLINE void unpack_latents(const uint16_t* rows, int64_t n_rows, int64_t rank, int64_t rope, uint16_t* keys,
+                                uint16_t* values) {
   alignas(64) static constexpr uint16_t kOrder[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low_order = _mm512_load_si512(kOrder), high_order = _mm512_add_epi16(low_order, _mm512_set1_epi16(16));
@@ -293,12 +300,14 @@ void attend_latents(const LatentBlockF16& block) {
     loops::Fetching fetching = loops::Fetching::over({reinterpret_cast<const uint8_t*>(next), 2 * ahead}, width / 2);
     __m512 acc[kGroup][NV] = {};
     for (int64_t c = 0; c < width; c += 32)
-      sum_tile<NV, kGroup, 32>(keys + c * kGroup, 32, 2, block.q_t + c * kLanes, kLanes, (width - c < 32 ? width - c : 32) / 2, fetching, acc);
+      sum_tile<NV, kGroup, 32>(keys + c * kGroup, 32, 2, block.q_t + c * kLanes, kLanes, (width - c < 32 ? width - c : 32) / 2,
+                               fetching, acc);
     IntoFloats{scores, kLanes, false}(key, acc);  // rows beyond the last are nobody's
   }
   softmax_block<16, NV>(block, scores);
   const uint16_t* weights = pair_weights<NV>(scores, block.n_keys);
-  multiply<NV, kValueRows, 2>(values, 2, 2 * block.rank, weights, kLanes, (block.n_keys + 1) / 2, block.rank, IntoFloats{block.o_t, kLanes, true});
+  multiply<NV, kValueRows, 2>(values, 2, 2 * block.rank, weights, kLanes, (block.n_keys + 1) / 2, block.rank,
+                              IntoFloats{block.o_t, kLanes, true});
 }
 
 void latent_block_f16(const LatentBlockF16& block) {

@@ -1,8 +1,8 @@
 // The int8 half of the avx512 table: quantize_row here, the others in int8_gemv.cpp, int8_pack.cpp and int8_gemm.cpp.
-#include "backend/cpu/avx512/parts.h"
+#include "backend/cpu/loops/int8.h"
 
 #include "backend/cpu/avx512/intrinsics.h"
-#include "backend/cpu/loops/int8.h"
+#include "backend/cpu/avx512/parts.h"
 #include "base/f16.h"
 
 namespace kimi::cpu {

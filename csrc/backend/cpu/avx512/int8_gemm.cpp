@@ -6,10 +6,10 @@
 // ports, a multiply and a fused multiply-add: 80 % of the peak is what this can reach (73 % with a minimum, 67 % with groups of
 // 16). Conversions, additions and shifts have ports of their own, but everything passes the decoder: a token is one pointer.
 //
-// The reduction is cut into blocks that all tokens pass before the next one begins, so that their weights are near; between blocks
-// the sums rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
-#include "backend/cpu/avx512/parts.h"
+// The reduction is cut into blocks that all tokens pass before the next one begins, so that their weights are near; between
+// blocks the sums rest in `out`. The chain of operations of one output (loops/int8.h) is the same for every tile.
 #include "backend/cpu/avx512/intrinsics.h"
+#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/loops/ahead.h"
 #include "base/f16.h"
 
@@ -17,19 +17,21 @@ namespace kimi::cpu::avx512 {
 namespace {
 
 constexpr int kTokens = 6;
-constexpr int64_t kDepth = 2048;  // elements of a block: shorter ones stay in the first-level cache, but starting a tile costs more
+constexpr int64_t kDepth =
+    2048;  // elements of a block: shorter ones stay in the first-level cache, but starting a tile costs more
 
 // Where sums of products of a group of a token begin.
 template <int group, bool has_min>
 KIMI_INLINE __m512i begin_dot(const Q8Block& x, int half) {
   if constexpr (has_min) return _mm512_setzero_si512();
-  return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_set1_epi32(group == 16 ? x.half_isum[half] : x.isum), 7));
+  return _mm512_sub_epi32(_mm512_setzero_si512(),
+                          _mm512_slli_epi32(_mm512_set1_epi32(group == 16 ? x.half_isum[half] : x.isum), 7));
 }
 
 // T tokens x 32 rows over n_groups groups. q, scale, min: where the block begins in the panel; x: in the tokens' rows.
 template <int T, int group, bool has_min>
-KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const Q8Block* const* x, bool first_block,
-                      float* const* out, loops::Fetching& fetching) {
+KIMI_INLINE void tile(const uint8_t* q, const float* scale, const float* min, int64_t n_groups, const Q8Block* const* x,
+                      bool first_block, float* const* out, loops::Fetching& fetching) {
   __m512 acc[T][2];
   for (int t = 0; t < T; ++t) {
     acc[t][0] = first_block ? _mm512_setzero_ps() : _mm512_loadu_ps(out[t]);

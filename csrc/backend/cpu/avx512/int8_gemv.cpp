@@ -1,6 +1,6 @@
 // gemv_q8 of the avx512 table: sixteen weight rows a pass, one per lane.
-#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/avx512/int8_lanes.h"
+#include "backend/cpu/avx512/parts.h"
 
 namespace kimi::cpu::avx512 {
 namespace {

@@ -1,6 +1,6 @@
 // pack_panel_q8 of the avx512 table: two passes of sixteen weight rows, one per lane.
-#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/avx512/int8_lanes.h"
+#include "backend/cpu/avx512/parts.h"
 
 namespace kimi::cpu::avx512 {
 namespace {

@@ -3,15 +3,15 @@
 // Scores: 4 numbers of a key are broadcast against the same 4 of all queries; 8 vpdpbusd a block of 32, then the two scales.
 // Outputs: four keys go into one vpdpbusd, so the weights become bytes as well: weight * (the key's scale of the block), as a
 // share of the largest such product, in 255 steps. One scale a block of 32 numbers and up to 128 keys puts them back.
-#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/avx512/intrinsics.h"
+#include "backend/cpu/avx512/parts.h"
 #include "backend/cpu/loops/vec.h"
 
 namespace kimi::cpu::avx512 {
 namespace {
 
 constexpr int kLanes = static_cast<int>(kLatentLanes);
-constexpr int kTile = 8;                               // keys whose scores are in registers at a time
+constexpr int kTile = 8;  // keys whose scores are in registers at a time
 constexpr int64_t kQuads = kMaxAttentionKeys / 4;
 constexpr float kNever = -1e30f;
 
@@ -19,10 +19,10 @@ typedef int32_t Four __attribute__((aligned(1), may_alias));
 
 // What one block of keys needs beside its arguments.
 struct Scratch {
-  float* scores;   // [kMaxAttentionKeys, kLanes], later the weights
-  float* scales;   // [kMaxAttentionKeys, scale_stride] of the keys, later as shares of the block's largest
-  float* largest;  // [scale_stride]
-  uint8_t* quads;  // [kQuads, 256]: 64 numbers of 4 keys, a number's four side by side
+  float* scores;     // [kMaxAttentionKeys, kLanes], later the weights
+  float* scales;     // [kMaxAttentionKeys, scale_stride] of the keys, later as shares of the block's largest
+  float* largest;    // [scale_stride]
+  uint8_t* quads;    // [kQuads, 256]: 64 numbers of 4 keys, a number's four side by side
   uint8_t* weights;  // [2, kQuads, kLanes, 4]
   int64_t scale_stride;
 
@@ -177,12 +177,14 @@ void latent_block_q8(const LatentBlockQ8& block) {
   }
   for (int64_t b = 0; b < s.scale_stride; b += 16) {
     const __m512 top = _mm512_loadu_ps(s.largest + b);
-    const __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(top, _mm512_setzero_ps(), _CMP_GT_OQ), _mm512_set1_ps(1.0f), top);
+    const __m512 inverse =
+        _mm512_maskz_div_ps(_mm512_cmp_ps_mask(top, _mm512_setzero_ps(), _CMP_GT_OQ), _mm512_set1_ps(1.0f), top);
     for (int64_t key = 0; key < block.n_keys; ++key) {
       float* scale = s.scales + key * s.scale_stride + b;
       _mm512_storeu_ps(scale, _mm512_mul_ps(_mm512_loadu_ps(scale), inverse));
     }
-    for (int64_t key = block.n_keys; key < n_quads * 4; ++key) _mm512_storeu_ps(s.scales + key * s.scale_stride + b, _mm512_setzero_ps());
+    for (int64_t key = block.n_keys; key < n_quads * 4; ++key)
+      _mm512_storeu_ps(s.scales + key * s.scale_stride + b, _mm512_setzero_ps());
   }
 
   const uint8_t *ahead = block.ahead.first, *ahead_end = ahead + block.ahead.bytes;
@@ -207,15 +209,18 @@ void latent_block_q8(const LatentBlockQ8& block) {
 #pragma GCC unroll 16
         for (int x = 0; x < 16; ++x) add_dot_four(acc[x], x < 8 ? first : second, values + 4 * x);
         // Evenly, what comes next into the second-level cache, and what the next 64 numbers need into the first.
-        for (fetched += share; ahead < ahead_end && fetched > 0; fetched -= 64, ahead += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(block.rows + (quad * 4 + j) * block.row_bytes + 64 * (g + 1) + 63), _MM_HINT_T0);
+        for (fetched += share; ahead < ahead_end && fetched > 0; fetched -= 64, ahead += 64)
+          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(block.rows + (quad * 4 + j) * block.row_bytes + 64 * (g + 1) + 63),
+                     _MM_HINT_T0);
       }
 #pragma GCC unroll 16
       for (int x = 0; x < 16; ++x) {
         const int64_t d = 64 * g + 16 * (x / 4) + 4 * j + x % 4;
         if (d >= block.dv) continue;
         float* o = block.o_t + d * kLanes;
-        _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_loadu_ps(o), correction, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[x]), scale[x / 8])));
+        _mm512_storeu_ps(
+            o, _mm512_fmadd_ps(_mm512_loadu_ps(o), correction, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[x]), scale[x / 8])));
       }
     }
   }
@@ -223,8 +228,6 @@ void latent_block_q8(const LatentBlockQ8& block) {
 
 }  // namespace
 
-void fill_latent_q8(KernelTable* table) {
-  table->latent_block_q8 = latent_block_q8;
-}
+void fill_latent_q8(KernelTable* table) { table->latent_block_q8 = latent_block_q8; }
 
 }  // namespace kimi::cpu::avx512

@@ -10,7 +10,8 @@ constexpr int kLanes = 8;
 void quantize_row(const float* x, int64_t k, Q8Block* out) { loops::quantize_row(x, k, out); }
 
 template <quant::Type type>
-void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride, const uint8_t*) {
+void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride,
+          const uint8_t*) {
   loops::gemv<type>(w, row_bytes, n_rows, x, n_x, out, out_stride);
 }
 

@@ -52,7 +52,9 @@ KIMI_INLINE void attention_lanes(const AttentionBlock& block) {
   constexpr int kLanes = W * NV;
   float* scores = block.scores;  // [n_keys, lanes]
   gemm_f32<W, NV, MR>(block.k1, block.ldk1, 1, block.q_t, kLanes, block.dk1, block.n_keys, scores, kLanes, false);
-  if (block.dk2) gemm_f32<W, NV, MR>(block.k2, block.ldk2, 1, block.q_t + block.dk1 * kLanes, kLanes, block.dk2, block.n_keys, scores, kLanes, true);
+  if (block.dk2)
+    gemm_f32<W, NV, MR>(block.k2, block.ldk2, 1, block.q_t + block.dk1 * kLanes, kLanes, block.dk2, block.n_keys, scores, kLanes,
+                        true);
   softmax_block<W, NV>(block, scores);
   gemm_f32<W, NV, MR>(block.v, 1, block.ldv, scores, kLanes, block.n_keys, block.dv, block.o_t, kLanes, true);
 }

@@ -12,8 +12,8 @@ namespace {
 
 // NV vectors of W lanes; kUnitRow: rows of `a` are adjacent floats (a packed or transposed operand).
 template <int W, int NV, int MR, bool kUnitRow>
-KIMI_INLINE void gemm_tile(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, float* out, int64_t ldc,
-                           bool accumulate) {
+KIMI_INLINE void gemm_tile(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, float* out,
+                           int64_t ldc, bool accumulate) {
   using F = typename Vec<W>::F;
   F acc[MR][NV];
 #pragma GCC unroll 16
@@ -40,24 +40,25 @@ KIMI_INLINE void gemm_tile(const float* a, int64_t a_row, int64_t a_col, const f
 }
 
 template <int W, int NV, int MR, bool kUnitRow>
-void gemm_remainder(int64_t m, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, float* out, int64_t ldc,
-                    bool accumulate) {
+void gemm_remainder(int64_t m, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, float* out,
+                    int64_t ldc, bool accumulate) {
   if (m == MR) return gemm_tile<W, NV, MR, kUnitRow>(a, a_row, a_col, b, ldb, k, out, ldc, accumulate);
   if constexpr (MR > 1) gemm_remainder<W, NV, MR - 1, kUnitRow>(m, a, a_row, a_col, b, ldb, k, out, ldc, accumulate);
 }
 
 template <int W, int NV, int MR, bool kUnitRow>
-void gemm_rows(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldc,
-               bool accumulate) {
+void gemm_rows(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, int64_t m, float* out,
+               int64_t ldc, bool accumulate) {
   int64_t i = 0;
   for (; i + MR <= m; i += MR)
     gemm_tile<W, NV, MR, kUnitRow>(a + i * a_row, a_row, a_col, b, ldb, k, out + i * ldc, ldc, accumulate);
-  if (i < m) gemm_remainder<W, NV, MR - 1, kUnitRow>(m - i, a + i * a_row, a_row, a_col, b, ldb, k, out + i * ldc, ldc, accumulate);
+  if (i < m)
+    gemm_remainder<W, NV, MR - 1, kUnitRow>(m - i, a + i * a_row, a_row, a_col, b, ldb, k, out + i * ldc, ldc, accumulate);
 }
 
 template <int W, int NV, int MR>
-void gemm_f32(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, int64_t m, float* out, int64_t ldc,
-              bool accumulate) {
+void gemm_f32(const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, int64_t k, int64_t m, float* out,
+              int64_t ldc, bool accumulate) {
   if (a_row == 1)
     gemm_rows<W, NV, MR, true>(a, a_row, a_col, b, ldb, k, m, out, ldc, accumulate);
   else
@@ -145,8 +146,8 @@ struct ReadBF16 {
 };
 
 template <int W, typename Read>
-void gemv_float(const void* w, int64_t row_bytes, int64_t n_rows, const float* x, int64_t x_stride, int64_t k, int64_t n_x, float* out,
-                int64_t out_stride) {
+void gemv_float(const void* w, int64_t row_bytes, int64_t n_rows, const float* x, int64_t x_stride, int64_t k, int64_t n_x,
+                float* out, int64_t out_stride) {
   using F = typename Vec<W>::F;
   constexpr int kUnroll = 4;
   for (int64_t r = 0; r < n_rows; ++r) {

@@ -97,7 +97,8 @@ KIMI_INLINE void quantize_row(const float* x, int64_t k, Q8Block* out) {
 constexpr int64_t kGemvColumns = 8;
 
 template <quant::Type type>
-KIMI_INLINE void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride) {
+KIMI_INLINE void gemv(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out,
+                      int64_t out_stride) {
   using Traits = quant::BlockTraits<type>;
   using Block = typename Traits::Block;
   const int64_t n_blocks = x.k / Traits::elems;
@@ -142,7 +143,8 @@ KIMI_INLINE void pack_panel(const void* w, int64_t row_bytes, int64_t n_rows, in
     for (int64_t lane = 0; lane < lanes; ++lane) {
       int8_t q[Traits::elems] = {};
       float scale[Traits::groups] = {}, min[Traits::groups] = {};
-      if (lane < n_rows) unpack(reinterpret_cast<const Block*>(static_cast<const uint8_t*>(w) + lane * row_bytes)[b], q, scale, min);
+      if (lane < n_rows)
+        unpack(reinterpret_cast<const Block*>(static_cast<const uint8_t*>(w) + lane * row_bytes)[b], q, scale, min);
       for (int p = 0; p < Traits::elems / 4; ++p) {
         uint32_t four;
         __builtin_memcpy(&four, q + 4 * p, 4);
@@ -161,7 +163,8 @@ KIMI_INLINE void pack_panel(const void* w, int64_t row_bytes, int64_t n_rows, in
 constexpr int64_t kGemmColumns = 8;
 
 template <int lanes, int group, bool has_min>
-KIMI_INLINE void gemm_panel_of(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+KIMI_INLINE void gemm_panel_of(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out,
+                               int64_t out_stride) {
   for (int64_t j0 = 0; j0 < n_x; j0 += kGemmColumns) {
     const int64_t n_columns = n_x - j0 < kGemmColumns ? n_x - j0 : kGemmColumns;
     float acc[kGemmColumns][lanes] = {};
@@ -193,7 +196,8 @@ KIMI_INLINE void gemm_panel_of(const PanelQ8& panel, const Q8Rows& x, const int3
 }
 
 template <int lanes>
-KIMI_INLINE void gemm_panel(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out, int64_t out_stride) {
+KIMI_INLINE void gemm_panel(const PanelQ8& panel, const Q8Rows& x, const int32_t* rows, int64_t n_x, float* out,
+                            int64_t out_stride) {
   if (panel.group == 16) {
     if (panel.has_min) {
       gemm_panel_of<lanes, 16, true>(panel, x, rows, n_x, out, out_stride);

@@ -45,8 +45,8 @@ struct DotSink {
 
   template <int g, int n>
   __attribute__((always_inline)) void group(const typename L::U* u, typename L::F w_scale, typename L::F w_min) {
-    // A group's share of the lines, for all at once would fill the queue of misses. Each line is asked for twice: far ahead past the
-    // outer caches, where weights would only push each other out, and then close by.
+    // A group's share of the lines, for all at once would fill the queue of misses. Each line is asked for twice: far ahead past
+    // the outer caches, where weights would only push each other out, and then close by.
     constexpr int kBytes = L::kWidth * static_cast<int>(sizeof(typename Traits::Block));
     constexpr int kFrom = (kBytes * g / Traits::groups + 63) / 64 * 64, kTo = kBytes * (g + 1) / Traits::groups;
     for (int i = kFrom; next && i < kTo; i += 64) {
@@ -58,9 +58,11 @@ struct DotSink {
     for (int t = 0; t < T; ++t) {
       const Q8Block& block = x[t][kBlock];
       const int32_t x_isum = kHalves ? block.half_isum[kHalf] : block.isum;
-      const auto dot = L::template dot<n, Unpack<type>::bias, Unpack<type>::max_u>(u, block.q + (kHalves ? 16 * kHalf : 0), x_isum);
+      const auto dot =
+          L::template dot<n, Unpack<type>::bias, Unpack<type>::max_u>(u, block.q + (kHalves ? 16 * kHalf : 0), x_isum);
       acc[t] = L::multiply_add(L::to_float(dot), L::multiply(w_scale, L::splat_float(block.scale)), acc[t]);
-      if constexpr (Traits::has_min) acc[t] = L::subtract_product(w_min, L::splat_float(kHalves ? block.half_sum[kHalf] : block.sum), acc[t]);
+      if constexpr (Traits::has_min)
+        acc[t] = L::subtract_product(w_min, L::splat_float(kHalves ? block.half_sum[kHalf] : block.sum), acc[t]);
     }
   }
 };

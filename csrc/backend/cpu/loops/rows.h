@@ -127,7 +127,8 @@ void f32_from_q8_row(const uint8_t* bytes, const uint16_t* scales, int64_t n, fl
     }
     for (int64_t i = at; i < at + 32; i += W) {
       const Bytes some = *reinterpret_cast<const Bytes*>(bytes + i);
-      store<W>(out + i, __builtin_convertvector(__builtin_convertvector(some, typename Vec<W>::I) - 128, typename Vec<W>::F) * scale);
+      store<W>(out + i,
+               __builtin_convertvector(__builtin_convertvector(some, typename Vec<W>::I) - 128, typename Vec<W>::F) * scale);
     }
   }
 }

@@ -10,7 +10,8 @@ work=${SANITIZE_DIR:-$(mktemp -d)}
 mkdir -p "$work"
 
 tiny() {
-  "$python" - "$work/tiny" <<'PY'
+  # -P: the installed package, not the checkout that lacks the extension.
+  "$python" -P - "$work/tiny" <<'PY'
 import sys
 from kimi_vl_cpp.testing import make_tiny_model
 print("KIMI_TINY_MODEL=%s KIMI_TINY_MMPROJ=%s" % ((m := make_tiny_model(sys.argv[1], seed=3)).text, m.mmproj))
@@ -37,7 +38,8 @@ cpp_tests() {  # name; says of every program how many cases ran
   done
 }
 
-export $(tiny)
+variables=$(tiny)  # an assignment of its own, so that a failure ends the script
+export $variables
 if [[ $what == asan || $what == all ]]; then
   configure asan address,undefined -DKIMI_PYTHON=ON -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
   build asan

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#include "backend/cpu/peak.h"
+#include "backend/cpu/kernels/peak.h"
 #include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/memory.h"

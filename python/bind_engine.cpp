@@ -7,7 +7,7 @@
 #include <atomic>
 #include <chrono>
 
-#include "backend/cpu/kernel_table.h"
+#include "backend/cpu/kernels/kernel_table.h"
 #include "base/cpu_count.h"
 #include "base/memory.h"
 #include "bindings.h"

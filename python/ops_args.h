@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "backend/cpu/kernel_table.h"
+#include "backend/cpu/kernels/kernel_table.h"
 #include "base/error.h"
 
 namespace kimi::ops {

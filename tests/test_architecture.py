@@ -20,10 +20,15 @@ ALLOWED = {
     "quant": {"quant", "base"},
     "gguf": {"gguf", "quant", "base"},
     "backend": {"backend", "quant", "base"},
-    "backend/cpu": {"backend", "backend/cpu", "quant", "base"},
+    "backend/cpu": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
+    "backend/cpu/ops": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
+    "backend/cpu/kernels": {"backend", "backend/cpu/kernels", "quant", "base"},
+    "backend/cpu/kernels/loops": {"backend", "backend/cpu/kernels", "backend/cpu/kernels/loops", "quant", "base"},
     "model": {"model", "backend", "gguf", "quant", "base"},
     "engine": {"engine", "model", "backend", "gguf", "quant", "base"},
 }
+for isa in ("generic", "avx2", "avx512"):  # operations see the table of kernels, no instruction set sees another
+    ALLOWED[f"backend/cpu/kernels/{isa}"] = {*ALLOWED["backend/cpu/kernels/loops"], f"backend/cpu/kernels/{isa}"}
 
 
 def room_of(path: str) -> str:
@@ -54,7 +59,12 @@ def test_arrows_between_rooms_go_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("path", "include"),
-    [("base/x.h", "quant/format.h"), ("model/x.cpp", "backend/cpu/cpu_backend.h"), ("gguf/x.h", "model/config.h")],
+    [
+        ("base/x.h", "quant/format.h"),
+        ("model/x.cpp", "backend/cpu/cpu_backend.h"),
+        ("gguf/x.h", "model/config.h"),
+        ("backend/cpu/ops/x.cpp", "backend/cpu/kernels/avx2/int8.h"),
+    ],
 )
 def test_the_check_sees_a_wrong_arrow(path: str, include: str) -> None:
     assert violations({path: f'#include "{include}"\n'})
@@ -69,8 +79,7 @@ def test_per_isa_files_are_kept_free_of_heavy_headers() -> None:
     # A std header whose inline functions are compiled with AVX-512 flags could be the copy that the linker keeps.
     heavy = re.compile(r"#include <(vector|string|algorithm|functional|map|memory|iostream|thread|mutex|cmath)>")
     wrong = []
-    kernels, encoders = ("avx2", "avx512", "loops"), ("avx2", "avx512", "encode")
-    for folder in [f"backend/cpu/{name}" for name in kernels] + [f"quant/{name}" for name in encoders]:
+    for folder in [*(f"backend/cpu/kernels/{name}" for name in ("avx2", "avx512", "loops")), "quant/encode"]:
         for path in (CSRC / folder).rglob("*"):
             wrong += [f"{path.name}: {m.group(0)}" for m in heavy.finditer(path.read_text())]
     assert wrong == []

@@ -92,7 +92,7 @@ enum class KvType { f16, f32, q8_0 };
 
 // One layer's latent cache of one session: per position [normed latent | rotated key].
 struct KvLayer {
-  void* data = nullptr;  // [n_ctx] rows: backend/kv_row.h
+  void* data = nullptr;  // [n_ctx] rows: backend/kv_view.h
   KvType type = KvType::f16;
 };
 

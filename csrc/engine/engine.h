@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/kv_row.h"
+#include "backend/kv_view.h"
 #include "engine/read_ahead.h"
 #include "gguf/gguf.h"
 #include "model/config.h"

@@ -1,6 +1,6 @@
 #include "model/kv_cache.h"
 
-#include "backend/kv_row.h"
+#include "backend/kv_view.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/memory.h"

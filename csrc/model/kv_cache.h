@@ -1,5 +1,5 @@
 // The latent cache of one session: per layer and position [normed latent | rotated key] as
-// backend/kv_row.h lays them out, 576 numbers at full size.
+// backend/kv_view.h lays them out, 576 numbers at full size.
 // Pages are taken from the system as positions are written.
 #pragma once
 #include <cstdint>

@@ -1,6 +1,6 @@
 // All block formats. A new one is its header, included here, and a row of KIMI_QUANT_TYPES in format.h: it loads, decodes and
 // multiplies on every instruction set. Extras, each where its header says how to add one: lanes of its own in
-// backend/cpu/loops/lane_formats.h, an encoder in encode/table.h.
+// backend/cpu/kernels/loops/lane_formats.h, an encoder in encode/table.h.
 #pragma once
 #include "quant/float.h"
 #include "quant/iq1_m.h"

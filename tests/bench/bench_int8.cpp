@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
-#include "backend/cpu/kernel_table.h"
-#include "backend/cpu/peak.h"
+#include "backend/cpu/kernels/kernel_table.h"
+#include "backend/cpu/kernels/peak.h"
 #include "quant/blocks.h"
 #include "settings.h"
 #if defined(__x86_64__)

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/kv_row.h"
+#include "backend/kv_view.h"
 #include "base/aligned_buffer.h"
 #include "quant/encode.h"
 #include "quant/format.h"

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/kernel_table.h"
-#include "backend/cpu/peak.h"
+#include "backend/cpu/kernels/kernel_table.h"
+#include "backend/cpu/kernels/peak.h"
 #include "quant/encode.h"
 #include "quant/format.h"
 #include "settings.h"

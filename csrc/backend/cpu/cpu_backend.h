@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/kernel_table.h"
-#include "backend/kv_row.h"
+#include "backend/cpu/kernels/kernel_table.h"
+#include "backend/kv_view.h"
 #include "base/aligned_buffer.h"
 
 namespace kimi::cpu {

@@ -1,6 +1,6 @@
 // Compiled for AVX2, so without std headers: their inline functions might be the copies that the linker keeps.
 #ifdef __AVX2__
-#include "backend/cpu/avx2/int8_lanes.h"
+#include "backend/cpu/kernels/avx2/int8_lanes.h"
 #include "lane_twins.h"
 
 namespace {

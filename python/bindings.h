@@ -8,7 +8,9 @@ void bind_gguf(pybind11::module_& m);     // GGUFFile, formats, decode
 void bind_ops(pybind11::module_& m);      // submodule ops: kernels callable from tests
 void bind_quant(pybind11::module_& m);    // quantize_rows
 void bind_bench(pybind11::module_& m);    // submodule bench: the peaks of this machine
-void bind_engine(pybind11::module_& m);   // Engine, Session, Sampler, isas, cpu_info
+void bind_engine(pybind11::module_& m);   // Engine, check_text_model, check_vision_file
+void bind_session(pybind11::module_& m);  // Session, Sampler, Engine.step
+void bind_machine(pybind11::module_& m);  // isas, cpu_info, cpu_count
 void bind_imatrix(pybind11::module_& m);  // Importance
 
 }  // namespace kimi

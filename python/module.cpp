@@ -58,5 +58,7 @@ PYBIND11_MODULE(_core, m) {
   kimi::bind_quant(m);
   kimi::bind_bench(m);
   kimi::bind_engine(m);
+  kimi::bind_session(m);
+  kimi::bind_machine(m);
   kimi::bind_imatrix(m);
 }

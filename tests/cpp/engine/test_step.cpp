@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "engine/engine.h"
+#include "engine/session.h"
 #include "engine/sampler.h"
 
 using namespace kimi;

@@ -362,7 +362,7 @@ def imatrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Import
         file = InputFile(path)
         file.close()
         module = sys.modules["kimi_vl_cpp.quantize.convert"]
-        monkeypatch.setattr(module, "_open_importance", lambda path: module._Weights(importance, file))
+        monkeypatch.setattr(module, "_open_importance", lambda path: module.Weights(importance, file))
         return path
 
     return make

@@ -9,12 +9,14 @@
 namespace kimi::quant {
 
 // The block formats: X(name, number in GGUF). Each has a header of its own, quant/<name>.h.
-#define KIMI_QUANT_TYPES(X)                                                                                                     \
-  X(Q4_0, 2)                                                                                                                    \
-  X(Q4_1, 3)                                                                                                                    \
-  X(Q5_0, 6) X(Q5_1, 7) X(Q8_0, 8) X(Q2_K, 10) X(Q3_K, 11) X(Q4_K, 12) X(Q5_K, 13) X(Q6_K, 14) X(IQ4_NL, 20) X(IQ4_XS, 23)      \
-      X(MXFP4, 39) X(IQ3_XXS, 18) X(IQ3_S, 21) X(IQ2_XXS, 16) X(IQ2_XS, 17) X(IQ2_S, 22) X(IQ1_S, 19) X(IQ1_M, 29) X(TQ1_0, 34) \
-          X(TQ2_0, 35)
+// clang-format off
+#define KIMI_QUANT_TYPES(X)                                                          \
+  X(Q4_0, 2) X(Q4_1, 3) X(Q5_0, 6) X(Q5_1, 7) X(Q8_0, 8)                             \
+  X(Q2_K, 10) X(Q3_K, 11) X(Q4_K, 12) X(Q5_K, 13) X(Q6_K, 14)                        \
+  X(IQ4_NL, 20) X(IQ4_XS, 23) X(MXFP4, 39)                                           \
+  X(IQ3_XXS, 18) X(IQ3_S, 21) X(IQ2_XXS, 16) X(IQ2_XS, 17) X(IQ2_S, 22) X(IQ1_S, 19) \
+  X(IQ1_M, 29) X(TQ1_0, 34) X(TQ2_0, 35)
+// clang-format on
 
 #define KIMI_ENUMERATOR(name, id) name = id,
 enum class Type : uint32_t { F32 = 0, F16 = 1, BF16 = 30, KIMI_QUANT_TYPES(KIMI_ENUMERATOR) };

@@ -119,6 +119,7 @@ PYTHON_ARROWS = {
     "prompt": {"text"},  # deprecated names
     "evaluate": {"evaluation"},
     "bench": GROUND | {"_core", "files", "machine", "generation"},
+    "server": GROUND | {"builtin"},
     "testing": GROUND | {"_core", "files"},
     "quantize": LOWER | {"builtin", "generation", "chat", "model", "evaluation", "bench"},
     "cli": LOWER | {"builtin", "generation", "chat", "openai", "model", "evaluation", "bench", "quantize", "testing"},

@@ -123,6 +123,21 @@ class Engine:
         expanded: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> list[NDArray[np.float32] | None]:
         """Advances several sessions in one pass over the weights. expanded: for each slice as in `Session.prefill`."""
+    def decode(
+        self, rows: Sequence[tuple[Session, int | Sequence[int], Sampler | None]]
+    ) -> list[int | list[int] | Exception | None]:
+        """One step of several sessions: a row appends a token to its session, samples the next one and shows it to the
+        sampler. Logits stay in the session. None for a sampler: nothing is sampled, the outcome is None.
+
+        A row with a list of tokens carries drafts: the first token is the sequence's next, the others are guesses at
+        those after it. All are computed in one pass; one token after the other is sampled and compared with the guess,
+        up to the first that differs, and the session keeps what agreed. The outcome is the list of new tokens, 1 to
+        len(tokens): those of plain decoding, whatever the temperature. Drafts that n_ctx or the pool has no room for
+        are left out.
+
+        A row that fails has its error in its place (ContextFull, OutOfMemory, BadRequest ...) and its session is as
+        before; the other rows are not affected. A session or a sampler may appear once.
+        """
     def close(self) -> None:
         """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
 
@@ -142,16 +157,69 @@ class Importance:
     def close(self) -> None:
         """Stops watching, drops the sums."""
 
-class Session:
-    """One mutable timeline with its KV cache."""
+class Page:
+    """A counted reference to a page of a pool: up to PAGE_POSITIONS positions of all layers.
 
-    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto") -> None: ...
+    A page that anybody refers to does not change: a session that wants to write into it gets a copy.
+    """
+
+    @property
+    def n_filled(self) -> int:
+        """Rows that have been written."""
+    @property
+    def sealed(self) -> bool:
+        """Whether all PAGE_POSITIONS rows have been written."""
+    @property
+    def nbytes(self) -> int:
+        """What it counts for in the pool's budget."""
+    def read(self) -> bytes:
+        """The rows of all layers, [n_layers][n_filled][row bytes]: `nbytes * n_filled / PAGE_POSITIONS` bytes."""
+
+class PagePool:
+    """The memory of the caches of any number of sessions, handed out in pages."""
+
+    def __init__(self, engine: Engine, budget: int, kv_type: str = "auto") -> None:
+        """budget: bytes of all pages handed out, a page at least (BadRequest "request.budget"). Raises OutOfMemory with
+        code "memory.kv_pages" when the machine has less; so does every call that needs a page and finds the budget used
+        up, before it touches any memory."""
+    @property
+    def budget(self) -> int: ...
+    @property
+    def bytes_in_use(self) -> int:
+        """n_pages * page_bytes."""
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def n_pages(self) -> int:
+        """Pages handed out: each counts once, however many refer to it."""
+    @property
+    def kv_type(self) -> str: ...
+    def page_from(self, rows: Any, n_filled: int) -> Page:
+        """A page of these bytes (any bytes-like object), as `Page.read` gave them. Raises BadRequest "request.page"
+        when there are not as many as n_filled rows have."""
+
+class Session:
+    """One mutable timeline; its KV cache lies in pages."""
+
+    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None) -> None:
+        """n_ctx: a limit; pages are taken as positions come. pool None: a pool of its own, that grows to n_ctx."""
     @property
     def n_past(self) -> int: ...
     @property
     def n_ctx(self) -> int: ...
     @property
-    def kv_bytes(self) -> int: ...
+    def kv_bytes(self) -> int:
+        """Of the pages that it refers to, shared ones too."""
+    @property
+    def pages(self) -> list[Page]:
+        """Of all positions, in order; the last may be partial, and after `truncate` hold more rows than count. While
+        the last one is referred to from here, the session's next token costs a copy of it."""
+    def adopt(self, pages: Sequence[Page], n_past: int) -> None:
+        """Takes the first n_past positions of pages of its pool, by reference; n_past may end inside the last page.
+        Only in an empty session, which has no logits until something is appended. Raises BadRequest "request.pages".
+        """
+    def fork(self) -> Session:
+        """A session of the same pool with the same positions and logits; both go on independently."""
     @property
     def logits(self) -> NDArray[np.float32]:
         """[n_vocab]: a copy of the last position's logits."""

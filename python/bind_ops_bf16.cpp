@@ -146,7 +146,6 @@ py::object latent_block_f16(const std::string& isa, const py::object& q_object, 
   queries.fill(&block, given.shape(0), key0);
   block.q_t = q.data();
   block.rows = rows.data();
-  block.rows_end = rows.data() + rows.size();
   block.rank = queries.dv;
   block.rope = given.shape(1) - queries.dv;
   AlignedBuffer<float> scratch(static_cast<size_t>(cpu::latent_f16_scratch_floats(queries.lanes, block.rank, block.rope)));

@@ -2,12 +2,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include "backend/kv_view.h"
 #include "bindings.h"
+#include "engine/decode.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
 #include "guarded.h"
-#include "py_engine.h"
+#include "py_session.h"
 
 namespace py = pybind11;
 
@@ -15,15 +15,6 @@ namespace kimi {
 namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
-
-struct PySession {
-  std::shared_ptr<PyEngine> owner;
-  std::unique_ptr<Session> session;
-  Session& get() const {
-    owner->get();
-    return *session;
-  }
-};
 
 Logits parse_logits(const std::string& text) {
   if (text == "none") return Logits::none;
@@ -115,6 +106,60 @@ std::vector<py::object> step(PyEngine& self, const std::vector<std::tuple<PySess
   return run_step(*engine, slices, 0, py::none());
 }
 
+// A row of Engine.decode: (session, token or tokens, sampler or None). The session stays alive for the call.
+struct PyDecodeRow {
+  py::object session;
+  py::object sampler;
+  bool drafts = false;
+  DecodeRow row{};
+};
+
+PyDecodeRow row_of(const py::tuple& item) {
+  if (item.size() != 3) throw py::type_error("a row is a tuple (session, token or tokens, sampler or None)");
+  PyDecodeRow found{item[0], item[2]};
+  found.drafts = !py::isinstance<py::int_>(item[1]) && !PyIndex_Check(py::object(item[1]).ptr());
+  if (found.drafts)
+    found.row.tokens = py::cast<std::vector<int32_t>>(item[1]);
+  else
+    found.row.tokens = {py::cast<int32_t>(item[1])};
+  if (!found.sampler.is_none()) found.row.sampler = &py::cast<Sampler&>(found.sampler);
+  const auto& session = py::cast<const PySession&>(found.session);
+  try {
+    found.row.session = &session.get();
+  } catch (const Error&) {  // closed
+    found.row.error = std::current_exception();
+  }
+  return found;
+}
+
+py::list decode_rows(PyEngine& self, const std::vector<py::tuple>& items) {
+  std::vector<PyDecodeRow> all;
+  for (const py::tuple& item : items) all.push_back(row_of(item));
+  std::vector<DecodeRow> rows;
+  for (const PyDecodeRow& one : all)
+    if (!one.row.error) rows.push_back(one.row);
+  if (!rows.empty()) {
+    self.get();
+    const std::shared_ptr<Engine> engine = self.engine;
+    Guarded guarded{py::object(py::none())};
+    guarded.run([&] { engine->decode(rows, &guarded); });
+  }
+  py::list outcomes;
+  auto done = rows.begin();
+  for (PyDecodeRow& one : all) {
+    const DecodeRow& row = one.row.error ? one.row : *done++;
+    if (row.error)
+      outcomes.append(python_error(row.error));
+    else if (!row.sampler)
+      outcomes.append(py::none());
+    else if (one.drafts)
+      outcomes.append(py::cast(row.sampled));
+    else
+      outcomes.append(row.sampled.front());
+  }
+  return outcomes;
+}
+
 void decode(PySession& self, int32_t token) {
   Session& session = self.get();
   const std::shared_ptr<Engine> engine = session.engine_ptr();
@@ -162,32 +207,37 @@ void bind_session(py::module_& m) {
   m.attr("SAMPLER_LIMITS") = limits;
 
   py::class_<PySession>(m, "Session", "One mutable timeline with its cache.")
-      .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type) {
+      .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type, const PyPagePool* pool) {
              engine->get();
-             std::optional<KvType> type;
-             if (kv_type == "f16") type = KvType::f16;
-             if (kv_type == "f32") type = KvType::f32;
-             if (kv_type == "q8_0") type = KvType::q8_0;
-             KIMI_CHECK(type || kv_type == "auto", ErrorKind::bad_request, "request.kv_type",
-                        "kv_type is \"%s\", expected auto, f16, q8_0 or f32", kv_type.c_str());
+             KIMI_CHECK(!pool || pool->owner == engine, ErrorKind::bad_request, "request.pool",
+                        "the pool belongs to another model");
              auto self = std::make_unique<PySession>();
-             self->session = std::make_unique<Session>(engine->engine, n_ctx, type);
+             self->session =
+                 std::make_unique<Session>(engine->engine, n_ctx, parse_kv_type(kv_type), pool ? pool->pool : nullptr);
              self->owner = std::move(engine);
              return self;
            }),
-           py::arg("engine"), py::arg("n_ctx"), py::arg("kv_type") = "auto")
+           py::arg("engine"), py::arg("n_ctx"), py::arg("kv_type") = "auto", py::arg("pool") = py::none())
       .def_property_readonly("n_past", [](const PySession& self) { return self.get().n_past(); })
       .def_property_readonly("n_ctx", [](const PySession& self) { return self.get().n_ctx(); })
-      .def_property_readonly("kv_bytes", [](const PySession& self) { return self.get().cache().bytes(); })
+      .def_property_readonly("kv_bytes", [](const PySession& self) { return self.get().kv_bytes(); })
       .def("prefill", prefill, py::arg("parts"), py::arg("logits") = "last", py::arg("progress") = py::none(),
            py::arg("chunk") = 0, py::arg("expanded") = py::none())
       .def(
-          "truncate", [](PySession& self, int64_t n_past) { self.get().truncate(n_past); }, py::arg("n_past"))
+          "truncate",
+          [](PySession& self, int64_t n_past) {
+            Session& session = self.get();
+            const py::gil_scoped_release release;
+            session.truncate(n_past);
+          },
+          py::arg("n_past"))
       .def("decode", decode, py::arg("token"))
       .def(
           "sample",
           [](PySession& self, Sampler& sampler) {
-            const int32_t token = sampler.sample(last_logits(self.get()));
+            const std::vector<float>& logits = last_logits(self.get());
+            const py::gil_scoped_release release;
+            const int32_t token = sampler.sample(logits);
             sampler.accept(token);
             return token;
           },
@@ -197,10 +247,11 @@ void bind_session(py::module_& m) {
         return FloatArray(static_cast<py::ssize_t>(logits.size()), logits.data());
       });
 
-  m.attr("PAGE_POSITIONS") = kPagePositions;
-  // A method of Engine: its slices name sessions, which are known only now.
-  m.attr("Engine").attr("step") = py::cpp_function(step, py::name("step"), py::is_method(m.attr("Engine")), py::arg("slices"),
-                                                   py::arg("expanded") = py::none());
+  // Methods of Engine: they name sessions, which are known only now.
+  const py::object engine = m.attr("Engine");
+  engine.attr("step") =
+      py::cpp_function(step, py::name("step"), py::is_method(engine), py::arg("slices"), py::arg("expanded") = py::none());
+  engine.attr("decode") = py::cpp_function(decode_rows, py::name("decode"), py::is_method(engine), py::arg("rows"));
 }
 
 }  // namespace kimi

@@ -30,28 +30,31 @@ const char* class_name(kimi::ErrorKind kind) {
   return "KimiVLError";
 }
 
-void raise(kimi::ErrorKind kind, const std::string& code, const char* message) {
+py::object make_error(kimi::ErrorKind kind, const std::string& code, const char* message) {
   // Messages may quote bytes of a hostile file: decode them so that this never fails.
-  py::object text = py::reinterpret_steal<py::object>(
+  const py::object text = py::reinterpret_steal<py::object>(
       PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(strlen(message)), "backslashreplace"));
-  py::object type = py::module_::import("kimi_vl_cpp.errors").attr(class_name(kind));
-  py::object instance = type(text, py::arg("code") = code);
-  PyErr_SetObject(type.ptr(), instance.ptr());
+  return py::module_::import("kimi_vl_cpp.errors").attr(class_name(kind))(text, py::arg("code") = code);
 }
 
 }  // namespace
 
+py::object kimi::python_error(const std::exception_ptr& pointer) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    return make_error(error.kind(), error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return make_error(ErrorKind::out_of_memory, "memory.allocation",
+                      "out of memory: use a smaller context, a smaller picture or a smaller quantization");
+  }
+}
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of kimi_vl_cpp.";
   py::register_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const kimi::Error& error) {
-      raise(error.kind(), error.code(), error.what());
-    } catch (const std::bad_alloc&) {
-      raise(kimi::ErrorKind::out_of_memory, "memory.allocation",
-            "out of memory: use a smaller context, a smaller picture or a smaller quantization");
-    }
+    const py::object instance = kimi::python_error(pointer);
+    PyErr_SetObject(py::type::handle_of(instance).ptr(), instance.ptr());
   });
   kimi::bind_gguf(m);
   kimi::bind_ops(m);
@@ -59,6 +62,7 @@ PYBIND11_MODULE(_core, m) {
   kimi::bind_bench(m);
   kimi::bind_engine(m);
   kimi::bind_session(m);
+  kimi::bind_pages(m);
   kimi::bind_machine(m);
   kimi::bind_imatrix(m);
 }

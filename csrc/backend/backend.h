@@ -5,10 +5,12 @@
 // of the running request asked for it, out_of_memory when scratch cannot be had.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "backend/kv_view.h"
 #include "backend/observer.h"
 #include "base/thread_pool.h"
 #include "quant/format.h"
@@ -88,14 +90,6 @@ struct MoeArgs {
   int64_t n_expanded;
 };
 
-enum class KvType { f16, f32, q8_0 };
-
-// One layer's latent cache of one session: per position [normed latent | rotated key].
-struct KvLayer {
-  void* data = nullptr;  // [n_ctx] rows: backend/kv_view.h
-  KvType type = KvType::f16;
-};
-
 // The rows of one session and one form in a batch. Every position before the last one is in the cache or elsewhere in the batch.
 struct AttentionSlice {
   int64_t row0;              // first row in the batch
@@ -146,6 +140,8 @@ class Backend {
   virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none
   virtual bool observed() const = 0;
 
+  // body(0) to body(n - 1) on the backend's threads of this machine, a few at a time.
+  virtual void for_each(int64_t n, const std::function<void(int64_t)>& body) = 0;
   virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;
   // out may be x.

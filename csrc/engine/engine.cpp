@@ -56,6 +56,11 @@ KvType Engine::default_kv_type() const {
   return layer.attn_q.type == quant::Type::F32 && layer.attn_output.type == quant::Type::F32 ? KvType::f32 : KvType::f16;
 }
 
+KvPageLayout Engine::page_layout(std::optional<KvType> kv_type) const {
+  const KvType type = kv_type.value_or(default_kv_type());
+  return {type, text_config_.num_hidden_layers, KvRow(type, text_config_.kv_lora_rank, text_config_.qk_rope_head_dim).bytes};
+}
+
 // Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats,
 // and callers who ask for floats, get floats.
 Numbers Engine::picture_numbers(bool float_activations) const {

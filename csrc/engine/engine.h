@@ -29,6 +29,7 @@ struct EngineOptions {
 
 class Session;
 struct Slice;
+struct DecodeRow;
 
 using Progress = std::function<void(int64_t done, int64_t total)>;
 
@@ -43,6 +44,7 @@ class Engine {
   const std::vector<std::string>& warnings() const { return store_.warnings; }
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
+  KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   Numbers picture_numbers(bool float_activations) const;
 
   // Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
@@ -54,6 +56,10 @@ class Engine {
   // its sequence and their forms: not from chunks, from what else is in the batch, or from the calls in which the sequence grew.
   void step(std::vector<Slice>& slices, int64_t chunk, const Progress& progress, Interrupt* interrupt);
 
+  // One step of several sessions, in which a row that fails says why in its place and the others go on. Tokens are sampled in
+  // parallel. The bits of logits, and so the tokens, are those of one session alone, with or without drafts.
+  void decode(std::vector<DecodeRow>& rows, Interrupt* interrupt);
+
   // Runs `body` while no call is under way.
   void between_calls(const std::function<void()>& body);
   // Shows what weights are multiplied with to `observer`, from the next call on. `current` is who was told before (nullptr:
@@ -64,7 +70,7 @@ class Engine {
   class Call;
   MoonVit& require_vision();
   std::vector<ReadAhead::Range> layers_in_order() const;
-  void check_slices(const std::vector<Slice>& slices) const;
+  void check_slice(const Slice& slice) const;
   void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
   struct Piece {  // rows [first, first + n) of a slice
     Slice* slice;

@@ -9,36 +9,30 @@
 
 namespace kimi {
 
-void Engine::check_slices(const std::vector<Slice>& slices) const {
-  std::vector<const Session*> seen;
-  for (const Slice& slice : slices) {
-    KIMI_CHECK(slice.session && slice.session->engine_.get() == this, ErrorKind::bad_request, "request.session",
-               "a slice's session belongs to another model");
-    KIMI_CHECK(std::find(seen.begin(), seen.end(), slice.session) == seen.end(), ErrorKind::bad_request, "request.session",
-               "a session appears twice in one step");
-    seen.push_back(slice.session);
-    int64_t n = 0;
-    for (const Part& part : slice.parts) {
-      for (int64_t i = 0; part.ids && i < part.n; ++i)
-        KIMI_CHECK(part.ids[i] >= 0 && part.ids[i] < text_config_.vocab_size, ErrorKind::bad_request, "request.token_id",
-                   "token id %d at position %lld, expected 0 to %lld", part.ids[i], static_cast<long long>(n + i),
-                   static_cast<long long>(text_config_.vocab_size - 1));
-      for (int64_t i = 0; part.embeddings && i < part.n * text_config_.hidden_size; ++i)
-        KIMI_CHECK(std::isfinite(part.embeddings[i]), ErrorKind::bad_request, "request.embedding",
-                   "embedding of position %lld has a value that is not finite",
-                   static_cast<long long>(n + i / text_config_.hidden_size));
-      n += part.n;
-    }
-    const Session& session = *slice.session;
-    KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
-    KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
-               "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()),
-               static_cast<long long>(n));
-    KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
-               "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or "
-               "smaller pictures",
-               static_cast<long long>(n), static_cast<long long>(session.n_past_), static_cast<long long>(session.n_ctx()));
+void Engine::check_slice(const Slice& slice) const {
+  KIMI_CHECK(slice.session && slice.session->engine_.get() == this, ErrorKind::bad_request, "request.session",
+             "a slice's session belongs to another model");
+  int64_t n = 0;
+  for (const Part& part : slice.parts) {
+    for (int64_t i = 0; part.ids && i < part.n; ++i)
+      KIMI_CHECK(part.ids[i] >= 0 && part.ids[i] < text_config_.vocab_size, ErrorKind::bad_request, "request.token_id",
+                 "token id %d at position %lld, expected 0 to %lld", part.ids[i], static_cast<long long>(n + i),
+                 static_cast<long long>(text_config_.vocab_size - 1));
+    for (int64_t i = 0; part.embeddings && i < part.n * text_config_.hidden_size; ++i)
+      KIMI_CHECK(std::isfinite(part.embeddings[i]), ErrorKind::bad_request, "request.embedding",
+                 "embedding of position %lld has a value that is not finite",
+                 static_cast<long long>(n + i / text_config_.hidden_size));
+    n += part.n;
   }
+  const Session& session = *slice.session;
+  KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
+  KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
+             "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()),
+             static_cast<long long>(n));
+  KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
+             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or "
+             "smaller pictures",
+             static_cast<long long>(n), static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
 }
 
 // Rows [first, first + n) of the slice's parts as embeddings.
@@ -73,7 +67,7 @@ void Engine::forward(const std::vector<Piece>& pieces) {
       const std::vector<RowForm>& forms = slice.forms;
       const bool wants_last = slice.want == Logits::last && piece.first + piece.n == slice.n();
       if (wants_last) last[p].resize(static_cast<size_t>(vocab));
-      DecoderSlice rows{&slice.session->cache_, {}, form, {}};
+      DecoderSlice rows{&slice.session->table_, {}, form, {}};
       for (int64_t i = piece.first, end = piece.first + piece.n; i < end;) {
         int64_t run = 1;
         while (i + run < end && forms[static_cast<size_t>(i + run)] == forms[static_cast<size_t>(i)]) ++run;
@@ -95,7 +89,7 @@ void Engine::forward(const std::vector<Piece>& pieces) {
   for (size_t p = 0; p < pieces.size(); ++p) {
     const Piece& piece = pieces[p];
     const Slice& slice = *piece.slice;
-    slice.session->n_past_ += piece.n;
+    slice.session->advance(piece.n);
     if (slice.want == Logits::all)
       last[p].assign(slice.logits + (piece.first + piece.n - 1) * vocab, slice.logits + (piece.first + piece.n) * vocab);
     if (last[p].empty()) continue;
@@ -112,7 +106,20 @@ void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& pro
              "chunk is %lld, expected a positive number of tokens, or 0 for the default", static_cast<long long>(chunk));
   if (chunk == 0) chunk = kDefaultChunk;
   const Call call(*this, interrupt);
-  check_slices(slices);
+  std::vector<const Session*> seen;
+  for (const Slice& slice : slices) {
+    check_slice(slice);
+    KIMI_CHECK(std::find(seen.begin(), seen.end(), slice.session) == seen.end(), ErrorKind::bad_request, "request.session",
+               "a session appears twice in one step");
+    seen.push_back(slice.session);
+  }
+  struct Reserved {  // what an error or an interrupt leaves unused goes back
+    const std::vector<Slice>& slices;
+    ~Reserved() {
+      for (const Slice& slice : slices) slice.session->drop(slice.session->n_past_);
+    }
+  } const reserved{slices};
+  for (const Slice& slice : slices) slice.session->reserve(slice.n());
   std::vector<Piece> shared;
   for (Slice& slice : slices) {
     const int64_t n = slice.n();

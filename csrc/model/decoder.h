@@ -5,14 +5,14 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
-#include "model/kv_cache.h"
+#include "model/kv_pages.h"
 #include "model/weights.h"
 
 namespace kimi {
 
 // New positions of one session, all in one form: token ids or embeddings, in order.
 struct DecoderSlice {
-  KvCache* cache;
+  const PageTable* cache;  // pages for all positions
   std::vector<int32_t> positions;  // ascending
   RowForm form;
   std::vector<float*> logits;  // [vocab_size] each, of the last positions

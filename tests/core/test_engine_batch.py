@@ -8,7 +8,7 @@ from engine_support import FLOAT, open_engine, prefill
 from vectors import assert_near, assert_same_bits
 
 from kimi_vl_cpp import BadRequest, ContextFull
-from kimi_vl_cpp._core import Session
+from kimi_vl_cpp._core import PAGE_POSITIONS, PagePool, Session
 from kimi_vl_cpp.testing import ROWS_OF_256
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K_M", "Q6_K", "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "MXFP4")
@@ -208,6 +208,6 @@ def test_the_cache_holds_latents_only(tiny_model):
     values = t["num_hidden_layers"] * (t["kv_lora_rank"] + t["qk_rope_head_dim"])
     engine = open_engine(model)
     for kv_type, size in (("f16", 2), ("f32", 4), ("auto", 4)):  # float32 weights keep a float32 cache
-        assert Session(engine, 1000, kv_type).kv_bytes == pytest.approx(1000 * values * size, rel=0.05)
+        assert PagePool(engine, 1 << 30, kv_type).page_bytes == PAGE_POSITIONS * values * size
     quantized = open_engine(tiny_model(text_type="Q8_0"))
-    assert Session(quantized, 1000).kv_bytes == pytest.approx(1000 * values * 2, rel=0.05)
+    assert PagePool(quantized, 1 << 30).page_bytes == PAGE_POSITIONS * values * 2

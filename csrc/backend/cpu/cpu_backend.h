@@ -73,6 +73,9 @@ class CpuBackend final : public Backend {
   void set_observer(InputObserver* observer) override { observer_ = observer; }
   bool observed() const override { return observer_ != nullptr; }
 
+  void for_each(int64_t n, const std::function<void(int64_t)>& body) override {
+    pool_.parallel_for(n, [&](int64_t i, int) { body(i); });
+  }
   void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) override;
   void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim, float* out) override;

@@ -82,12 +82,12 @@ struct AttentionBlockBf16 {
 
 // The same where keys are latent rows of the cache and their first `rank` numbers the values; multiplied as bf16.
 struct LatentBlockF16 {
-  int64_t lanes;             // tile_lanes, or half of it
-  const uint16_t* q_t;       // bf16 [(rank + rope) / 2, lanes, 2] queries, already multiplied by the softmax scale
-  const uint16_t* rows;      // f16 [n_keys, rank + rope]
-  const uint16_t* rows_end;  // of those that the caller will ask for next: they are fetched meanwhile
-  int64_t rank, rope, dv;    // rank + rope is even, dv == rank
-  int64_t n_keys, key0;      // as in AttentionBlock, and so are the others
+  int64_t lanes;           // tile_lanes, or half of it
+  const uint16_t* q_t;     // bf16 [(rank + rope) / 2, lanes, 2] queries, already multiplied by the softmax scale
+  const uint16_t* rows;    // f16 [n_keys, rank + rope]
+  Ahead ahead;             // rows that the caller will ask for next: their beginning is fetched meanwhile
+  int64_t rank, rope, dv;  // rank + rope is even, dv == rank
+  int64_t n_keys, key0;    // as in AttentionBlock, and so are the others
   const int32_t* last_key;
   float *m, *l, *o_t;
   float* scratch;  // latent_f16_scratch_floats(lanes, rank, rope)

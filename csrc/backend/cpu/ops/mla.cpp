@@ -91,7 +91,7 @@ void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv
 
 void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const {
   const KvRow row(cache.type, rank, rope);
-  auto* to = static_cast<uint8_t*>(cache.data) + position * row.bytes;
+  uint8_t* to = cache.row(position);
   if (cache.type == KvType::f32) {
     std::memcpy(to, latent, static_cast<size_t>(row.bytes));
   } else if (cache.type == KvType::f16) {
@@ -109,11 +109,12 @@ void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, 
   }
 }
 
-// Rows [first, first + n) of the cache as floats, [n, rank + rope]; `scratch` is used when they have to be converted.
+// Rows [first, first + n) of the cache, all of one page, as floats, [n, rank + rope]; `scratch` is used when they have to be
+// converted.
 const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n,
                                      float* scratch) const {
   const KvRow row(cache.type, rank, rope);
-  const auto* from = static_cast<const uint8_t*>(cache.data) + first * row.bytes;
+  const uint8_t* from = cache.row(first);
   if (cache.type == KvType::f32) return reinterpret_cast<const float*>(from);
   if (cache.type == KvType::f16) {
     kernels_.f32_from_f16_row(reinterpret_cast<const uint16_t*>(from), n * (rank + rope), scratch);

@@ -18,6 +18,12 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // so results depend neither on the number of threads nor on the rows beside it.
 int64_t split_size(int64_t n_keys) { return std::clamp<int64_t>(ceil_div(n_keys, 8 * 64) * 64, 64, 512); }
 
+// Rows from `first` on that lie together, before `end`: a block at most.
+Ahead latents_ahead(const KvLayer& cache, int64_t first, int64_t end) {
+  if (first >= end) return {};
+  return {cache.row(first), std::min(kPagePositions - first % kPagePositions, end - first) * cache.row_bytes};
+}
+
 std::vector<LatentTile> make_tiles(const int32_t* positions, int64_t n, int64_t heads, int64_t lanes, int64_t max_tokens) {
   std::vector<LatentTile> tiles;
   for (int64_t token = 0; token < n;) {
@@ -154,7 +160,6 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
   for (int64_t lane = 0; lane < lanes; ++lane) last_key[lane] = tiles.positions[tile.token(std::min(lane, tile.n_lanes() - 1))];
   const int64_t first = split * tile.split_keys, end = std::min(tile.end, first + tile.split_keys);
   if (tiles.bytes) {
-    const auto* rows = static_cast<const uint8_t*>(slice.cache.data);
     LatentBlockQ8 block{};
     block.q = q8_queries_.q.data() + index * row.n_blocks * 32 * lanes;
     block.q_scale = q8_queries_.scale.data() + index * row.n_blocks * lanes;
@@ -164,23 +169,22 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
     block.dv = rank;
     block.scratch = scratch.data();
     for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
-      block.rows = rows + key * row.bytes;
+      block.rows = slice.cache.row(key);
       const bool more = key + block.n_keys < end;
-      const int64_t next = more ? key + block.n_keys : std::min((split + pool_.n_threads()) * tile.split_keys, tile.end);
-      block.ahead = {rows + next * row.bytes, std::min(kMaxAttentionKeys, (more ? end : tile.end) - next) * row.bytes};
+      block.ahead = more ? latents_ahead(slice.cache, key + block.n_keys, end)
+                         : latents_ahead(slice.cache, (split + pool_.n_threads()) * tile.split_keys, tile.end);
       kernels_.latent_block_q8(block);
     });
   } else if (tiles.bf16) {
-    const auto* rows = static_cast<const uint16_t*>(slice.cache.data);
     LatentBlockF16 block{};
     block.lanes = lanes;
     block.q_t = bf16_queries_.data() + index * width * lanes;
-    block.rows_end = rows + end * width;
     block.rank = block.dv = rank;
     block.rope = rope;
     block.scratch = scratch.data();
     for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
-      block.rows = rows + key * width;
+      block.rows = reinterpret_cast<const uint16_t*>(slice.cache.row(key));
+      block.ahead = latents_ahead(slice.cache, key + block.n_keys, end);
       kernels_.latent_block_f16(block);
     });
   } else {

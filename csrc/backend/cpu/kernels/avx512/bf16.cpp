@@ -295,9 +295,11 @@ void attend_latents(const LatentBlockF16& block) {
   for (int64_t key = 0; key < block.n_keys; key += kGroup) {
     const int64_t count = block.n_keys - key < kGroup ? block.n_keys - key : kGroup;
     const uint16_t *rows = block.rows + key * width, *next = rows + count * width;
-    const int64_t left = block.rows_end - next, ahead = left < kGroup * width ? left : kGroup * width;
     unpack_latents<kGroup>(rows, count, block.rank, block.rope, keys, values + key * block.rank);
-    loops::Fetching fetching = loops::Fetching::over({reinterpret_cast<const uint8_t*>(next), 2 * ahead}, width / 2);
+    const int64_t left = block.n_keys - key - count;  // of this block; then come those ahead
+    Ahead ahead{reinterpret_cast<const uint8_t*>(next), 2 * width * (left < kGroup ? left : kGroup)};
+    if (left == 0) ahead = {block.ahead.first, block.ahead.bytes < 2 * width * kGroup ? block.ahead.bytes : 2 * width * kGroup};
+    loops::Fetching fetching = loops::Fetching::over(ahead, width / 2);
     __m512 acc[kGroup][NV] = {};
     for (int64_t c = 0; c < width; c += 32)
       sum_tile<NV, kGroup, 32>(keys + c * kGroup, 32, 2, block.q_t + c * kLanes, kLanes, (width - c < 32 ? width - c : 32) / 2,

@@ -12,17 +12,19 @@ import reprlib
 class KimiVLError(Exception):
     """Base class of every error raised on purpose. ``str(error)`` says what, where and what to do.
 
-    code: stable, dotted, lower case ("gguf.truncated"); programs may rely on it, not on the message.
+    code: stable, dotted, lower case ("gguf.truncated"); programs may rely on it, not on the message. param: the
+    argument or field that is wrong, as "messages[0].content" or "images[2]", where that is known.
     """
 
     code: str
+    param: str | None = None
 
     def __init__(self, message: str, code: str = "internal") -> None:
         super().__init__(message)
         self.code = code
 
-    def __reduce__(self) -> tuple[type[KimiVLError], tuple[str, str]]:
-        return type(self), (str(self), self.code)  # the code survives pickling (multiprocessing)
+    def __reduce__(self) -> tuple[type[KimiVLError], tuple[str, str], dict[str, str | None]]:
+        return type(self), (str(self), self.code), {"param": self.param}  # both survive pickling (multiprocessing)
 
 
 class BadModelFile(KimiVLError):

@@ -35,11 +35,11 @@ from .errors import BadRequest
 from .files.model_files import ModelFiles
 from .files.variants import Variant
 from .generation import sampling
-from .generation.generation import Generation, encode_cached
+from .generation.generation import Generation, Job, encode_cached
 from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, LoadOptions, load
 from .generation.parts import Part, prepare_parts
 from .generation.raw import RawModel
-from .generation.request import build_job, check_images
+from .generation.request import build_job, build_text_job, check_images
 from .generation.sampling import SamplingOptions
 from .generation.stream import PieceStream
 from .media.processor import ProcessedImage
@@ -47,7 +47,7 @@ from .types import Progress, Response, SamplingDefaults
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
-    from .media.processor import ImageInput
+    from .media.processor import ImageInput, LimitedImage
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
     from .text.chat_template import Message
@@ -290,7 +290,8 @@ class KimiVL(NotPicklable):
         temperature (0 is greedy), top_k (0 is off), top_p, min_p, repeat_penalty, repeat_last_n: None is the variant's
         default, see `defaults`. seed: 0 to 2**64-1; None or -1 draws one below 2**53, see
         `Response.seed`.
-        stop: a string or strings that end the answer (not the reasoning) and are not part of it.
+        stop: a string or strings that end the answer (not the reasoning) and are not part of it. More options, and what
+        they mean: generation/sampling.py, `SamplingParams`.
 
         The beginning that a prompt shares with the one before (the same system message and pictures) is not computed
         again, and a picture seen before is not encoded again.
@@ -310,19 +311,43 @@ class KimiVL(NotPicklable):
     def start(
         self,
         messages: Sequence[Message],
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | LimitedImage | ProcessedImage] = (),
         *,
         progress: Progress | None = None,
         started: float | None = None,
+        continue_final: bool = False,
         **sampling_options: Unpack[SamplingOptions],
     ) -> PieceStream:
         """Checks a whole conversation (see prompt.build_prompt; images by index) and returns its answer's stream.
 
         What `chat` and `create_chat_completion` are made of. started: the time.perf_counter() from which first_token_s
-        counts. Raises like `chat`.
+        counts. continue_final: the answer continues the last message, an assistant's. Raises like `chat`.
         """
         started = time.perf_counter() if started is None else started
-        job = build_job(self.loaded, messages, images, options=dict(sampling_options), started=started)
+        options = dict(sampling_options)
+        job = build_job(self.loaded, messages, images, options=options, started=started, continue_final=continue_final)
+        return self._stream(job, progress)
+
+    def start_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        special: bool = False,
+        progress: Progress | None = None,
+        started: float | None = None,
+        **sampling_options: Unpack[SamplingOptions],
+    ) -> PieceStream:
+        """The stream of what follows a text, or token ids, without the chat template.
+
+        special: whether text that spells a special token becomes that token. Raises like `chat`.
+        """
+        started = time.perf_counter() if started is None else started
+        options = dict(sampling_options)
+        return self._stream(
+            build_text_job(self.loaded, prompt, options=options, started=started, special=special), progress
+        )
+
+    def _stream(self, job: Job, progress: Progress | None) -> PieceStream:
         timelines = self.loaded.timelines
         lease = partial(timelines.lease, job.n_prompt + job.max_new_tokens)
         return PieceStream(Generation(self.loaded, job, lease, progress or self.progress))
@@ -346,7 +371,7 @@ class KimiVL(NotPicklable):
         """A chat completion with the dicts of OpenAI's API; see openai/completions.create for options and errors."""
         from .openai.completions import create
 
-        return create(self.start, self.name, messages, stream=stream, **options)
+        return create(self.start, self.loaded.tokenizer.token_bytes, self.name, messages, stream=stream, **options)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A conversation of several turns, which computes only what is new at each turn. system: the system message,
@@ -370,7 +395,7 @@ class KimiVL(NotPicklable):
         self.loaded.gate.check()
         return self.loaded.tokenizer.decode(ids, special=special)
 
-    def process_image(self, image: ImageInput) -> ProcessedImage:
+    def process_image(self, image: ImageInput | LimitedImage) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest when there is no vision file."""
         return self.loaded.process_image(image)
 

@@ -28,15 +28,32 @@ comes out of it."""
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was: the natural logarithm of its probability by the raw logits, before any sampling option.
+
+    top: the most likely tokens at that place as (id, log probability), best first, ties to the smaller id.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of a streamed answer.
 
     ``str(piece)`` is its text. The texts of all pieces of kind "text" joined are `Response.text`, and those of kind
     "thinking" are `Response.thinking`. A piece never holds half a character or a part of a stop string or of a mark.
+
+    token_ids: the tokens produced since the piece before, which completed this text. logprobs: of those among them that
+    belong to the answer, when the request asked for log probabilities.
     """
 
     text: str
     kind: PieceKind = "text"
+    token_ids: tuple[int, ...] = field(default=(), compare=False)
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -48,13 +65,15 @@ class Usage:
 
     prompt_tokens: positions of the prompt, pictures included. completion_tokens: tokens produced, without the
     end-of-turn token. image_tokens: positions of the prompt that are pictures. cached_tokens: positions at the start of
-    the prompt that were still in the KV cache from an earlier call and were not computed again.
+    the prompt that were still in the KV cache from an earlier call and were not computed again. reasoning_tokens: those
+    of completion_tokens up to the end of the reasoning, its marks included.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     image_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -90,7 +109,9 @@ class Response:
     finish_reason: see `FinishReason`. notices: what the caller should know about how the request was understood (for
     example that only the first frame of an animated picture was used). token_ids: the ids produced, reasoning included,
     without the end-of-turn token. seed: the seed used, which gives the same answer again when passed in.
-    stop_string: the stop string that ended the answer, None when something else did.
+    stop_string: the stop string that ended the answer, None when something else did. logprobs: of the answer's tokens,
+    when asked for. prompt_logprobs: of the prompt's tokens, None where nothing comes before, when asked for.
+    stop_reason: "repetition" when the answer was ended because it repeated itself, else None.
     """
 
     text: str = ""
@@ -102,6 +123,9 @@ class Response:
     token_ids: tuple[int, ...] = ()
     seed: int = 0
     stop_string: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    stop_reason: str | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -7,6 +7,7 @@ how prompts are spelled or which timeline a request gets: the model hands both i
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,16 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BadRequest, Cancelled
 from ..text.thinking import ThinkingSplitter
-from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, Usage
+from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, TokenLogprob, Usage
+from .budget import ThinkingBudget, reasoning_budget
+from .choosing import TokenChooser, token_logprob
 from .loaded import LoadedModel
-from .sampling import SamplingParams, make_sampler
+from .loop_guard import IN_ANSWER, IN_REASONING, LoopGuard
+from .sampling import SamplingParams
 from .sequence import Key, Picture, Timeline, n_positions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from .._core import Sampler
 
 _T = TypeVar("_T")
 
@@ -34,18 +36,19 @@ class Job:
 
     keys: the prompt as tokens and pictures. expanded: bool [n_prompt], the form of each position. pixels: digest ->
     uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what it took to get
-    here.
+    here. begun: the beginning of the reply that the prompt holds already.
     """
 
     keys: list[Key]
     expanded: NDArray[np.bool_]
-    pixels: dict[str, NDArray[np.uint8]]
     params: SamplingParams
     max_new_tokens: int
+    pixels: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     prepare_s: float = 0.0
     stop_ids: frozenset[int] = frozenset()
     reasoning: Reasoning = "maybe"
+    begun: str = ""
 
     @property
     def n_prompt(self) -> int:
@@ -84,6 +87,18 @@ class Generation:
         self._started = 0.0
         self._decoder = host.tokenizer.stream()
         self._splitter = ThinkingSplitter(job.reasoning, job.params.stop)
+        self._splitter.skip(job.begun)
+        self._chooser = TokenChooser(job.params, job.stop_ids)
+        limit = reasoning_budget(job.params, job.max_new_tokens)
+        self._budget = ThinkingBudget(host.tokenizer, limit, job.params.thinking_close, inside=self._splitter.thinking)
+        self._guard = LoopGuard() if job.params.loop_guard and not job.params.ignore_eos else None
+        self._forced: deque[int] = deque()
+        self._stop_reason: str | None = None
+        self._n_reasoning = 0
+        self._n_given = 0  # tokens that pieces have carried
+        self._pending: list[TokenLogprob] = []  # of the answer, not carried by a piece yet
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob | None] = []
 
     def run(self) -> Generator[Piece, None, Response]:
         """The pieces. Ends with the response; on an error or Ctrl-C what was computed stays reusable."""
@@ -91,8 +106,8 @@ class Generation:
         with self._lease() as timeline:
             try:
                 try:
-                    sampler, token = self._first_token(timeline)
-                    yield from self._loop(timeline, sampler, token)
+                    self._compute_prompt(timeline)
+                    yield from self._loop(timeline)
                 except Cancelled:
                     if not self.cancelled:
                         raise
@@ -118,6 +133,7 @@ class Generation:
                 completion_tokens=len(self._ids),
                 image_tokens=self.job.n_image,
                 cached_tokens=self._n_cached,
+                reasoning_tokens=self._n_reasoning,
             ),
             timings=Timings(
                 load_s=self.host.load_s,
@@ -133,7 +149,19 @@ class Generation:
             token_ids=tuple(self._ids),
             seed=self.job.params.seed,
             stop_string=self.stop_string,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            stop_reason=self._stop_reason,
         )
+
+    def end_thinking(self) -> None:
+        """Ends the reasoning at the next token, from any thread; the answer follows."""
+        self._budget.end("asked")
+
+    @property
+    def thinking_closed_by(self) -> str | None:
+        """What ended the reasoning before the model did: "budget", "asked", "repetition", or None."""
+        return self._budget.closed_by
 
     @property
     def stop_string(self) -> str | None:
@@ -142,18 +170,24 @@ class Generation:
 
     # The stages
 
-    def _first_token(self, timeline: Timeline) -> tuple[Sampler, int]:
-        sampler = make_sampler(self.job.params)
-        self._n_cached = self.host.gate.call(timeline.begin, self.job.keys, self.job.expanded)
+    def _compute_prompt(self, timeline: Timeline) -> None:
+        job, rows = self.job, None
+        if job.params.prompt_logprobs is not None:
+            self._prompt_logprobs, rows = [None], self._note_prompt
+        self._n_cached = self.host.gate.call(timeline.begin, job.keys, job.expanded, rows is None)
         embeddings = self._encode(timeline.pending_pictures())
 
-        def prefill() -> int:
-            timeline.prefill(lambda picture: embeddings[picture.digest], self._tick("prefill"))
-            return timeline.session.sample(sampler)
+        def prefill() -> None:
+            timeline.prefill(lambda picture: embeddings[picture.digest], self._tick("prefill"), rows)
 
-        token, self._prefill_s = self._timed(prefill)
-        self._first_token_s = self.job.prepare_s + time.perf_counter() - self._started
-        return sampler, token
+        _, self._prefill_s = self._timed(prefill)
+
+    def _note_prompt(self, start: int, logits: NDArray[np.float32]) -> None:
+        """The log probabilities of the prompt's tokens after the positions of these rows."""
+        n_top = self.job.params.prompt_logprobs or 0
+        for row, key in zip(logits, self.job.keys[start + 1 :], strict=False):
+            assert isinstance(key, int)
+            self._prompt_logprobs.append(token_logprob(row, key, n_top))
 
     def _encode(self, pictures: Sequence[Picture]) -> dict[str, NDArray[np.float32]]:
         """digest -> embeddings, each picture once."""
@@ -172,40 +206,82 @@ class Generation:
             found[digest] = embedding
         return found
 
-    def _loop(self, timeline: Timeline, sampler: Sampler, token: int) -> Generator[Piece, None, None]:
-        def next_token(previous: int) -> int:
-            timeline.decode(previous)
-            return timeline.session.sample(sampler)
+    def _loop(self, timeline: Timeline) -> Generator[Piece, None, None]:
+        def choose(previous: int | None) -> int:
+            if previous is not None:
+                timeline.decode(previous)
+            if self._forced:
+                return self._chooser.force(timeline.session, self._forced.popleft())
+            return self._chooser.choose(timeline.session)
 
+        if self.job.max_new_tokens == 0:
+            self.finish = "length"
+            return
+        token, seconds = self._timed(choose, None)
+        self._prefill_s += seconds
+        self._first_token_s = self.job.prepare_s + time.perf_counter() - self._started
         while True:
             if token in self.job.stop_ids:
                 self.finish = "stop"
                 return
             self._ids.append(token)
-            yield from self._pieces(self._decoder.push(token))
-            if self.stop_string is not None:
-                self.finish = "stop"
+            yield from self._token_pieces(token)
+            if self._ended(token):
                 return
-            if len(self._ids) >= self.job.max_new_tokens:
-                self.finish = "length"
-                return
-            if self.cancelled:
-                return
-            token, seconds = self._timed(next_token, token)
+            token, seconds = self._timed(choose, token)
             self._decode_s += seconds
 
-    def _pieces(self, text: str) -> Generator[Piece, None, None]:
-        if text:
-            yield from self._given_out(self._splitter.push(text))
+    def _ended(self, token: int) -> bool:
+        """Whether the reply ends behind this token. Decides too what is forced to come next."""
+        if self.stop_string is not None:
+            self.finish = "stop"
+        elif len(self._ids) >= self.job.max_new_tokens:
+            self.finish = "length"
+        elif self._guard is not None and self._repeats(self._guard, token):
+            self.finish, self._stop_reason = "length", "repetition"
+        elif not self.cancelled:
+            if not self._forced:
+                self._forced.extend(self._budget.forced(self._splitter, self._decoder))
+            return False
+        return True
+
+    def _repeats(self, guard: LoopGuard, token: int) -> bool:
+        """Whether the answer repeats itself. A reasoning that does is closed."""
+        guard.push(token)
+        if self._splitter.thinking:
+            if guard.repeats(*IN_REASONING):
+                self._budget.end("repetition")
+            return False
+        return guard.repeats(*IN_ANSWER)
+
+    def _token_pieces(self, token: int) -> Generator[Piece, None, None]:
+        """The pieces that a token completes; keeps the count of the reasoning and the answer's log probabilities."""
+        splitter, was_after = self._splitter, self._splitter.after
+        text = self._decoder.push(token)
+        pieces = splitter.push(text) if text else []
+        if splitter.thinking or (splitter.after and not was_after):
+            self._n_reasoning = len(self._ids)
+            self._pending.clear()
+        if self._chooser.logprob is not None and splitter.answering:
+            self._pending.append(self._chooser.logprob)
+        yield from self._given_out(pieces)
 
     def _given_out(self, pieces: list[tuple[PieceKind, str]]) -> Generator[Piece, None, None]:
         for kind, text in pieces:
             (self._thinking if kind == "thinking" else self._text).append(text)
-            yield Piece(text, kind)
+            logprobs: tuple[TokenLogprob, ...] = ()
+            if kind == "text" and self._pending:
+                logprobs = tuple(self._pending)
+                self._logprobs += self._pending
+                self._pending.clear()
+            ids = tuple(self._ids[self._n_given :])
+            self._n_given = len(self._ids)
+            yield Piece(text, kind, ids, logprobs)
 
     def _rest(self) -> Generator[Piece, None, None]:
         """What decoder and splitter still hold back when the tokens have ended."""
-        yield from self._pieces(self._decoder.flush())
+        text = self._decoder.flush()
+        yield from self._given_out(self._splitter.push(text) if text else [])
         yield from self._given_out(self._splitter.flush())
         if self.stop_string is not None and self.finish == "length":
             self.finish = "stop"

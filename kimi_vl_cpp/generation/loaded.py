@@ -26,7 +26,7 @@ from ..files.variants import (
     stored_in_token_limit,
 )
 from ..machine.memory import check_memory, shrink_to_fit
-from ..media.processor import ImageInput, ImageProcessor, ProcessedImage
+from ..media.processor import ImageInput, ImageProcessor, LimitedImage, ProcessedImage
 from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
@@ -126,7 +126,7 @@ class LoadedModel:
                 "model.no_vision",
             )
 
-    def process_image(self, image: ImageInput) -> ProcessedImage:
+    def process_image(self, image: ImageInput | LimitedImage) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest without a vision part."""
         self.gate.check()
         self.require_vision()

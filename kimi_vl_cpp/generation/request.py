@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadRequest, ContextFull
+from ..errors import BadRequest, ContextFull, KimiVLError, shown
 from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
 from ..text.chat_template import ImagePart, build_prompt
+from ..text.thinking import NO_THINKING
 from . import sampling
 from .generation import Job
 from .sequence import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..media.processor import ImageInput
+    from ..media.processor import ImageInput, LimitedImage
     from ..text.chat_template import Message, Part
     from ..text.tokenizer import Tokenizer
     from .loaded import LoadedModel
@@ -39,16 +40,18 @@ def check_images(images: Any) -> list[Any]:
 def build_job(
     model: LoadedModel,
     messages: Sequence[Message],
-    images: Sequence[ImageInput | ProcessedImage],
+    images: Sequence[ImageInput | LimitedImage | ProcessedImage],
     *,
     options: dict[str, Any],
     started: float,
     answers: Mapping[int, Sequence[int]] | None = None,
+    continue_final: bool = False,
 ) -> Job:
     """Checks a request and spells its prompt.
 
     images: what the messages' image parts count through. answers: assistant turn (0 is the first) -> the token ids it
-    was given in, used instead of its text, which would not always be cut into the same tokens again.
+    was given in, used instead of its text, which would not always be cut into the same tokens again. continue_final:
+    the answer continues the last message, an assistant's.
 
     Raises BadRequest, BadImage, ContextFull.
     """
@@ -56,7 +59,10 @@ def build_job(
     n_ctx = model.n_ctx
     params = sampling.resolve(model.defaults, **options)
     tokenizer = model.tokenizer
-    parts = splice_answers(tokenizer, build_prompt(tokenizer, messages), answers or {})
+    reasoning = REASONING[model.variant]
+    opening = NO_THINKING if params.thinking_budget == 0 and reasoning != "no" and not continue_final else ""
+    prompt = build_prompt(tokenizer, messages, continue_final=continue_final, opening=opening)
+    parts = splice_answers(tokenizer, prompt, answers or {})
     if images:
         model.require_vision()
     _check_indices(parts, len(images))
@@ -65,27 +71,90 @@ def build_job(
     notices: list[str] = []
     n_image = 0
     for index, image in enumerate(images):
-        seen = image if isinstance(image, ProcessedImage) else model.processor(image)
+        try:
+            seen = image if isinstance(image, ProcessedImage) else model.processor(image)
+        except KimiVLError as error:
+            error.param = f"images[{index}]"
+            raise
         pictures.append(Picture(seen.digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
         n_image += seen.n_tokens
         if n_image <= n_ctx:  # else the request is refused below, and pixels would only take memory until then
             pixels[seen.digest] = seen.pixels
-    keys = flatten([_placed(part, pictures) for part in parts])
+    return _finish_job(
+        model,
+        flatten([_placed(part, pictures) for part in parts]),
+        params,
+        length_given=options.get("max_new_tokens") is not None,
+        pixels=pixels,
+        notices=notices,
+        prepare_s=time.perf_counter() - started,
+        reasoning=reasoning,
+        begun=_text_of(messages[-1]) if continue_final else opening,
+    )
+
+
+def build_text_job(
+    model: LoadedModel, prompt: str | Sequence[int], *, options: dict[str, Any], started: float, special: bool = False
+) -> Job:
+    """Checks a request whose prompt is a text or token ids as they are, without the chat template.
+
+    special: whether text that spells a special token becomes that token. Raises BadRequest, ContextFull.
+    """
+    model.gate.check()
+    params = sampling.resolve(model.defaults, **options)
+    ids = model.tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
+    check_ids("prompt", ids, model.n_vocab)
+    if not ids:
+        raise BadRequest("prompt: it is empty, expected at least one token", "request.prompt")
+    given = options.get("max_new_tokens") is not None
+    prepare_s = time.perf_counter() - started
+    return _finish_job(model, list(ids), params, length_given=given, prepare_s=prepare_s, reasoning="no")
+
+
+def check_ids(name: str, ids: Iterable[Any], n_vocab: int) -> None:
+    """Raises BadRequest (code "request.<name>") for what is not the id of a token."""
+    for index, token in enumerate(ids):
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < n_vocab:
+            raise BadRequest(
+                f"{name}[{index}]: got {shown(token)}, expected a token id from 0 to {n_vocab - 1}", f"request.{name}"
+            )
+
+
+def _text_of(message: Message) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content or () if part.get("type") == "text")
+
+
+def _finish_job(
+    model: LoadedModel, keys: list[Key], params: sampling.SamplingParams, *, length_given: bool, **fields: Any
+) -> Job:
+    """The job of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
+    tokenizer, n_ctx = model.tokenizer, model.n_ctx
+    check_ids("logit_bias", (token for token, _ in params.logit_bias), model.n_vocab)
+    check_ids("stop_token_ids", params.stop_token_ids, model.n_vocab)
     n_prompt = n_positions(keys)
+    notices = fields.pop("notices", [])
+    if n_ctx - n_prompt < params.max_new_tokens < sampling.MAX_NEW_TOKENS and length_given:
+        notices.append(
+            f"the answer may have {params.max_new_tokens} tokens, but only {n_ctx - n_prompt} fit behind the prompt's "
+            f"{n_prompt} into the context of {n_ctx}"
+        )
+    if params.thinking_budget is not None and fields["reasoning"] == "no":
+        notices.append("the model does not reason: a limit on its reasoning has no effect")
     if n_prompt + 1 > n_ctx:
         sizes = [key.n_tokens for key in keys if isinstance(key, Picture)]
         raise context_full(n_prompt - sum(sizes), sizes, n_ctx, model)
     return Job(
         keys=keys,
         expanded=expanded_positions(answer_positions(tokenizer, keys)),
-        pixels=pixels,
         params=params,
-        max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
         notices=notices,
-        prepare_s=time.perf_counter() - started,
-        stop_ids=tokenizer.stop_ids,
-        reasoning=REASONING[model.variant],
+        max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
+        stop_ids=params.stop_token_ids | (frozenset() if params.ignore_eos else tokenizer.stop_ids),
+        **fields,
     )
 
 

@@ -6,13 +6,13 @@ A wrong value is a BadRequest that names the parameter, the value and what is al
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from .. import _core
-from ..checks import check_float, check_int
+from ..checks import check_float, check_int, check_text
 from ..errors import BadRequest, shown
 from ..types import SamplingDefaults
 
@@ -23,6 +23,12 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_CHARS = 1024
 MAX_NEW_TOKENS = (1 << 31) - 1
 MAX_SEED = (1 << 64) - 1
+MAX_STOP_IDS = 64
+MAX_BIASED = 1024
+MAX_TOP_LOGPROBS = 20
+OPENAI_PENALTY = (-2.0, 2.0)
+FORBIDDING_BIAS = -100.0
+"""A bias of this much or less forbids the token."""
 DRAWN_SEED_BITS = 53
 """Bits of a seed that is drawn: every reader of JSON keeps such an integer, also one that holds numbers as doubles."""
 
@@ -39,6 +45,19 @@ class SamplingOptions(TypedDict, total=False):
     repeat_last_n: int | None
     seed: int | None
     stop: str | Sequence[str] | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    min_tokens: int | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    thinking_budget: int | None
+    thinking_close: str | None
+    answer_reserve: int | None
+    loop_guard: bool | None
+    prompt_only: bool | None
 
 
 OPTIONS = tuple(SamplingOptions.__annotations__)
@@ -48,7 +67,15 @@ OPTIONS = tuple(SamplingOptions.__annotations__)
 class SamplingParams:
     """How the tokens of one answer are chosen and when it ends; every field checked.
 
-    max_new_tokens is what the caller or the variant asks for, not yet limited by the context.
+    max_new_tokens: what the caller or the variant asks for, not yet limited by the context; 0, which prompt_only means,
+    computes the prompt only. frequency_penalty, presence_penalty: taken from the logits of tokens that the answer has,
+    once for each time and once. logit_bias: (token id, what is added to its logit); FORBIDDING_BIAS forbids it.
+    stop_token_ids: end the answer beside the model's own. ignore_eos: the model's own do not. min_tokens: before that
+    many no token ends it. logprobs, prompt_logprobs: how many alternatives are reported with the log probability of
+    each token of the answer and of the prompt; None reports none. thinking_budget: tokens that the reasoning may take,
+    0 leaves it out, None is no limit. thinking_close: what ends a reasoning that is cut. answer_reserve: tokens of
+    max_new_tokens that are kept for the answer where no budget is given; None keeps none. loop_guard: whether a
+    repetition ends the answer.
     """
 
     temperature: float
@@ -60,6 +87,29 @@ class SamplingParams:
     max_new_tokens: int
     seed: int
     stop: tuple[str, ...]
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    thinking_budget: int | None = None
+    thinking_close: str = ""
+    answer_reserve: int | None = None
+    loop_guard: bool = False
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether the logits are changed before the core's sampler sees them."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias or self.min_tokens)
+
+
+def limits(option: str) -> tuple[Any, Any]:
+    """The smallest and the largest value of an option that the core enforces, integers for an integer."""
+    low, high = _core.SAMPLER_LIMITS[option]
+    return low, high
 
 
 def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -96,12 +146,70 @@ def resolve(defaults: SamplingDefaults, **options: Unpack[SamplingOptions]) -> S
     for name, (low, high) in _core.SAMPLER_LIMITS.items():
         value = given.get(name, getattr(defaults, name))
         checked[name] = (check_int if isinstance(low, int) else check_float)(name, value, low, high)
+    longest = check_max_new_tokens("max_new_tokens", given.get("max_new_tokens", defaults.max_new_tokens))
     return SamplingParams(
         **checked,
-        max_new_tokens=check_max_new_tokens("max_new_tokens", given.get("max_new_tokens", defaults.max_new_tokens)),
+        max_new_tokens=0 if _check_bool("prompt_only", given.get("prompt_only", False)) else longest,
         seed=check_seed(options.get("seed")),
         stop=check_stop(options.get("stop")),
+        **_resolve_extra(given),
     )
+
+
+def _resolve_extra(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have no default of the variant, those of them that are given."""
+    checks: dict[str, Callable[[Any], Any]] = {
+        "frequency_penalty": lambda value: check_float("frequency_penalty", value, *OPENAI_PENALTY),
+        "presence_penalty": lambda value: check_float("presence_penalty", value, *OPENAI_PENALTY),
+        "logit_bias": check_logit_bias,
+        "stop_token_ids": check_stop_token_ids,
+        "ignore_eos": lambda value: _check_bool("ignore_eos", value),
+        "min_tokens": lambda value: check_int("min_tokens", value, 0, MAX_NEW_TOKENS),
+        "logprobs": lambda value: check_int("logprobs", value, 0, MAX_TOP_LOGPROBS),
+        "prompt_logprobs": lambda value: check_int("prompt_logprobs", value, 0, MAX_TOP_LOGPROBS),
+        "thinking_budget": lambda value: check_int("thinking_budget", value, 0, MAX_NEW_TOKENS),
+        "thinking_close": lambda value: check_text("thinking_close", value),
+        "answer_reserve": lambda value: check_int("answer_reserve", value, 0, MAX_NEW_TOKENS),
+        "loop_guard": lambda value: _check_bool("loop_guard", value),
+    }
+    return {name: check(given[name]) for name, check in checks.items() if name in given}
+
+
+def check_logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """A mapping of token ids to finite numbers from -100 to 100."""
+    if not isinstance(value, Mapping):
+        raise BadRequest(f"logit_bias: got {shown(value)}, expected token ids with numbers", "request.logit_bias")
+    if len(value) > MAX_BIASED:
+        raise BadRequest(f"logit_bias: got {len(value)} token ids, expected at most {MAX_BIASED}", "request.logit_bias")
+    try:
+        return tuple(
+            (
+                check_int(f"logit_bias: token id {shown(token)}", token, 0, MAX_NEW_TOKENS),
+                check_float(f"logit_bias[{token}]", bias, -100, 100),
+            )
+            for token, bias in value.items()
+        )
+    except BadRequest as error:
+        raise BadRequest(str(error), "request.logit_bias") from None
+
+
+def check_stop_token_ids(value: Any) -> frozenset[int]:
+    """A list of token ids."""
+    if not isinstance(value, (list, tuple, set, frozenset)) or len(value) > MAX_STOP_IDS:
+        raise BadRequest(
+            f"stop_token_ids: got {shown(value)}, expected a list of at most {MAX_STOP_IDS} token ids",
+            "request.stop_token_ids",
+        )
+    try:
+        return frozenset(check_int(f"stop_token_ids[{i}]", token, 0, MAX_NEW_TOKENS) for i, token in enumerate(value))
+    except BadRequest as error:
+        raise BadRequest(str(error), "request.stop_token_ids") from None
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"{name}: got {shown(value)}, expected true or false", f"request.{name}")
+    return value
 
 
 def check_max_new_tokens(name: str, value: Any) -> int:

@@ -93,16 +93,16 @@ class Timeline:
         """Positions held."""
         return self.session.n_past
 
-    def begin(self, keys: Sequence[Key], expanded: NDArray[np.bool_]) -> int:
+    def begin(self, keys: Sequence[Key], expanded: NDArray[np.bool_], reuse: bool = True) -> int:
         """Takes a prompt in place of what it holds. Returns how many positions of it are held already.
 
         expanded: bool [n_positions(keys)], see expanded_positions. Keeps the common beginning as far as its forms are
-        the same too, at most all but the last position: that one gives the logits.
+        the same too, at most all but the last position: that one gives the logits. reuse: False keeps nothing.
         """
         import numpy as np
 
         keys = list(keys)
-        common = n_positions(self.keys[: common_prefix(self.keys, keys)])
+        common = n_positions(self.keys[: common_prefix(self.keys, keys)]) if reuse else 0
         kept = min(common, self.session.n_past, max(len(expanded) - 1, 0))
         held = np.frombuffer(self._expanded, dtype=np.bool_, count=kept)
         differing = np.flatnonzero(held != expanded[:kept])
@@ -127,11 +127,13 @@ class Timeline:
         self,
         embeddings: Callable[[Picture], NDArray[np.float32]],
         progress: Callable[[int, int], None] | None = None,
+        rows: Callable[[int, NDArray[np.float32]], None] | None = None,
     ) -> None:
         """Computes what the record is ahead of the session, which then has the logits of the last position.
 
-        embeddings(picture): float32 [picture.n_tokens, hidden_size]. After an error or KeyboardInterrupt the session
-        holds what was computed, and `begin` makes use of it.
+        embeddings(picture): float32 [picture.n_tokens, hidden_size]. rows(start, logits): called page by page with the
+        logits of every position, float32 [n, n_vocab]; only for a prompt without pictures. After an error or
+        KeyboardInterrupt the session holds what was computed, and `begin` makes use of it.
         """
         import numpy as np
 
@@ -153,7 +155,17 @@ class Timeline:
         if ids:
             arrays.append(np.asarray(ids, dtype=np.int32))
         expanded = np.frombuffer(bytes(self._expanded[past:]), dtype=np.bool_)
-        self.session.prefill(arrays, logits="last", progress=progress, expanded=expanded)
+        if rows is None:
+            self.session.prefill(arrays, logits="last", progress=progress, expanded=expanded)
+            return
+        (tokens,) = arrays
+        for start in range(0, len(tokens), PAGE_POSITIONS):
+            page = slice(start, start + PAGE_POSITIONS)
+            logits = self.session.prefill([tokens[page]], logits="all", expanded=expanded[page])
+            assert logits is not None
+            rows(past + start, logits)
+            if progress is not None:
+                progress(start + len(logits), len(tokens))
 
     def decode(self, token: int) -> None:
         """Appends one token of an answer."""

@@ -39,6 +39,44 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
         """Asks the answer to end with finish_reason "cancelled"; what there is of it stays in `result`."""
         self._generation.cancelled = True
 
+    def end_thinking(self) -> None:
+        """Ends the reasoning at the next token, from any thread; the answer follows. Without effect on an answer that
+        does not reason or has done so."""
+        self._generation.end_thinking()
+
+    @property
+    def thinking_closed_by(self) -> str | None:
+        """What ended the reasoning before the model did: "budget", "asked", "repetition", or None."""
+        return self._generation.thinking_closed_by
+
+    @property
+    def n_prompt(self) -> int:
+        """Positions of the prompt."""
+        return self._generation.job.n_prompt
+
+    @property
+    def n_image(self) -> int:
+        """Positions of the prompt that are pictures."""
+        return self._generation.job.n_image
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The token ids of the prompt, -1 for every position of a picture."""
+        ids: list[int] = []
+        for key in self._generation.job.keys:
+            ids += [key] if isinstance(key, int) else [-1] * key.n_tokens
+        return tuple(ids)
+
+    @property
+    def seed(self) -> int:
+        """The seed in use."""
+        return self._generation.job.params.seed
+
+    @property
+    def notices(self) -> list[str]:
+        """What the caller should know about how the request was understood."""
+        return list(self._generation.job.notices)
+
     def send(self, value: None) -> Piece:
         try:
             return self._inner.send(value)

@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import BadImage, BadRequest, OutOfMemory, shown
 from .open import MAX_PIXELS, ImageInput, is_bare_base64, load_data_url, open_image
 
-__all__ = ["ImageInput", "ImageProcessor", "ProcessedImage", "is_bare_base64", "load_data_url"]
+__all__ = ["ImageInput", "ImageProcessor", "LimitedImage", "ProcessedImage", "is_bare_base64", "load_data_url"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class ProcessedImage:
     """SHA-256 of grid and pixels: the same digest, the same embeddings."""
     notices: list[str] = field(default_factory=list, compare=False)
     """What the caller may want to know: first frame only, transparency on white, ..."""
+
+
+@dataclass(frozen=True)
+class LimitedImage:
+    """A picture with a limit of its own: max_patches, above which it is scaled down, where that is less than the
+    processor's in_token_limit."""
+
+    image: ImageInput
+    max_patches: int
 
 
 class ImageProcessor:
@@ -91,10 +100,14 @@ class ImageProcessor:
             )
         return resized, padded
 
-    def __call__(self, image: ImageInput | ProcessedImage) -> ProcessedImage:
+    def __call__(self, image: ImageInput | ProcessedImage | LimitedImage) -> ProcessedImage:
         """Decode, scale and pad; what is processed already comes back as it is. Raises BadImage and OutOfMemory."""
         if isinstance(image, ProcessedImage):
             return image
+        if isinstance(image, LimitedImage):
+            limit = min(self.in_token_limit, image.max_patches)
+            limited = ImageProcessor(self.patch_size, self.merge, limit, self.max_grid_side, self.max_pixels)
+            return limited(image.image)
         opened = open_image(image, self.max_pixels, accept=self.plan)
         width, height = opened.original_size
         resized, padded = self.plan(width, height)

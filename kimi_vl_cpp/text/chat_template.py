@@ -30,12 +30,20 @@ Part = list[int] | ImagePart
 """A piece of a prompt: token ids, never none, or a picture. Two lists of ids are never neighbours."""
 
 
-def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[Part]:
+def build_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    *,
+    continue_final: bool = False,
+    opening: str = "",
+) -> list[Part]:
     """The prompt of a conversation.
 
     The tokenizer's default system message goes first unless the first message is a system message. Text is encoded with
     special tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's
-    answer.
+    answer, and with `opening`, text that the answer begins with. continue_final: the last message, an assistant's, is
+    left open instead, so that the answer continues it.
 
     Raises BadRequest "request.messages" that names messages[i].content[j]; BadModelFile when a picture is asked for and
     the vocabulary has no media tokens.
@@ -55,8 +63,13 @@ def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message], add_generati
         if i == 0 and role != "system" and tokenizer.default_system is not None:
             writer.message("system", [tokenizer.default_system])
         writer.message(role, _content(message.get("content"), f"{where}.content"))
-    if add_generation_prompt:
+    if continue_final:
+        if messages[-1].get("role") != "assistant":
+            _bad(f"messages[{len(messages) - 1}]", "is to be continued, but its role is not 'assistant'")
+        writer.reopen()
+    elif add_generation_prompt:
         writer.begin("assistant")
+        writer.text(opening)
     return writer.parts
 
 
@@ -112,6 +125,17 @@ class _Writer:
 
     def begin(self, role: str) -> None:
         self._ids([self.role_ids[role], *self._tokenizer.encode(role), self._tokenizer.im_middle_id])
+
+    def text(self, text: str) -> None:
+        self._ids(self._tokenizer.encode(text))
+
+    def reopen(self) -> None:
+        """Takes back the end of the last message."""
+        last = self.parts[-1]
+        assert isinstance(last, list)
+        del last[-1]
+        if not last:
+            del self.parts[-1]
 
     def _picture(self, picture: ImagePart) -> None:
         # The template writes <|media_pad|> between content and end; the picture's embeddings take its place.

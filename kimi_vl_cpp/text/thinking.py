@@ -14,6 +14,8 @@ from .stop_strings import StopMatcher
 
 OPENING = "◁think▷"
 CLOSING = "◁/think▷"
+NO_THINKING = f"{OPENING}\n\n{CLOSING}"
+"""What a reply without reasoning begins with."""
 
 
 class ThinkingSplitter:
@@ -49,6 +51,32 @@ class ThinkingSplitter:
     def thinking(self) -> bool:
         """Whether the reply is known to be inside the thinking block now."""
         return self._state == "thinking"
+
+    @property
+    def after(self) -> bool:
+        """Whether the thinking block has ended: what follows is the answer."""
+        return self._state == "after"
+
+    @property
+    def answering(self) -> bool:
+        """Whether text is part of the answer now, or may turn out to be."""
+        return not self.thinking and (self._state != "after" or self._begun)
+
+    @property
+    def begun_mark(self) -> str:
+        """Inside the thinking block: what may be the beginning of the closing mark at the end of the text so far."""
+        return self._tail if self._state == "thinking" else ""
+
+    def skip(self, text: str) -> None:
+        """Takes the beginning of the reply, which is known already: only what follows is given out, and stop strings
+        do not look at it. Without a mark in it the reply is all text."""
+        if self._state == "before" and text.strip():
+            matcher, self._matcher = self._matcher, StopMatcher(())
+            self.push(text)
+            self._matcher = matcher
+            if self._state == "before":
+                self._state, self._held, self._tail = "plain", [], ""
+            self._space = []
 
     @property
     def hit(self) -> str | None:

@@ -231,6 +231,10 @@ class Tokenizer:
             self._check_id(token, position)
         return b""
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token's text, a special token's name included."""
+        return self._surface[self._check_id(token, 0)]
+
     def stream(self, special: bool = False) -> StreamDecoder:
         """A decoder for ids that come one by one. Its pieces joined equal `decode` of all the ids."""
         return StreamDecoder(self, special)
@@ -269,6 +273,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
         self._position = 0
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether bytes are kept back that are not a whole character yet."""
+        return bool(self._decoder.getstate()[0])
 
     def push(self, token: int) -> str:
         """The text that this id completes, maybe "". Raises BadRequest "request.token_id" and stays as it was."""

@@ -7,45 +7,121 @@ allows it, as paths of local files. Nothing is ever fetched from a network.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import BadRequest, Unsupported, shown
-from ..media.processor import is_bare_base64, load_data_url
-from ..text.thinking import join_thinking
+from ..errors import KimiVLError, shown
+from ..media.processor import LimitedImage, is_bare_base64, load_data_url
+from ..text.thinking import CLOSING, OPENING
+from .fields import about, bad, boolean, integer, unsupported
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Role of a message -> role in the model's template."""
 MAX_MESSAGES = 10_000
 MAX_PARTS = 10_000
+LOW_DETAIL_PATCHES = 1024
+_DETAILS: dict[str, int | None] = {"low": LOW_DETAIL_PATCHES, "auto": None, "high": None, "original": None}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_CONTINUED = ("partial", "prefix")
 # Keys of a message: those that are read, and those that OpenAI's own answers carry and that say nothing to the model.
-_MESSAGE_KEYS = frozenset(
-    "role content reasoning_content tool_calls tool_call_id function_call name refusal annotations weight".split()
-)
+_SILENT_KEYS = "role content tool_calls tool_call_id function_call name refusal annotations audio weight".split()
+_MESSAGE_KEYS = frozenset((*_SILENT_KEYS, *_REASONING, *_CONTINUED, "reasoning_details"))
+_REFUSED_PARTS = {
+    "input_audio": "audio is not understood",
+    "video_url": "a video is not opened: send frames of it as pictures",
+    "video": "a video is not opened: send frames of it as pictures",
+    "file": "a file is not opened: send its text, or its pages as pictures",
+    "input_file": "a file is not opened: send its text, or its pages as pictures",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a request. source: a data URL's bytes, or whatever `KimiVL.chat` takes. place: its field.
+    max_patches: 14x14 patches above which it is scaled down, None for the model's own limit."""
+
+    source: Any
+    place: str
+    max_patches: int | None = None
+
+
+@dataclass
+class Translated:
+    """messages: for chat_template.build_prompt. pictures: what their image parts count through. continue_final: the
+    last message, an assistant's, is to be continued."""
+
+    messages: list[Any] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    continue_final: bool = False
+
+    @property
+    def images(self) -> list[Any]:
+        """The pictures as `KimiVL.start` takes them."""
+        return [
+            one.source if one.max_patches is None else LimitedImage(one.source, one.max_patches)
+            for one in self.pictures
+        ]
+
+    @contextmanager
+    def placing_errors(self) -> Iterator[None]:
+        """Errors about images[i] raised inside are about the field that the picture came in."""
+        try:
+            yield
+        except KimiVLError as error:
+            found = re.fullmatch(r"images\[(\d+)\]", error.param or "")
+            if found:
+                error.param = self.pictures[int(found[1])].place
+                error.args = (f"{error.param}: {error}",)
+            raise
 
 
 def translate_messages(
-    messages: Sequence[Mapping[str, Any]], *, allow_local_images: bool = False
-) -> tuple[list[Any], list[Any]]:
-    """The messages for prompt.build_prompt, and the pictures that they count through. Raises BadRequest, BadImage."""
+    messages: Sequence[Mapping[str, Any]], *, allow_local_images: bool = False, continue_final: bool = False
+) -> Translated:
+    """Reads the messages of a request. continue_final: the last is to be continued, as its own fields may say too.
+
+    Raises BadRequest, BadImage, Unsupported, each with the field as its `param`.
+    """
     if not isinstance(messages, (list, tuple)):
-        raise BadRequest(f"messages: got {type(messages).__name__}, expected a list", "request.messages")
+        raise bad("messages", f"got {type(messages).__name__}, expected a list")
     if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise BadRequest(f"messages: got {len(messages)}, expected 1 to {MAX_MESSAGES}", "request.messages")
-    images: list[Any] = []
-    plain = [_message(f"messages[{index}]", item, images, allow_local_images) for index, item in enumerate(messages)]
-    return plain, images
+        raise bad("messages", f"got {len(messages)}, expected 1 to {MAX_MESSAGES}")
+    result = Translated()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, Mapping):
+            raise bad(where, f"got {shown(message)}, expected a dict")
+        continued = _continued(where, message)
+        if continued and index != len(messages) - 1:
+            raise bad(f"{where}.{continued}", "only the last message can be continued")
+        final = bool(continued) or (continue_final and index == len(messages) - 1)
+        if final and message.get("role") != "assistant":
+            raise bad(where, "is to be continued, but its role is not 'assistant'")
+        result.continue_final = final
+        result.messages.append(_message(where, message, result.pictures, allow_local_images, final))
+    return result
 
 
-def _message(where: str, message: Any, images: list[Any], allow_local: bool) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise BadRequest(f"{where}: got {shown(message)}, expected a dict", "request.messages")
+def _continued(where: str, message: Mapping[str, Any]) -> str:
+    """The field that says that a message is to be continued, or ""."""
+    for name in _CONTINUED:
+        if message.get(name) is not None and boolean(f"{where}.{name}", message[name]):
+            return name
+    return ""
+
+
+def _message(
+    where: str, message: Mapping[str, Any], pictures: list[Picture], allow_local: bool, final: bool
+) -> dict[str, Any]:
     role = message.get("role")
     if role in ("tool", "function") or any(message.get(key) for key in ("tool_calls", "tool_call_id", "function_call")):
-        raise Unsupported(f"{where}: tool calls are not supported by this model's template", "unsupported.tools")
+        raise unsupported(where, "tool calls are not supported by this model's template", "unsupported.tools")
     if not isinstance(role, str) or role not in ROLES:
-        raise BadRequest(f"{where}.role: got {shown(role)}, expected one of {', '.join(ROLES)}", "request.role")
+        raise bad(f"{where}.role", f"got {shown(role)}, expected one of {', '.join(ROLES)}", "request.role")
     for key, value in message.items():
         if key not in _MESSAGE_KEYS and not _asks_for_nothing(value):
             hint = (
@@ -53,95 +129,120 @@ def _message(where: str, message: Any, images: list[Any], allow_local: bool) -> 
                 if "image" in str(key)
                 else "; leave it out"
             )
-            raise BadRequest(f"{where}.{key}: not a key of a message{hint}", "request.messages")
+            raise bad(f"{where}.{key}", f"not a key of a message{hint}", "request.messages")
     content = message.get("content")
     if isinstance(content, str):
         translated: Any = content
     elif isinstance(content, (list, tuple)):
         if len(content) > MAX_PARTS:
-            raise BadRequest(
-                f"{where}.content: got {len(content)} parts, expected at most {MAX_PARTS}", "request.content"
-            )
+            raise bad(f"{where}.content", f"got {len(content)} parts, expected at most {MAX_PARTS}", "request.content")
         translated = [
-            _part(f"{where}.content[{index}]", part, images, allow_local) for index, part in enumerate(content)
+            _part(f"{where}.content[{index}]", part, pictures, allow_local) for index, part in enumerate(content)
         ]
     else:
-        raise BadRequest(
-            f"{where}.content: got {shown(content)}, expected a string or a list of parts", "request.content"
-        )
-    reasoning = message.get("reasoning_content")
-    if reasoning is not None:
-        if role != "assistant" or not isinstance(reasoning, str) or not isinstance(translated, str):
-            raise BadRequest(
-                f"{where}.reasoning_content: expected a string beside an assistant's content string",
-                "request.reasoning_content",
-            )
-        translated = join_thinking(reasoning, translated)
-    return {"role": ROLES[role], "content": translated}
+        raise bad(f"{where}.content", f"got {shown(content)}, expected a string or a list of parts", "request.content")
+    return {"role": ROLES[role], "content": _with_reasoning(where, message, role, translated, final)}
+
+
+def _with_reasoning(where: str, message: Mapping[str, Any], role: str, content: Any, final: bool) -> Any:
+    """The content behind the reasoning that came beside it. A reasoning whose answer is still to come, in a message
+    that is to be continued, is left open."""
+    given = [name for name in _REASONING if message.get(name) is not None]
+    if not given:
+        return content
+    place = f"{where}.{given[0]}"
+    reasoning = message[given[0]]
+    if role != "assistant" or not isinstance(reasoning, str):
+        raise bad(place, "expected a string, beside the content of an assistant", "request.reasoning_content")
+    if any(message[name] != reasoning for name in given[1:]):
+        raise bad(place, f"{given[1]} is given too and differs: give one", "request.reasoning_content")
+    if not reasoning:
+        return content
+    opened = f"{OPENING}{reasoning}" if final and not content else f"{OPENING}{reasoning}{CLOSING}"
+    return opened + content if isinstance(content, str) else [{"type": "text", "text": opened}, *content]
 
 
 def _asks_for_nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
-def _part(where: str, part: Any, images: list[Any], allow_local: bool) -> dict[str, Any]:
+def _part(where: str, part: Any, pictures: list[Picture], allow_local: bool) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
+    if kind in ("text", "input_text", "output_text"):
         text = part.get("text")
         if not isinstance(text, str):
-            raise BadRequest(f"{where}.text: got {shown(text)}, expected a string", "request.content")
+            raise bad(f"{where}.text", f"got {shown(text)}, expected a string", "request.content")
         return {"type": "text", "text": text}
-    if kind == "image_url":
+    if kind in ("image_url", "input_image"):
         value = part.get("image_url")
-        url = value.get("url") if isinstance(value, Mapping) else value
+        inner = value if isinstance(value, Mapping) else part
+        url = inner.get("url") if isinstance(value, Mapping) else value
+        place = f"{where}.image_url"
         if not isinstance(url, str):
-            raise BadRequest(f"{where}.image_url.url: got {shown(url)}, expected a string", "request.image_url")
-        images.append(_image_from_url(f"{where}.image_url.url", url, allow_local))
+            raise bad(place, f"got {shown(url)} as its url, expected a string", "request.image_url")
+        limit = _max_patches(place, inner)
+        pictures.append(Picture(_image_from_url(place, url, allow_local), place, limit))
     elif kind == "image":
         image = part.get("image")
+        place = f"{where}.image"
         if image is None:
-            raise BadRequest(f"{where}.image: missing, expected a picture", "request.content")
-        images.append(
-            _image_from_url(f"{where}.image", image, allow_local) if isinstance(image, (str, os.PathLike)) else image
-        )
+            raise bad(place, "missing, expected a picture", "request.content")
+        if isinstance(image, (str, os.PathLike)):
+            image = _image_from_url(place, image, allow_local)
+        pictures.append(Picture(image, place))
+    elif isinstance(kind, str) and kind in _REFUSED_PARTS:
+        raise unsupported(f"{where}.type", f"got {shown(kind)}: {_REFUSED_PARTS[kind]}", "unsupported.part")
     else:
         got = shown(part) if kind is None else shown(kind)
-        raise BadRequest(f"{where}.type: got {got}, expected 'text', 'image_url' or 'image'", "request.content")
-    return {"type": "image", "image": len(images) - 1}
+        raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url' or 'image'", "request.content")
+    return {"type": "image", "image": len(pictures) - 1}
+
+
+def _max_patches(where: str, options: Mapping[str, Any]) -> int | None:
+    """The smaller of what `detail` and `max_patches` say."""
+    detail, patches = options.get("detail"), options.get("max_patches")
+    if detail is not None and (not isinstance(detail, str) or detail not in _DETAILS):
+        raise bad(f"{where}.detail", f"got {shown(detail)}, expected one of {', '.join(_DETAILS)}", "request.image_url")
+    limits = [_DETAILS[detail] if detail is not None else None]
+    if patches is not None:
+        limits.append(integer(f"{where}.max_patches", patches, 4, 512 * 512))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _image_from_url(where: str, url: str | os.PathLike[str], allow_local: bool) -> Any:
     spelled = os.fspath(url)
     scheme = spelled.split(":", 1)[0].strip().lower() if ":" in spelled else ""
     if scheme == "data":
-        return load_data_url(spelled)
+        with about(where):
+            return load_data_url(spelled)
     if isinstance(url, str) and is_bare_base64(spelled):
-        raise BadRequest(
-            f"{where}: got {shown(spelled)}, base64 without its head: put data:image/png;base64, in front of it",
+        raise bad(
+            where,
+            f"got {shown(spelled)}, base64 without its head: put data:image/png;base64, in front of it",
             "request.image_url",
         )
     if scheme in ("http", "https") or spelled.lstrip().startswith(("//", "\\\\")):
-        raise BadRequest(
-            f"{where}: got {shown(spelled)}; pictures are not fetched from a network: fetch it yourself and pass a "
+        raise bad(
+            where,
+            f"got {shown(spelled)}; pictures are not fetched from a network: fetch it yourself and pass a "
             f"data: URL or its bytes",
             "request.image_url_remote",
         )
     if scheme not in ("", "file") and not (len(scheme) == 1 and os.name == "nt"):
         looks_like_path = os.path.exists(spelled) if allow_local else False
         if not looks_like_path:
-            raise BadRequest(
-                f"{where}: got {shown(spelled)}; expected a data: URL{' or a path' if allow_local else ''}",
+            raise bad(
+                where,
+                f"got {shown(spelled)}; expected a data: URL{' or a path' if allow_local else ''}",
                 "request.image_url",
             )
     if not allow_local:
-        raise BadRequest(
-            f"{where}: got {shown(spelled)}; files are not opened for a chat completion unless the caller says "
-            f"allow_local_images=True: pass a data: URL",
-            "request.image_url_local",
+        raise bad(
+            where, f"got {shown(spelled)}; files are not opened here: pass a data: URL", "request.image_url_local"
         )
     if scheme == "file":
         parts = urlsplit(spelled)
         if parts.netloc not in ("", "localhost"):
-            raise BadRequest(f"{where}: got {shown(spelled)}, a file on another host", "request.image_url_remote")
+            raise bad(where, f"got {shown(spelled)}, a file on another host", "request.image_url_remote")
         return unquote(parts.path)
     return spelled

@@ -1,0 +1,92 @@
+"""The values of a request's fields, read with JSON's types: a wrong one is a BadRequest that carries the field's place
+as its `param`.
+
+null means that a field is not given; callers test for it first. A float with a whole value counts as an integer;
+strings never count as numbers, booleans never as either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ..checks import check_float, check_int
+from ..errors import BadRequest, KimiVLError, Unsupported, shown
+
+_T = TypeVar("_T")
+
+
+def bad(where: str, problem: str, code: str = "") -> BadRequest:
+    """The error of a field. code: "request.<field>" by default, of the outermost field."""
+    error = BadRequest(f"{where}: {problem}", code or f"request.{_outermost(where)}")
+    error.param = where
+    return error
+
+
+def unsupported(where: str, problem: str, code: str = "") -> Unsupported:
+    """The error of a field that asks for something that is not done here."""
+    error = Unsupported(f"{where}: {problem}", code or f"unsupported.{_outermost(where)}")
+    error.param = where
+    return error
+
+
+def _outermost(where: str) -> str:
+    return where.split(".")[0].split("[")[0]
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """Errors raised inside are about this field, unless they say themselves what they are about."""
+    try:
+        yield
+    except KimiVLError as error:
+        error.param = error.param or where
+        raise
+
+
+def read(where: str, value: Any, check: Callable[[str, Any], _T]) -> _T:
+    """`check(name, value)` of the library, its error placed."""
+    with about(where):
+        return check(where, whole(value))
+
+
+def whole(value: Any) -> Any:
+    """A float with a whole value as an integer, everything else as it is."""
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
+
+
+def integer(where: str, value: Any, low: int, high: int) -> int:
+    """An integer from low to high."""
+    with about(where):
+        return check_int(where, whole(value), low, high)
+
+
+def number(where: str, value: Any, low: float, high: float) -> float:
+    """A finite number from low to high."""
+    with about(where):
+        return check_float(where, value, low, high)
+
+
+def boolean(where: str, value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise bad(where, f"got {shown(value)}, expected true or false")
+    return value
+
+
+def string(where: str, value: Any, longest: int | None = None) -> str:
+    """A string of at most `longest` characters."""
+    if not isinstance(value, str):
+        raise bad(where, f"got {shown(value)}, expected a string")
+    if longest is not None and len(value) > longest:
+        raise bad(where, f"got {len(value)} characters, expected at most {longest}")
+    return value
+
+
+def mapping(where: str, value: Any) -> Mapping[str, Any]:
+    """An object."""
+    if not isinstance(value, Mapping):
+        raise bad(where, f"got {shown(value)}, expected an object")
+    return value

@@ -111,6 +111,7 @@ class Response:
     without the end-of-turn token. seed: the seed used, which gives the same answer again when passed in.
     stop_string: the stop string that ended the answer, None when something else did. logprobs: of the answer's tokens,
     when asked for. prompt_logprobs: of the prompt's tokens, None where nothing comes before, when asked for.
+    end_logprob: of the token that ended the answer and is not part of it, when asked for.
     stop_reason: "repetition" when the answer was ended because it repeated itself, else None.
     """
 
@@ -126,6 +127,7 @@ class Response:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     stop_reason: str | None = None
+    end_logprob: TokenLogprob | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -94,6 +94,7 @@ class Generation:
         self._guard = LoopGuard() if job.params.loop_guard and not job.params.ignore_eos else None
         self._forced: deque[int] = deque()
         self._stop_reason: str | None = None
+        self._end_logprob: TokenLogprob | None = None
         self._n_reasoning = 0
         self._n_given = 0  # tokens that pieces have carried
         self._pending: list[TokenLogprob] = []  # of the answer, not carried by a piece yet
@@ -152,6 +153,7 @@ class Generation:
             logprobs=tuple(self._logprobs),
             prompt_logprobs=tuple(self._prompt_logprobs),
             stop_reason=self._stop_reason,
+            end_logprob=self._end_logprob,
         )
 
     def end_thinking(self) -> None:
@@ -222,7 +224,7 @@ class Generation:
         self._first_token_s = self.job.prepare_s + time.perf_counter() - self._started
         while True:
             if token in self.job.stop_ids:
-                self.finish = "stop"
+                self.finish, self._end_logprob = "stop", self._chooser.logprob
                 return
             self._ids.append(token)
             yield from self._token_pieces(token)

@@ -13,6 +13,7 @@ from .messages import translate_messages
 from .options import AnswerOptions, read_options, refuse_unknown
 from .shapes import (
     TokenBytes,
+    TokenIds,
     choice_of,
     choice_seed,
     first_chunk,
@@ -142,15 +143,16 @@ def _chunks(
     for index, stream in enumerate(streams):
         first = next(stream, None)  # before the role: an error is then an error, not half an answer
         yield bare([first_chunk(index)])
+        ids = TokenIds(options.return_token_ids)
         for piece in _with_first(first, stream):
+            ids.note(piece)
             if piece.kind == "text" or not options.reasoning.exclude:
-                ids = options.return_token_ids
-                yield bare([piece_chunk(piece, index, logprobs=logprobs(piece), with_ids=ids)])
+                yield bare([piece_chunk(piece, index, logprobs=logprobs(piece), ids=ids.take())])
         response = stream.result
         assert response is not None
         responses.append(response)
         reason: FinishReason = response.finish_reason
-        yield bare([last_chunk(reason, index)])
+        yield bare([last_chunk(reason, index, ids.rest(response))])
     if options.include_usage:
         yield {**bare([]), "usage": usage_of(responses)}
 

@@ -65,19 +65,45 @@ def piece_chunk(
     *,
     reasoning_field: str = "reasoning_content",
     logprobs: ChoiceLogprobs | None = None,
-    with_ids: bool = False,
+    ids: Sequence[int] | None = None,
 ) -> ChunkChoice:
-    """A piece as a chunk's choice."""
+    """A piece as a chunk's choice. ids: its tokens, where they are asked for."""
     delta: Any = {reasoning_field if piece.kind == "thinking" else "content": piece.text}
     choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-    if with_ids:
-        choice["token_ids"] = list(piece.token_ids)
+    if ids is not None:
+        choice["token_ids"] = list(ids)
     return choice
 
 
-def last_chunk(reason: FinishReason, index: int = 0) -> ChunkChoice:
-    """The chunk that closes a choice."""
-    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+class TokenIds:
+    """Which tokens of one streamed choice no chunk has carried yet. wanted: whether any is to."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._n_carried = 0
+        self._waiting: list[int] = []
+
+    def note(self, piece: Piece) -> None:
+        """Takes the tokens of a piece."""
+        self._waiting += piece.token_ids
+
+    def take(self) -> list[int] | None:
+        """Those of the pieces so far, for the chunk that goes out; None where none are wanted."""
+        ids, self._waiting = self._waiting, []
+        self._n_carried += len(ids)
+        return ids if self._wanted else None
+
+    def rest(self, response: Response) -> list[int] | None:
+        """Those for the last chunk, also of tokens without any text."""
+        return list(response.token_ids[self._n_carried :]) if self._wanted else None
+
+
+def last_chunk(reason: FinishReason, index: int = 0, ids: Sequence[int] | None = None) -> ChunkChoice:
+    """The chunk that closes a choice. ids: the tokens that no chunk has carried, where they are asked for."""
+    choice: ChunkChoice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+    if ids is not None:
+        choice["token_ids"] = list(ids)
+    return choice
 
 
 def usage_of(responses: Sequence[Response]) -> CompletionUsage:

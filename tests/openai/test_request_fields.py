@@ -24,10 +24,11 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = (
-    "model stream stream_options n logprobs top_logprobs max_tokens max_completion_tokens temperature top_p top_k "
-    "min_p frequency_penalty presence_penalty repeat_penalty repetition_penalty repeat_last_n seed stop logit_bias tools "
-    "stop_token_ids ignore_eos min_tokens loop_guard reasoning_effort thinking thinking_budget enable_thinking "
-    "reasoning chat_template_kwargs response_format tool_choice continue_final_message return_token_ids answer_reserve xyz"
+    "model stream stream_options n logprobs top_logprobs max_tokens max_completion_tokens temperature "
+    "top_p top_k min_p frequency_penalty presence_penalty repeat_penalty repetition_penalty repeat_last_n "
+    "seed stop logit_bias tools stop_token_ids ignore_eos min_tokens loop_guard reasoning_effort thinking "
+    "thinking_budget enable_thinking reasoning chat_template_kwargs response_format tool_choice "
+    "continue_final_message return_token_ids answer_reserve xyz"
 ).split()
 
 

@@ -1,0 +1,230 @@
+"""The command line of `kimi-vl serve`. Imports only what is quick: it is read at every start."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import errors
+from . import opening, options
+from .exits import UsageError
+from .progress import Progress
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..model import KimiVL
+    from ..server.settings import Settings
+    from ..server.state import State
+
+SUMMARY = "Serve a model over HTTP, in the shapes of OpenAI's API."
+BUILTIN_NAME = "kimi-vl-demo"
+KEY_VARIABLE = "KIMI_VL_API_KEY"
+_UNITS = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_EXTRA = {"starlette", "uvicorn", "msgspec", "prometheus_client", "anyio", "markdown_it", "mdit_py_plugins"}
+
+
+def command(
+    model: options.Model = None,
+    mmproj: options.Mmproj = None,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    unix_socket: Annotated[
+        str | None, typer.Option("--unix-socket", metavar="FILE", help="Listen at this socket file instead.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alias", metavar="NAME", help="Name of the model. May be given several times: the first is shown."
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option("--api-key", metavar="KEY", help="A key that is accepted, or NAME:KEY. Better: --api-key-file."),
+    ] = None,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line. Read again on SIGHUP."),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond this computer without a key.")] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host", metavar="NAME", help="A host name that clients use. May be given several times."
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin", metavar="URL", help="A web page that may use the server, as https://chat.example."
+        ),
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate for https.")] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
+    root_path: Annotated[str, typer.Option("--root-path", metavar="PATH", help="Prefix behind a proxy.")] = "",
+    max_running: Annotated[int, typer.Option("--max-running", metavar="N", help="Answers computed at once.")] = 16,
+    max_queue: Annotated[int, typer.Option("--max-queue", metavar="N", help="Requests that may wait.")] = 256,
+    max_queue_s: Annotated[
+        float, typer.Option("--max-queue-s", metavar="S", help="Seconds that a request may wait; 0 is no limit.")
+    ] = 600,
+    max_per_key: Annotated[
+        int, typer.Option("--max-per-key", metavar="N", help="Requests of one key at once; 0 is no limit.")
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", help="Seconds that a request may take in all; 0 is no limit.")
+    ] = 0,
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="S", help="Seconds that answers may go on after SIGTERM or Ctrl-C.")
+    ] = 30,
+    slow_client: Annotated[
+        float,
+        typer.Option("--slow-client", metavar="S", help="Seconds after which a client that reads nothing is left."),
+    ] = 60,
+    max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Largest request, as 64MiB.")] = "64MiB",
+    max_images: Annotated[int, typer.Option("--max-images", metavar="N", help="Pictures of one request.")] = 64,
+    thinking_budget: Annotated[
+        int | None,
+        typer.Option("--thinking-budget", metavar="N", help="Most tokens of a reasoning; 0 turns it off."),
+    ] = None,
+    answer_reserve: Annotated[
+        int | None,
+        typer.Option(
+            "--answer-reserve", metavar="N", help="Tokens of max_tokens that a reasoning leaves for the answer."
+        ),
+    ] = None,
+    thinking_close: Annotated[
+        str, typer.Option("--thinking-close", metavar="TEXT", help="What ends a reasoning that is cut.")
+    ] = "",
+    ping: Annotated[
+        float, typer.Option("--ping", metavar="S", help="Seconds of silence in a stream before a comment is sent.")
+    ] = 15,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse unknown fields and unknown names of the model.")
+    ] = False,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Serve the page.", show_default=False)] = True,
+    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Serve /metrics.", show_default=False)] = True,
+    metrics_per_key: Annotated[bool, typer.Option("--metrics-per-key", help="Count per key, by its name.")] = False,
+    log_format: Annotated[str, typer.Option("--log-format", metavar="FORMAT", help="text or json.")] = "text",
+    reasoning_field: Annotated[
+        str, typer.Option("--reasoning-field", metavar="NAME", help="Field of a message that holds the reasoning.")
+    ] = "reasoning_content",
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    in_token_limit: options.InTokenLimit = None,
+    kv_type: options.KvType = "auto",
+    isa: options.Isa = "auto",
+) -> options.Job:
+    """Serve a model over HTTP: OpenAI's API, for this computer unless --host says otherwise.
+
+    kimi-vl serve -m kimi.gguf --port 8000
+    """
+    arguments: dict[str, Any] = dict(
+        host=host,
+        port=port,
+        unix_socket=unix_socket,
+        aliases=tuple(alias or ()),
+        no_auth=no_auth,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        root_path=root_path,
+        max_running=max_running,
+        max_queue=max_queue,
+        max_queue_s=max_queue_s,
+        max_per_key=max_per_key,
+        timeout=timeout,
+        grace=grace,
+        slow_client=slow_client,
+        max_images=max_images,
+        thinking_budget=thinking_budget,
+        answer_reserve=answer_reserve,
+        thinking_close=thinking_close,
+        ping=ping,
+        strict=strict,
+        ui=ui,
+        metrics=metrics,
+        metrics_per_key=metrics_per_key,
+        reasoning_field=reasoning_field,
+    )
+
+    def job(terminal: Terminal) -> int:
+        files = opening.choose_model(
+            opening.Opening(
+                model=model,
+                mmproj=mmproj,
+                n_ctx=ctx,
+                n_threads=threads,
+                in_token_limit=in_token_limit,
+                isa=isa,
+                kv_type=kv_type,
+            )
+        )
+        arguments["max_body"] = read_size(max_body)
+        arguments["log_json"] = read_format(log_format)
+        return run(files, arguments, (api_key or [], api_key_file), terminal)
+
+    return job
+
+
+def run(
+    files: opening.Opening, arguments: dict[str, Any], keys: tuple[list[str], str | None], terminal: Terminal
+) -> int:
+    """Serves until a signal ends it."""
+    if files.builtin and not arguments["aliases"]:
+        arguments["aliases"] = (BUILTIN_NAME,)
+    settings, serve = _with_extra(arguments, keys)
+
+    def load() -> KimiVL:
+        model = opening.open_model(files, Progress(terminal))
+        opening.introduce(model, files, terminal)
+        return model
+
+    def on_ready(state: State, address: str) -> None:
+        model, n_keys = state.model, len(settings.keys.names)
+        terminal.say(
+            f"ready: {address} · model {', '.join(state.names)} ({model.variant}) · context {model.n_ctx} · "
+            f"{settings.max_running} at once, {settings.max_queue} waiting · {n_keys or 'no'} API keys"
+        )
+
+    serve(settings, load, on_ready)
+    return errors.EXIT_OK
+
+
+def _with_extra(arguments: dict[str, Any], keys: tuple[list[str], str | None]) -> tuple[Settings, Any]:
+    """The settings and the function that serves. Raises Unsupported where the extra is not installed."""
+    try:
+        from ..server.keys import Keys
+        from ..server.serving import serve
+        from ..server.settings import Settings
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise errors.Unsupported(
+            f"kimi-vl serve needs {missing.name}, which is not installed: pip install 'kimi-vl-cpp[server]'",
+            "serve.not_installed",
+        ) from None
+    given, file = keys
+    variable = os.environ.get(KEY_VARIABLE)
+    found = Keys([*given, *([variable] if variable else [])], None if file is None else Path(file))
+    settings = Settings(**arguments, keys=found)
+    settings.check()
+    return settings, serve
+
+
+def read_size(text: str) -> int:
+    """A size as 64MiB, 10MB or 1000. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,15}) *([kmg]i?)?b?", text.strip().lower())
+    if not match:
+        raise UsageError(f"--max-body {text}: expected a size as 64MiB, 10MB or 1000000")
+    return int(match[1]) * _UNITS[match[2] or ""]
+
+
+def read_format(text: str) -> bool:
+    """Whether --log-format is json. Raises UsageError."""
+    if text not in ("text", "json"):
+        raise UsageError(f"--log-format {text}: expected text or json")
+    return text == "json"

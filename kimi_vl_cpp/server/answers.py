@@ -1,0 +1,224 @@
+"""An answer under way, from its request to its response: what chat completions and completions share.
+
+Owns the order of steps (places in the queue, preparing, waiting, streaming), the fields that every answer has beside
+OpenAI's (`timings`, `kimi`) and the log's figures. The shapes of choices are the
+endpoints' own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from ..errors import Cancelled
+from ..openai.fields import bad
+from ..openai.shapes import choice_seed
+from ..types import FinishReason, Piece, Response
+from .context import Context, context_of
+from .engine import Engine, Event, Run
+from .sse import DONE, EventStream, LateJson, error_event, event, or_left
+from .state import State, state_of
+
+if TYPE_CHECKING:
+    from ..generation.stream import PieceStream
+
+Prepare = Callable[[int, Callable[[str, int, int], None], int | None], "PieceStream"]
+"""prepare(index, progress, seed): checks a request and returns the stream of answer `index` to it."""
+
+
+@dataclass
+class Answer:
+    """n answers to one request, per_prompt of them to each of its prompts.
+
+    id: what the client knows it by. notices: what it should know. images: what is known of its pictures.
+    """
+
+    request: Request
+    id: str
+    n: int
+    seed: int | None
+    notices: list[str] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    per_prompt: int = 1
+    created: int = field(default_factory=lambda: int(time.time()))
+    responses: dict[int, Response] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state: State = state_of(self.request)
+        self.context: Context = context_of(self.request)
+        self.engine: Engine = self.state.ready
+        self.runs: list[Run] = []
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, prepare: Prepare, *, progress: bool = False) -> None:
+        """Checks the request and puts it into the queue. Raises KimiVLError, ClientLeft."""
+        most = self.state.settings.max_running
+        if self.per_prompt > most:
+            raise bad("n", f"got {self.per_prompt}, but this server computes {most} answers at once")
+        self.runs, self._events = self.engine.admit(self.id, self.context.key, self.n)
+        try:
+            for run in self.runs:
+                run.wants_progress = progress
+            streams = await or_left(self.request.receive, self.engine.prepare(lambda: self._prepare(prepare)))
+        except BaseException:
+            self.engine.release(self.id)
+            raise
+        first = streams[0]
+        self.seed = first.seed
+        self.notices += first.notices
+        self.context.fields |= {"prompt": first.n_prompt, "image": first.n_image}
+        for run, stream in zip(self.runs, streams, strict=True):
+            self.engine.enqueue(run, stream)
+        if self.state.settings.timeout:
+            elapsed = time.perf_counter() - self.context.started
+            delay = max(0.0, self.state.settings.timeout - elapsed)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.end, "timeout")
+
+    def _prepare(self, prepare: Prepare) -> list[PieceStream]:
+        """The streams of all answers, in a worker. Each draws from a seed of its own, known from the first."""
+        streams = [prepare(0, self.runs[0].progress, self.seed)]
+        for run in self.runs[1:]:
+            seed = choice_seed(streams[0].seed, run.index % self.per_prompt)
+            streams.append(prepare(run.index, run.progress, seed))
+        return streams
+
+    def end(self, reason: str) -> None:
+        """Ends all of it."""
+        for run in self.runs:
+            run.end(reason)
+
+    def release(self) -> None:
+        """To be called once at the end, however it came."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.engine.release(self.id)
+        self._note_figures()
+
+    # Reading it
+
+    async def events(self) -> AsyncGenerator[tuple[Run, Event], None]:
+        """The events of all runs, to the last response. Raises what a run raised."""
+        open_runs = len(self.runs)
+        while open_runs:
+            index, happened = await self._events.get()
+            run = self.runs[index]
+            if isinstance(happened, BaseException):
+                raise happened
+            if isinstance(happened, Response):
+                open_runs -= 1
+                self.responses[index] = happened
+            yield run, happened
+            if isinstance(happened, Piece):
+                run.taken(happened)
+
+    async def whole(self) -> list[Response]:
+        """All responses, in the order of the choices."""
+        async for _ in self.events():
+            pass
+        return [self.responses[index] for index in range(self.n)]
+
+    def late_json(self, body: Callable[[list[Response]], Mapping[str, Any]]) -> LateJson:
+        """A response with the JSON that `body` makes of the responses."""
+
+        async def made() -> Mapping[str, Any]:
+            return body(await self.whole())
+
+        settings = self.state.settings
+        return LateJson(made(), ping_s=settings.ping, at_end=self.release, headers=self._headers())
+
+    def event_stream(
+        self, chunks: Callable[[Run, Event], list[dict[str, Any]]], last: Callable[[], list[Any]]
+    ) -> EventStream:
+        """A response with the chunks that `chunks` makes of every event, then those of `last`."""
+
+        async def written() -> AsyncGenerator[bytes, None]:
+            try:
+                async for run, happened in self.events():
+                    data = b"".join(event(chunk) for chunk in chunks(run, happened))
+                    if isinstance(happened, Response) and run.end_reason == "shutdown":
+                        yield data
+                        raise Cancelled("the server is shutting down", "serve.shutdown")
+                    if data:
+                        yield data
+            except Exception as error:
+                self.context.fields["code"] = getattr(error, "code", "internal")
+                if not getattr(error, "code", ""):
+                    self.state.log.failure(self.context, error)
+                yield error_event(error)
+                return
+            yield b"".join(event(chunk) for chunk in last()) + DONE
+
+        settings = self.state.settings
+        return EventStream(
+            written(),
+            ping_s=settings.ping,
+            stall_s=settings.slow_client,
+            at_end=self.release,
+            headers=self._headers(),
+        )
+
+    def _headers(self) -> dict[str, str]:
+        ignored = self.context.fields.get("ignored")
+        return {"x-kimi-vl-ignored": ignored} if ignored else {}
+
+    # What it says beside the answer
+
+    def finish_reason(self, run: Run, response: Response) -> FinishReason:
+        """Why an answer ended, in OpenAI's words: one that was ended from outside is "length"."""
+        return "length" if response.finish_reason == "cancelled" else response.finish_reason
+
+    def stop_reason(self, run: Run, response: Response) -> str | None:
+        """What ended an answer that neither the model nor max_tokens did."""
+        return run.end_reason if response.finish_reason == "cancelled" else response.stop_reason
+
+    def timings(self, response: Response, run: Run) -> dict[str, Any]:
+        """Where the time went, with llama.cpp's names; milliseconds."""
+        usage, timings = response.usage, response.timings
+        n_new = usage.prompt_tokens - usage.cached_tokens
+        first_ms = (run.first_token - run.arrived) * 1000 if run.first_token else 0.0
+        return {
+            "cache_n": usage.cached_tokens,
+            "prompt_n": n_new,
+            "prompt_ms": round(timings.prefill_s * 1000, 3),
+            "prompt_per_second": round(timings.prefill_tps, 3),
+            "predicted_n": usage.completion_tokens,
+            "predicted_ms": round(timings.decode_s * 1000, 3),
+            "predicted_per_second": round(timings.decode_tps, 3),
+            "queue_ms": round(run.queue_s * 1000, 3),
+            "encode_ms": round(timings.encode_s * 1000, 3),
+            "first_token_ms": round(first_ms, 3),
+        }
+
+    def kimi(self, response: Response, run: Run) -> dict[str, Any]:
+        """What only this server says."""
+        return {
+            "seed": response.seed,
+            "notices": self.notices,
+            "images": self.images,
+            "stop_reason": self.stop_reason(run, response),
+            "stop_string": response.stop_string,
+        }
+
+    def _note_figures(self) -> None:
+        if not self.responses:
+            reason = self.runs[0].end_reason if self.runs else None
+            self.context.fields.setdefault("finish", reason or "-")
+            return
+        first = self.responses[min(self.responses)]
+        reasons = {self.stop_reason(self.runs[i], one) or one.finish_reason for i, one in self.responses.items()}
+        self.context.fields |= {
+            "finish": ",".join(sorted(reasons)),
+            "cached": first.usage.cached_tokens,
+            "completion": sum(one.usage.completion_tokens for one in self.responses.values()),
+            "queue_ms": round(self.runs[0].queue_s * 1000),
+            "encode_ms": round(first.timings.encode_s * 1000),
+            "prefill_ms": round(first.timings.prefill_s * 1000),
+            "decode_ms": round(first.timings.decode_s * 1000),
+            "tps": round(first.timings.decode_tps, 1),
+        }

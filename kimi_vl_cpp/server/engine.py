@@ -1,0 +1,373 @@
+"""The seam between HTTP and the model: streams of `KimiVL` iterated by worker threads, their events on the event loop.
+
+Owns the queue before the workers (first come, first served for each key, the keys in turn), cancelling in every state
+and back-pressure. The only file that runs an answer; it knows no HTTP and no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from ..errors import Cancelled
+from ..types import Piece, Response
+from ..version import __version__
+from .errors import Refused, unavailable
+from .metrics import Metrics
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..generation.stream import PieceStream
+    from ..model import KimiVL
+
+_T = TypeVar("_T")
+RunState = Literal["preparing", "queued", "encode", "prefill", "decode", "ended"]
+N_WORKERS = 2
+"""Threads that prepare requests: pictures, tokens."""
+MAX_UNREAD = 256 << 10
+"""Bytes of an answer that wait for its client before no more of it is computed."""
+_PIECE_BYTES = 256  # what a piece takes as an event, beside its text
+_STUCK_S = 60.0
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far a stage of the prompt is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+Event = Piece | ProgressEvent | Response | BaseException
+"""What comes out of a run: pieces and progress, then its response or an error, once."""
+
+
+class Run:
+    """One answer, from its arrival to its end. `events` is read on the event loop; the rest is for any thread.
+
+    index: which of the answers to one request. end_reason: why it was ended from outside.
+    """
+
+    def __init__(self, engine: Engine, key: str, index: int, events: asyncio.Queue[tuple[int, Event]]) -> None:
+        self.key = key
+        self.index = index
+        self.state: RunState = "preparing"
+        self.end_reason: str | None = None
+        self.arrived = time.perf_counter()
+        self.queued = self.started = self.first_token = 0.0
+        self.n_done = 0
+        self.wants_progress = False
+        self.stream: PieceStream | None = None
+        self._engine = engine
+        self._events = events
+        self._unread = 0
+        self._read = threading.Condition()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that it waited for its turn, so far or in all."""
+        return (self.started or time.perf_counter()) - self.queued if self.queued else 0.0
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for its client to read."""
+        return self._unread > MAX_UNREAD
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """The progress callback of its stream; may be called before the stream is known."""
+        if stage in ("encode", "prefill"):
+            self.state = "encode" if stage == "encode" else "prefill"
+        self._engine.note_progress()
+        if self.wants_progress:
+            self.give(ProgressEvent(stage, done, total))
+
+    def taken(self, piece: Piece) -> None:
+        """The reader has taken a piece and got rid of it."""
+        with self._read:
+            self._unread -= len(piece.text.encode()) + _PIECE_BYTES
+            self._read.notify()
+
+    def end(self, reason: str) -> None:
+        """Ends it, in whatever state; what there is of it comes as its response. From any thread, on the loop when it
+        is queued."""
+        if self.state == "ended":
+            return
+        self.end_reason = self.end_reason or reason
+        if self.stream is not None:
+            self.stream.cancel()
+        with self._read:
+            self._read.notify()
+        self._engine.withdraw(self)
+
+    def end_thinking(self) -> None:
+        """Ends its reasoning at the next token."""
+        if self.stream is not None:
+            self.stream.end_thinking()
+
+    def work(self) -> None:
+        """Reads its stream to the end. In a worker thread."""
+        stream = self.stream
+        assert stream is not None
+        self.started = time.perf_counter()
+        self.state = "prefill"
+        outcome: Event
+        try:
+            for piece in stream:
+                self._note(piece)
+                self.give(piece)
+                self._wait_for_reader()
+            assert stream.result is not None
+            outcome = stream.result
+        except BaseException as error:  # whatever it is, it is the outcome
+            outcome = error
+        finally:
+            stream.close()
+        self._engine.finished(self, outcome)
+
+    def _note(self, piece: Piece) -> None:
+        if not self.first_token:
+            self.first_token = time.perf_counter()
+        self.state = "decode"
+        self.n_done += len(piece.token_ids)
+        self._engine.note_progress()
+        with self._read:
+            self._unread += len(piece.text.encode()) + _PIECE_BYTES
+
+    def _wait_for_reader(self) -> None:
+        if self._unread <= MAX_UNREAD:
+            return
+        deadline = time.monotonic() + self._engine.settings.slow_client
+        with self._read:
+            while self.paused and self.end_reason is None and (left := deadline - time.monotonic()) > 0:
+                self._read.wait(left)
+        if self.paused and self.end_reason is None:
+            self.end("slow_client")
+
+    def give(self, event: Event) -> None:
+        """Puts an event out."""
+        self._engine.post(self._events, (self.index, event))
+
+
+class Engine:
+    """Everything that runs on one open model."""
+
+    def __init__(self, model: KimiVL, settings: Settings, metrics: Metrics) -> None:
+        """To be made on the event loop."""
+        self.model = model
+        self.settings = settings
+        self.runs: dict[str, list[Run]] = {}
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._queued: OrderedDict[str, deque[Run]] = OrderedDict()
+        self._running: set[Run] = set()
+        self._n_preparing = 0
+        self._pool = ThreadPoolExecutor(settings.max_running, "answer")
+        self._workers = ThreadPoolExecutor(N_WORKERS, "prepare")
+        self._last_progress = time.monotonic()
+        self._ended: deque[float] = deque(maxlen=32)
+
+    # Numbers
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with everything that changes the bits of an answer: weights, KV type, instruction set, version."""
+        loaded = self.model.loaded
+        digest = hashlib.sha256(f"{loaded.kv_type} {sorted(loaded.engine.config.items())}".encode())
+        for path in (loaded.files.text, loaded.files.mmproj):
+            if path is not None:
+                digest.update(f" {path.stat().st_size} ".encode())
+                with path.open("rb") as file:
+                    digest.update(file.read(1 << 20))
+        return f"kvl-{__version__}-{digest.hexdigest()[:8]}"
+
+    @property
+    def image_cache_bytes(self) -> int:
+        """Memory that encoded pictures take."""
+        return self.model.loaded.image_cache.n_bytes
+
+    @property
+    def n_running(self) -> int:
+        """Answers being computed."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Answers that are prepared or queued."""
+        return self._n_preparing + sum(len(runs) for runs in self._queued.values())
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing has moved for a minute while there was work."""
+        busy = any(not run.paused for run in list(self._running))
+        return busy and time.monotonic() - self._last_progress > _STUCK_S
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which a place in the queue may be free, from the speed at which answers ended lately."""
+        if len(self._ended) < 2:
+            return 2.0
+        return (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
+
+    def note_progress(self) -> None:
+        """Something moved."""
+        self._last_progress = time.monotonic()
+
+    # The way of a request
+
+    def admit(self, request_id: str, key: str, n: int = 1) -> tuple[list[Run], asyncio.Queue[tuple[int, Event]]]:
+        """Places in the queue for the n answers to one request, and where their events come.
+
+        Raises Refused: 503 when the queue is full, 429 when the key has too many.
+        """
+        self._refuse_more(key, n)
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        runs = [Run(self, key, index, events) for index in range(n)]
+        self.runs[request_id] = runs
+        self._n_preparing += n
+        return runs, events
+
+    def _refuse_more(self, key: str, n: int) -> None:
+        settings = self.settings
+        free = max(0, settings.max_running - self.n_running)
+        if self.n_waiting + n > settings.max_queue + free:
+            self._metrics.rejected("queue_full")
+            raise unavailable(
+                f"the queue is full: {self.n_waiting} requests wait, as many as are let in",
+                "serve.queue_full",
+                self.retry_after,
+            )
+        if settings.max_per_key:
+            n_own = sum(run.key == key for runs in self.runs.values() for run in runs)
+            if n_own + n > settings.max_per_key:
+                self._metrics.rejected("per_key")
+                raise Refused(
+                    429,
+                    f"this key has {n_own} requests under way, at most {settings.max_per_key} are let in",
+                    "serve.too_many",
+                    headers={"Retry-After": str(round(min(60, max(1, self.retry_after))))},
+                )
+
+    async def prepare(self, function: Callable[[], _T]) -> _T:
+        """`function()` in one of the threads that prepare requests."""
+        return await self._loop.run_in_executor(self._workers, function)
+
+    def enqueue(self, run: Run, stream: PieceStream) -> None:
+        """Puts a prepared run into the queue; it starts when its turn comes. On the event loop."""
+        run.stream = stream
+        self._n_preparing -= 1
+        if run.end_reason is not None:
+            self._finish_unstarted(run)
+            return
+        run.state, run.queued = "queued", time.perf_counter()
+        self._queued.setdefault(run.key, deque()).append(run)
+        if self.settings.max_queue_s:
+            self._loop.call_later(self.settings.max_queue_s, self._waited_too_long, run)
+        self._start_more()
+
+    def release(self, request_id: str) -> None:
+        """Forgets a request: its runs end if they have not ended. On the event loop."""
+        for run in self.runs.pop(request_id, ()):
+            if run.state == "preparing" and run.stream is None:
+                self._n_preparing -= 1
+                run.state = "ended"
+            elif run.state != "ended":
+                self._metrics.cancelled(run.state)
+                run.end("disconnected")
+
+    def withdraw(self, run: Run) -> None:
+        """Takes a run out of the queue, where it is still there."""
+        if run.state == "queued":
+            self._loop.call_soon_threadsafe(self._withdraw, run)
+
+    def _withdraw(self, run: Run) -> None:
+        waiting = self._queued.get(run.key)
+        if waiting is None or run not in waiting:
+            return
+        waiting.remove(run)
+        if not waiting:
+            del self._queued[run.key]
+        self._finish_unstarted(run)
+
+    def _finish_unstarted(self, run: Run) -> None:
+        assert run.stream is not None
+        run.stream.close()
+        run.state = "ended"
+        reason = run.end_reason
+        if reason == "queue":
+            self._metrics.rejected("queue_time")
+            run.give(unavailable("the request waited too long for its turn", "serve.queue_time", self.retry_after))
+        elif reason == "timeout":
+            run.give(unavailable("the request reached its time limit while it waited", "serve.timeout", 5))
+        else:
+            run.give(Cancelled("the request was cancelled while it waited", "request.cancelled"))
+
+    def _waited_too_long(self, run: Run) -> None:
+        if run.state == "queued":
+            run.end("queue")
+
+    def _start_more(self) -> None:
+        """Starts queued runs while there is room, one key after the other."""
+        while self._queued and len(self._running) < self.settings.max_running:
+            key, waiting = next(iter(self._queued.items()))
+            run = waiting.popleft()
+            del self._queued[key]
+            if waiting:
+                self._queued[key] = waiting  # behind the other keys
+            self._running.add(run)
+            self.note_progress()
+            self._pool.submit(run.work)
+
+    def finished(self, run: Run, outcome: Event) -> None:
+        """A worker thread has ended a run."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._finish, run, outcome)
+
+    def _finish(self, run: Run, outcome: Event) -> None:
+        run.state = "ended"
+        self._running.discard(run)
+        now = time.perf_counter()
+        self._ended.append(now)
+        if isinstance(outcome, Response):
+            first = run.first_token - run.arrived if run.first_token else 0.0
+            total = now - run.arrived
+            self._metrics.answered(outcome, run.key, run.queue_s, total, first, same_prompt=run.index > 0)
+            assert run.stream is not None
+            if run.stream.thinking_closed_by:
+                self._metrics.thinking_closed(run.stream.thinking_closed_by)
+        run.give(outcome)
+        self._start_more()
+
+    def post(self, events: asyncio.Queue[tuple[int, Event]], event: tuple[int, Event]) -> None:
+        """Puts an event into a queue of the loop, from any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(events.put_nowait, event)
+
+    # The end
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is under way or waiting."""
+        return not self._running and not self.n_waiting
+
+    def end_all(self, reason: str) -> None:
+        """Ends every run."""
+        for runs in list(self.runs.values()):
+            for run in runs:
+                run.end(reason)
+
+    def close(self) -> None:
+        """Ends every run, waits for the threads and frees the model."""
+        self.end_all("shutdown")
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.model.close()

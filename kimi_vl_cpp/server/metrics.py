@@ -1,0 +1,103 @@
+"""Counters, gauges and histograms of one server, in Prometheus' text format, with vLLM's names behind `kimi_vl_`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from ..types import Response
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody reads
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """per_key: counters of requests and tokens carry the name of the key."""
+
+    def __init__(self, per_key: bool = False) -> None:
+        self._per_key = per_key
+        self.registry = CollectorRegistry()
+        self.model = "kimi-vl"
+        extra = ("key",) if per_key else ()
+        self._prompt = self._counter("prompt_tokens", "Positions of prompts.", *extra)
+        self._generated = self._counter("generation_tokens", "Tokens of answers.", *extra)
+        self._cached = self._counter(
+            "prompt_tokens_cached", "Positions of prompts that were not computed again.", *extra
+        )
+        self._image = self._counter("image_tokens", "Positions of prompts that are pictures.", *extra)
+        self._finished = self._counter("request_success", "Answers that ended.", "finished_reason", *extra)
+        self._cancelled = self._counter("requests_cancelled", "Answers whose client left, by state.", "state")
+        self._rejected = self._counter("requests_rejected", "Requests that were not taken.", "reason")
+        self._closed = self._counter("thinking_closed", "Reasonings that were ended.", "reason")
+        self._http = self._counter("http_requests", "HTTP requests.", "handler", "method", "status")
+        self._first = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
+        self._gap = self._histogram("inter_token_latency_seconds", "Mean time between the tokens of an answer.")
+        self._whole = self._histogram("e2e_request_latency_seconds", "From a request's arrival to its end.")
+        self._queue = self._histogram("request_queue_time_seconds", "Time that an answer waited to be computed.")
+        self._prefill = self._histogram("request_prefill_time_seconds", "Time of computing a prompt.")
+        self._decode = self._histogram("request_decode_time_seconds", "Time of computing the tokens after the first.")
+        self._encode = self._histogram("image_encode_seconds", "Time of encoding the pictures of a prompt.")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"kimi_vl_{name}", text, ("model", *labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"kimi_vl_{name}", text, ("model",), registry=self.registry, buckets=_SECONDS)
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A number that is asked for when it is read."""
+        gauge = Gauge(f"kimi_vl_{name}", text, ("model",), registry=self.registry)
+        gauge.labels(self.model).set_function(value)
+
+    def counter_of(self, name: str, text: str, names: Iterable[str] = ()) -> Counter:
+        """A further counter."""
+        return self._counter(name, text, *names)
+
+    def answered(
+        self, response: Response, key: str, queue_s: float, total_s: float, first_s: float, *, same_prompt: bool
+    ) -> None:
+        """An answer that ended, by itself or not. first_s: from its arrival to its first token, 0 without one.
+        same_prompt: it is another answer to a prompt that is counted already."""
+        usage, timings = response.usage, response.timings
+        extra = (key or "-",) if self._per_key else ()
+        self._generated.labels(self.model, *extra).inc(usage.completion_tokens)
+        if not same_prompt:
+            self._prompt.labels(self.model, *extra).inc(usage.prompt_tokens)
+            self._cached.labels(self.model, *extra).inc(usage.cached_tokens)
+            self._image.labels(self.model, *extra).inc(usage.image_tokens)
+        self._finished.labels(self.model, response.finish_reason, *extra).inc()
+        self._queue.labels(self.model).observe(queue_s)
+        self._whole.labels(self.model).observe(total_s)
+        self._prefill.labels(self.model).observe(timings.prefill_s)
+        self._decode.labels(self.model).observe(timings.decode_s)
+        if first_s:
+            self._first.labels(self.model).observe(first_s)
+        if usage.completion_tokens > 1:
+            self._gap.labels(self.model).observe(timings.decode_s / (usage.completion_tokens - 1))
+        if timings.encode_s:
+            self._encode.labels(self.model).observe(timings.encode_s)
+
+    def cancelled(self, state: str) -> None:
+        """An answer whose client left, or that was cancelled otherwise."""
+        self._cancelled.labels(self.model, state).inc()
+
+    def rejected(self, reason: str) -> None:
+        """A request that was not taken."""
+        self._rejected.labels(self.model, reason).inc()
+
+    def thinking_closed(self, reason: str) -> None:
+        """A reasoning that was ended before the model did."""
+        self._closed.labels(self.model, reason).inc()
+
+    def http(self, handler: str, method: str, status: int) -> None:
+        """An HTTP request that was answered."""
+        known = method if method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH") else "other"
+        self._http.labels(self.model, handler, known, str(status)).inc()
+
+    def text(self) -> bytes:
+        """All of them."""
+        return generate_latest(self.registry)

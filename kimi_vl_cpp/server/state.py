@@ -1,0 +1,64 @@
+"""What the endpoints of one server share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+
+from .errors import Refused, unavailable
+from .logs import Log
+from .metrics import Metrics
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..model import KimiVL
+    from .engine import Engine
+
+KEY = "kimi_vl.state"
+
+
+@dataclass
+class State:
+    """settings: what the server was started with. engine: the model, None while it loads. draining: the server is
+    ending and takes no new requests."""
+
+    settings: Settings
+    log: Log
+    metrics: Metrics
+    engine: Engine | None = None
+    draining: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def ready(self) -> Engine:
+        """The engine. Raises Refused (503) while the model loads or the server ends."""
+        if self.draining:
+            raise unavailable("the server is shutting down", "serve.shutdown", 5)
+        if self.engine is None:
+            raise unavailable("the model is being loaded", "serve.loading", 5)
+        return self.engine
+
+    @property
+    def model(self) -> KimiVL:
+        """The model. Raises like `ready`."""
+        return self.ready.model
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the model, the first of which answers carry."""
+        return list(self.settings.aliases) or [self.model.files.text.stem]
+
+    def check_name(self, name: str | None) -> None:
+        """With --strict, raises Refused (404) for a name that is not the model's."""
+        if self.settings.strict and name is not None and name not in self.names:
+            message = f"model: there is no {name[:100]!r} here, only {', '.join(self.names)}"
+            raise Refused(404, message, "serve.unknown_model", param="model")
+
+
+def state_of(request: Request) -> State:
+    """The state of the server that a request came to."""
+    state: State = request.scope[KEY]
+    return state

@@ -138,8 +138,60 @@ class Engine:
         A row that fails has its error in its place (ContextFull, OutOfMemory, BadRequest ...) and its session is as
         before; the other rows are not affected. A session or a sampler may appear once.
         """
+    def begin_prefill(
+        self,
+        session: Session,
+        parts: Sequence[NDArray[Any]],
+        logits: Literal["none", "last", "all"] = "last",
+        expanded: NDArray[np.bool_] | None = None,
+        chunk: int = 0,
+    ) -> PrefillTask:
+        """`Session.prefill` in pieces: raises what it would, before any work, and computes nothing yet."""
+    def begin_image(self, pixels: NDArray[np.uint8]) -> ImageTask:
+        """`encode_image` in pieces: raises what it would, and computes nothing yet. pixels must not change before the
+        first `advance`."""
     def close(self) -> None:
         """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
+
+class PrefillTask:
+    """A prompt on its way through the decoder, chunk by chunk and layer by layer.
+
+    Between two calls of `advance` other tasks, steps and calls of the engine may run; the bits are those of
+    `Session.prefill`. Until the task is done, fails or is cancelled (dropping it cancels it), every other use of its
+    session raises BadRequest "session.busy"; `Session.n_past` counts the chunks that are whole.
+    """
+
+    def advance(self, n_layers: int = 1) -> bool:
+        """Computes up to n_layers layers, of the next chunk too when one is finished; the last layer of the prompt
+        includes the logits. Returns `done`. An error, or a signal handler that raises, ends the task: the session then
+        holds the whole chunks. Raises BadRequest "task.ended" after that or after `cancel`."""
+    @property
+    def done(self) -> bool: ...
+    @property
+    def n_done(self) -> int:
+        """New positions that the session holds: those of whole chunks."""
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """What `Session.prefill` would have returned. Raises BadRequest "task.unfinished" before it is done."""
+    def cancel(self) -> None:
+        """Ends it: the session is free, and holds the whole chunks. Harmless when it has ended already."""
+
+class ImageTask:
+    """A picture on its way through MoonViT and the projector, with the bits of `Engine.encode_image`.
+
+    Between two calls of `advance` other tasks, steps and calls of the engine may run.
+    """
+
+    def advance(self, n_blocks: int = 1) -> bool:
+        """Computes up to n_blocks of: the patches, every block of the tower, the projector. Returns `done`. Errors end
+        it as they end a PrefillTask."""
+    @property
+    def done(self) -> bool: ...
+    @property
+    def result(self) -> NDArray[np.float32]:
+        """[(H/28)*(W/28), hidden_size]. Raises BadRequest "task.unfinished" before it is done."""
+    def cancel(self) -> None:
+        """Ends it and frees its memory. Harmless when it has ended already."""
 
 class Importance:
     """Sums of squares of what every weight of an engine is multiplied with, over all of its calls from now on.

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "call_args.h"
 #include "engine/engine.h"
 #include "guarded.h"
 #include "model/config.h"
@@ -63,24 +64,15 @@ std::shared_ptr<gguf::File> shared_file(const std::shared_ptr<Engine>& engine, c
   return {engine, const_cast<gguf::File*>(file)};
 }
 
-Pixels pixels_of(const py::array& array) {
-  KIMI_CHECK(py::isinstance<py::array_t<uint8_t>>(array) && array.ndim() == 3 && array.shape(2) == 3, ErrorKind::bad_request,
-             "request.pixels", "pixels must be a uint8 array of shape [H, W, 3]");
-  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.pixels",
-             "pixels must be contiguous: pass numpy.ascontiguousarray(pixels)");
-  return {static_cast<const uint8_t*>(array.data()), array.shape(0), array.shape(1)};
-}
-
 FloatArray encode(PyEngine& self, const py::array& array, py::object progress, bool tower_only) {
   const std::shared_ptr<Engine> engine = self.engine;
-  const VisionConfig* vision = self.get().vision();
   const Pixels pixels = pixels_of(array);
   Guarded guarded(std::move(progress));
-  if (!vision) self.get().encode_image(pixels, {}, nullptr, nullptr);  // throws what is missing
-  check_pixels(*vision, pixels);
-  const int64_t patches = count_patches(*vision, pixels);
-  FloatArray out({tower_only ? patches : patches / (vision->merge * vision->merge),
-                  tower_only ? vision->hidden_size : vision->text_hidden_size});
+  const VisionConfig& vision = self.get().require_vision();
+  check_pixels(vision, pixels);
+  const int64_t patches = count_patches(vision, pixels);
+  FloatArray out({tower_only ? patches : patches / (vision.merge * vision.merge),
+                  tower_only ? vision.hidden_size : vision.text_hidden_size});
   float* data = out.mutable_data();
   const Progress callback = guarded.callback();
   guarded.run([&] {

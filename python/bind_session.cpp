@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "call_args.h"
 #include "engine/decode.h"
 #include "engine/sampler.h"
 #include "engine/session.h"
@@ -16,64 +17,9 @@ namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
-Logits parse_logits(const std::string& text) {
-  if (text == "none") return Logits::none;
-  if (text == "last") return Logits::last;
-  if (text == "all") return Logits::all;
-  fail(ErrorKind::bad_request, "request.logits", "logits is \"%s\", expected none, last or all", text.c_str());
-}
-
-Part part_of(const py::array& array, int64_t hidden) {
-  KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.part",
-             "a part must be contiguous: pass numpy.ascontiguousarray(part)");
-  Part part;
-  if (py::isinstance<py::array_t<int32_t>>(array) && array.ndim() == 1) {
-    part.ids = static_cast<const int32_t*>(array.data());
-  } else {
-    KIMI_CHECK(py::isinstance<py::array_t<float>>(array) && array.ndim() == 2 && array.shape(1) == hidden, ErrorKind::bad_request,
-               "request.part", "a part must be int32 token ids of shape [n] or float32 embeddings of shape [n, %lld]",
-               static_cast<long long>(hidden));
-    part.embeddings = static_cast<const float*>(array.data());
-  }
-  part.n = array.shape(0);
-  return part;
-}
-
-// Whether each row is expanded, [n] of bool; None: as the pages say.
-std::vector<RowForm> forms_of(const py::object& expanded) {
-  if (expanded.is_none()) return {};
-  KIMI_CHECK(py::isinstance<py::array_t<bool>>(expanded), ErrorKind::bad_request, "request.forms",
-             "expanded must be an array of bool, one for each row");
-  const auto rows = py::cast<py::array_t<bool, py::array::c_style>>(expanded);
-  KIMI_CHECK(rows.ndim() == 1, ErrorKind::bad_request, "request.forms", "expanded must have one dimension, a value for each row");
-  std::vector<RowForm> forms;
-  for (py::ssize_t i = 0; i < rows.size(); ++i) forms.push_back(rows.data()[i] ? RowForm::expanded : RowForm::absorbed);
-  return forms;
-}
-
-// What the context check of the engine would say, before memory for logits is taken.
-void check_room(const Session& session, int64_t n) {
-  KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
-  KIMI_CHECK(n <= session.n_ctx() - session.n_past(), ErrorKind::context_full, "context.full",
-             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller "
-             "pictures",
-             static_cast<long long>(n), static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
-}
-
 std::vector<py::object> run_step(Engine& engine, std::vector<Slice>& slices, int64_t chunk, py::object progress) {
-  const int64_t vocab = engine.text().vocab_size;
   std::vector<py::object> results;
-  for (Slice& slice : slices) {
-    const int64_t n = slice.n();
-    check_room(*slice.session, n);
-    if (slice.want == Logits::none) {
-      results.push_back(py::none());
-    } else {
-      FloatArray out = slice.want == Logits::all ? FloatArray({n, vocab}) : FloatArray({vocab});
-      slice.logits = out.mutable_data();
-      results.push_back(std::move(out));
-    }
-  }
+  for (Slice& slice : slices) results.push_back(room_for_logits(&slice, engine.text().vocab_size));
   Guarded guarded(std::move(progress));
   const Progress callback = guarded.callback();
   guarded.run([&] { engine.step(slices, chunk, callback, &guarded); });

@@ -12,6 +12,7 @@ void bind_quant(pybind11::module_& m);    // quantize_rows
 void bind_bench(pybind11::module_& m);    // submodule bench: the peaks of this machine
 void bind_engine(pybind11::module_& m);   // Engine, check_text_model, check_vision_file
 void bind_session(pybind11::module_& m);  // Sampler, Session, Engine.step, Engine.decode
+void bind_task(pybind11::module_& m);     // PrefillTask, ImageTask, Engine.begin_prefill, Engine.begin_image
 void bind_pages(pybind11::module_& m);    // PagePool, Page, Session.pages, .adopt, .fork
 void bind_machine(pybind11::module_& m);  // isas, cpu_info, cpu_count
 void bind_imatrix(pybind11::module_& m);  // Importance

@@ -62,6 +62,7 @@ PYBIND11_MODULE(_core, m) {
   kimi::bind_bench(m);
   kimi::bind_engine(m);
   kimi::bind_session(m);
+  kimi::bind_task(m);
   kimi::bind_pages(m);
   kimi::bind_machine(m);
   kimi::bind_imatrix(m);

@@ -63,8 +63,8 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
   }
   if (ready.rows.empty()) return;
 
-  float* input = decoder_->input(n_rows);
-  std::vector<DecoderSlice> slices;
+  DecoderPass pass;
+  float* input = pass.begin(n_rows, text_config_.hidden_size);
   for (DecodeRow* row : ready.rows) {
     const auto n = static_cast<int64_t>(row->tokens.size()), n_logits = row->sampler ? n : 1;
     Session& session = *row->session;
@@ -74,9 +74,9 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
     DecoderSlice slice{&session.table_, {}, RowForm::absorbed, {}};
     for (int64_t i = 0; i < n; ++i) slice.positions.push_back(static_cast<int32_t>(session.n_past() + i));
     for (int64_t i = 0; i < n_logits; ++i) slice.logits.push_back(session.new_logits_.data() + i * vocab);
-    slices.push_back(std::move(slice));
+    pass.add(std::move(slice));
   }
-  decoder_->forward(*backend_, slices);
+  decoder_->finish(*backend_, &pass);
 
   backend_->set_interrupt(nullptr);  // from here on all rows are finished
   backend_->for_each(static_cast<int64_t>(ready.rows.size()), [&](int64_t r) {

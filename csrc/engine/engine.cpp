@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "engine/call.h"
+#include "engine/task.h"
 
 namespace kimi {
 
@@ -69,27 +70,28 @@ Numbers Engine::picture_numbers(bool float_activations) const {
   return bytes && !floats && !float_activations ? Numbers::bf16 : Numbers::floats;
 }
 
-MoonVit& Engine::require_vision() {
-  KIMI_CHECK(moonvit_, ErrorKind::unsupported, "model.no_vision",
+const VisionConfig& Engine::require_vision() const {
+  KIMI_CHECK(vision_config_, ErrorKind::unsupported, "model.no_vision",
              "%s: this model was opened without its vision part: give the mmproj file that belongs to it to ask about pictures",
              file_.path().c_str());
-  return *moonvit_;
+  return *vision_config_;
+}
+
+void Engine::run_tower(const Pixels& pixels, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out) {
+  TowerTask task(*this, pixels, output, out);
+  const Call call(*this, interrupt);
+  do {
+    if (progress) progress(task.n_done(), task.n_total());
+  } while (!task.advance());
+  if (progress) progress(task.n_done(), task.n_total());
 }
 
 void Engine::vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
-  MoonVit& vit = require_vision();
-  const Call call(*this, interrupt);
-  vit.tower(*backend_, pixels, progress, out);
+  run_tower(pixels, TowerOutput::features, progress, interrupt, out);
 }
 
 void Engine::encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
-  MoonVit& vit = require_vision();
-  check_pixels(*vision_config_, pixels);
-  const Call call(*this, interrupt);
-  AlignedBuffer<float> features(static_cast<size_t>(count_patches(*vision_config_, pixels) * vision_config_->hidden_size));
-  vit.tower(*backend_, pixels, progress, features.data());
-  vit.project(*backend_, features.data(), pixels.height / vision_config_->patch_size, pixels.width / vision_config_->patch_size,
-              out);
+  run_tower(pixels, TowerOutput::embeddings, progress, interrupt, out);
 }
 
 void Engine::between_calls(const std::function<void()>& body) {

@@ -30,6 +30,7 @@ struct EngineOptions {
 class Session;
 struct Slice;
 struct DecodeRow;
+enum class TowerOutput;
 
 using Progress = std::function<void(int64_t done, int64_t total)>;
 
@@ -47,7 +48,8 @@ class Engine {
   KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   Numbers picture_numbers(bool float_activations) const;
 
-  // Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
+  // Throws Error(unsupported, "model.no_vision") when the model came without a vision file; so do the two below.
+  const VisionConfig& require_vision() const;
   void vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
   void encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
 
@@ -68,15 +70,15 @@ class Engine {
 
  private:
   class Call;
-  MoonVit& require_vision();
+  friend class Task;
+  friend class ForwardTask;
+  friend class PrefillTask;
+  friend class TowerTask;
+  friend class ImageTask;
+  void run_tower(const Pixels& pixels, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slice(const Slice& slice) const;
-  void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
-  struct Piece {  // rows [first, first + n) of a slice
-    Slice* slice;
-    int64_t first, n;
-  };
-  void forward(const std::vector<Piece>& pieces);
+  static int64_t checked_chunk(int64_t chunk);
 
   gguf::File file_;
   std::optional<gguf::File> vision_file_;

@@ -46,6 +46,7 @@ Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<Kv
 
 void Session::truncate(int64_t n_past) {
   engine_->between_calls([&] {
+    check_free();
     KIMI_CHECK(n_past >= 0 && n_past <= n_past_, ErrorKind::bad_request, "request.n_past",
                "cannot truncate to %lld tokens, the session has %lld", static_cast<long long>(n_past),
                static_cast<long long>(n_past_));
@@ -56,12 +57,16 @@ void Session::truncate(int64_t n_past) {
 
 std::vector<PageRef> Session::pages() const {
   std::vector<PageRef> found;
-  engine_->between_calls([&] { found = table_.pages(); });
+  engine_->between_calls([&] {
+    check_free();
+    found = table_.pages();
+  });
   return found;
 }
 
 void Session::adopt(std::span<const PageRef> pages, int64_t n_past) {
   engine_->between_calls([&] {
+    check_free();
     KIMI_CHECK(n_past_ == 0, ErrorKind::bad_request, "request.pages",
                "the session holds %lld positions: only an empty one adopts", static_cast<long long>(n_past_));
     KIMI_CHECK(n_past >= 0 && n_past <= n_ctx_, ErrorKind::bad_request, "request.n_past",
@@ -89,12 +94,18 @@ void Session::adopt(std::span<const PageRef> pages, int64_t n_past) {
 std::unique_ptr<Session> Session::fork() const {
   auto copy = std::make_unique<Session>(engine_, n_ctx_, std::nullopt, table_.pool());
   engine_->between_calls([&] {
+    check_free();
     copy->table_.share(table_.pages());
     copy->n_past_ = n_past_.load();
     copy->n_pages_ = n_pages_.load();
     copy->logits_ = logits_;
   });
   return copy;
+}
+
+void Session::check_free() const {
+  KIMI_CHECK(!busy_, ErrorKind::bad_request, "session.busy",
+             "a prefill task of this session is not done: advance it to its end or cancel it first");
 }
 
 void Session::reserve(int64_t n) {

@@ -36,16 +36,20 @@ class Session {
 
  private:
   friend class Engine;
+  friend class ForwardTask;
+  friend class PrefillTask;
   // For the engine's calls, which hold the engine: room for n more positions, that n have been computed, and that no more come.
   void reserve(int64_t n);
   void advance(int64_t n);
   void drop(int64_t n_past);
+  void check_free() const;  // throws Error(bad_request, "session.busy")
 
   std::shared_ptr<Engine> engine_;
   const int64_t n_ctx_;
   PageTable table_;
   std::atomic<int64_t> n_past_ = 0, n_pages_ = 0;  // n_pages_: of the table
   std::vector<float> logits_, new_logits_;         // new_logits_: of the step under way
+  bool busy_ = false;                              // a task is filling it
 };
 
 // A run of new positions: ids [n], or embeddings [n, hidden_size].

@@ -5,56 +5,75 @@
 
 namespace kimi {
 
-// Of the last layer, rows without logits need their entries in the cache and nothing else; an observer still sees all rows.
-void Decoder::forward(Backend& backend, const std::vector<DecoderSlice>& slices) {
-  const TextConfig& c = config_;
-  int64_t n = 0, n_expanded = 0;
-  std::vector<AttentionSlice> attended;
-  for (const DecoderSlice& slice : slices) {
-    attended.push_back({n, slice.n(), slice.positions.data(), slice.form, {}, slice.n(), n});
-    n += slice.n();
-    if (slice.form == RowForm::expanded) n_expanded = n;
-  }
-  normed_.resize(static_cast<size_t>(n * c.hidden_size));
-  int64_t n_out = n;
-  for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
-    const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
-    backend.rms_norm(x_.data(), w.attn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
-    if (i + 1 == c.num_hidden_layers && !backend.observed()) {
-      n_out = keep_wanted(slices, &n_expanded);
-      int64_t out0 = 0;
-      for (size_t s = 0; s < slices.size(); ++s) {
-        attended[s].n_out = slices[s].n_logits();
-        attended[s].out0 = out0;
-        out0 += slices[s].n_logits();
-      }
-    }
-    for (size_t s = 0; s < slices.size(); ++s) attended[s].cache = slices[s].cache->layer(i);
-    attention(backend, w, attended, n, n_out);
-    if (n_out > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n_out, n_expanded);
-    backend.check_interrupt();
-  }
-  if (backend.observed()) keep_wanted(slices, &n_expanded);
-  logits(backend, slices);
+float* DecoderPass::begin(int64_t n, int64_t hidden_size) {
+  slices_.clear();
+  attended_.clear();
+  n_ = n;
+  layer_ = 0;
+  wanted_only_ = false;
+  x_.resize(static_cast<size_t>(n * hidden_size));
+  return x_.data();
 }
 
-int64_t Decoder::keep_wanted(const std::vector<DecoderSlice>& slices, int64_t* n_expanded) {
-  const int64_t hidden = config_.hidden_size;
-  int64_t row = 0, kept = 0;
-  *n_expanded = 0;
-  for (const DecoderSlice& slice : slices) {
+void Decoder::start(DecoderPass* pass) const {
+  int64_t row = 0;
+  pass->n_expanded_ = 0;
+  for (const DecoderSlice& slice : pass->slices_) {
+    pass->attended_.push_back({row, slice.n(), slice.positions.data(), slice.form, {}, slice.n(), row});
     row += slice.n();
-    std::memmove(x_.data() + kept * hidden, x_.data() + (row - slice.n_logits()) * hidden,
+    if (slice.form == RowForm::expanded) pass->n_expanded_ = row;
+  }
+}
+
+// Of the last layer, rows without logits need their entries in the cache and nothing else; an observer still sees all rows.
+bool Decoder::advance(Backend& backend, DecoderPass* pass) {
+  const TextConfig& c = config_;
+  const int64_t i = pass->layer_++, n = pass->n_;
+  const bool last = i + 1 == c.num_hidden_layers;
+  if (i == 0) start(pass);
+  const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
+  float* x = pass->x_.data();
+  normed_.resize(static_cast<size_t>(n * c.hidden_size));
+  backend.rms_norm(x, w.attn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
+  int64_t n_out = n;
+  if (last && !backend.observed()) {
+    n_out = keep_wanted(pass);
+    int64_t out0 = 0;
+    for (size_t s = 0; s < pass->slices_.size(); ++s) {
+      pass->attended_[s].n_out = pass->slices_[s].n_logits();
+      pass->attended_[s].out0 = out0;
+      out0 += pass->slices_[s].n_logits();
+    }
+  }
+  for (size_t s = 0; s < pass->slices_.size(); ++s) pass->attended_[s].cache = pass->slices_[s].cache->layer(i);
+  attention(backend, w, pass->attended_, n, n_out, x);
+  if (n_out > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n_out, pass->n_expanded_, x);
+  backend.check_interrupt();
+  if (!last) return false;
+  if (!pass->wanted_only_) keep_wanted(pass);
+  logits(backend, *pass);
+  return true;
+}
+
+int64_t Decoder::keep_wanted(DecoderPass* pass) const {
+  const int64_t hidden = config_.hidden_size;
+  float* x = pass->x_.data();
+  int64_t row = 0, kept = 0;
+  pass->n_expanded_ = 0;
+  for (const DecoderSlice& slice : pass->slices_) {
+    row += slice.n();
+    std::memmove(x + kept * hidden, x + (row - slice.n_logits()) * hidden,
                  static_cast<size_t>(slice.n_logits() * hidden) * sizeof(float));
     kept += slice.n_logits();
-    if (slice.form == RowForm::expanded) *n_expanded = kept;
+    if (slice.form == RowForm::expanded) pass->n_expanded_ = kept;
   }
+  pass->wanted_only_ = true;
   return kept;
 }
 
-// x_ [n_out] += attention of normed_ [n].
+// x [n_out] += attention of normed_ [n].
 void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n,
-                        int64_t n_out) {
+                        int64_t n_out, float* x) {
   const TextConfig& c = config_;
   MlaArgs mla{};
   mla.x = normed_.data();
@@ -76,14 +95,13 @@ void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const st
   mla.scale = c.softmax_scale;
   mla.rope_inv_freq = c.rope_inv_freq.data();
   mla.rope_mscale = c.rope_mscale;
-  mla.out = x_.data();
+  mla.out = x;
   backend.mla_attention(mla);
 }
 
-// x_ [n] += feed-forward of its norm; the first n_expanded rows are expanded.
-void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded) {
+// x [n] += feed-forward of its norm; the first n_expanded rows are expanded.
+void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded, float* x) {
   const TextConfig& c = config_;
-  float* x = x_.data();
   backend.rms_norm(x, w.ffn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
   if (dense) {
     backend.ffn({normed_.data(), n, w.dense, x, n_expanded});
@@ -105,9 +123,9 @@ void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool 
   backend.moe_ffn(moe);
 }
 
-// x_ holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them there;
-// the rows of all other slices share one pass over the output matrix.
-void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) {
+// The pass holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them
+// there; the rows of all other slices share one pass over the output matrix.
+void Decoder::logits(Backend& backend, const DecoderPass& pass) {
   constexpr int64_t kShared = 4;  // rows of a slice
   const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
   const auto project = [&](int64_t n, float* out, int64_t n_expanded) {
@@ -120,7 +138,7 @@ void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) 
     backend.linear(head);
   };
   const auto norm = [&](int64_t row, int64_t n, int64_t at) {
-    backend.rms_norm(x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden,
+    backend.rms_norm(pass.x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden,
                      normed_.data() + at * hidden);
   };
   struct Span {  // of rows whose logits lie one after the other
@@ -130,7 +148,7 @@ void Decoder::logits(Backend& backend, const std::vector<DecoderSlice>& slices) 
   };
   std::vector<Span> spans;
   int64_t row = 0;
-  for (const DecoderSlice& slice : slices) {
+  for (const DecoderSlice& slice : pass.slices_) {
     for (size_t i = 0; i < slice.logits.size(); ++i, ++row) {
       if (i > 0 && slice.logits[i] == slice.logits[i - 1] + vocab)
         ++spans.back().n;

@@ -172,25 +172,31 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
   }
 }
 
-void MoonVit::tower(Backend& backend, const Pixels& pixels, const LayerProgress& progress, float* out) {
-  check_pixels(config_, pixels);
-  const int64_t n = count_patches(config_, pixels), hidden = config_.hidden_size, layers = config_.num_hidden_layers;
-  normed_.resize(static_cast<size_t>(n * hidden));
-  AlignedBuffer<float> x(static_cast<size_t>(n * hidden));
-  embed_patches(backend, pixels, x.data());
-  const std::vector<float> cos_sin = rope_2d_cos_sin(pixels.height / config_.patch_size, pixels.width / config_.patch_size,
-                                                     hidden / config_.num_attention_heads, config_.split_rope);
-  for (int64_t i = 0; i < layers; ++i) {
-    if (progress) progress(i, layers);
-    block(backend, weights_.blocks[static_cast<size_t>(i)], cos_sin.data(), n, x.data());
-    backend.check_interrupt();
-  }
-  backend.layer_norm(x.data(), weights_.post_ln_weight.data(), weights_.post_ln_bias.data(), config_.layer_norm_eps, n, hidden,
-                     out);
-  if (progress) progress(layers, layers);
+void MoonVit::begin(Backend& backend, const Pixels& pixels, TowerPass* pass) {
+  pass->grid_h_ = pixels.height / config_.patch_size;
+  pass->grid_w_ = pixels.width / config_.patch_size;
+  pass->block_ = 0;
+  pass->x_.resize(static_cast<size_t>(pass->n_patches() * config_.hidden_size));
+  embed_patches(backend, pixels, pass->x_.data());
+  pass->cos_sin_ =
+      rope_2d_cos_sin(pass->grid_h_, pass->grid_w_, config_.hidden_size / config_.num_attention_heads, config_.split_rope);
 }
 
-void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) {
+void MoonVit::advance(Backend& backend, TowerPass* pass) {
+  normed_.resize(static_cast<size_t>(pass->n_patches() * config_.hidden_size));
+  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->cos_sin_.data(), pass->n_patches(), pass->x_.data());
+  backend.check_interrupt();
+}
+
+void MoonVit::finish(Backend& backend, const TowerPass& pass, float* out) {
+  backend.layer_norm(pass.x_.data(), weights_.post_ln_weight.data(), weights_.post_ln_bias.data(), config_.layer_norm_eps,
+                     pass.n_patches(), config_.hidden_size, out);
+}
+
+void MoonVit::project(Backend& backend, const TowerPass& pass, float* out) {
+  AlignedBuffer<float> features(static_cast<size_t>(pass.n_patches() * config_.hidden_size));
+  finish(backend, pass, features.data());
+  const int64_t grid_h = pass.grid_h(), grid_w = pass.grid_w();
   const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge),
                 merged = merge * merge * hidden;
   AlignedBuffer<float> gathered(static_cast<size_t>(n * hidden)), inner(static_cast<size_t>(blocks * merged));
@@ -198,7 +204,7 @@ void MoonVit::project(Backend& backend, const float* features, int64_t grid_h, i
   for (int64_t row = 0; row < grid_h; ++row)
     for (int64_t column = 0; column < grid_w; ++column) {
       const int64_t block = row / merge * (grid_w / merge) + column / merge, part = row % merge * merge + column % merge;
-      std::memcpy(gathered.data() + block * merged + part * hidden, features + (row * grid_w + column) * hidden,
+      std::memcpy(gathered.data() + block * merged + part * hidden, features.data() + (row * grid_w + column) * hidden,
                   static_cast<size_t>(hidden) * sizeof(float));
     }
   backend.layer_norm(gathered.data(), weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(),

@@ -1,7 +1,6 @@
 // MoonViT and the projector: pixels of one picture -> features of its patches -> embeddings for the decoder.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -9,8 +8,6 @@
 #include "model/weights.h"
 
 namespace kimi {
-
-using LayerProgress = std::function<void(int64_t done, int64_t total)>;
 
 // [H, W, 3] uint8, H and W multiples of merge * patch_size
 struct Pixels {
@@ -30,16 +27,35 @@ void resample_position_table(const float* table, int64_t side, int64_t channels,
 // order the first half of them turns with the column and the second with the row.
 std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_dim, bool split);
 
+// A picture on its way through the tower. Owns what is handed from block to block.
+class TowerPass {
+ public:
+  int64_t grid_h() const { return grid_h_; }
+  int64_t grid_w() const { return grid_w_; }
+  int64_t n_patches() const { return grid_h_ * grid_w_; }
+
+ private:
+  friend class MoonVit;
+  int64_t grid_h_ = 0, grid_w_ = 0;
+  int64_t block_ = 0;           // the next
+  AlignedBuffer<float> x_;      // [n_patches, hidden_size]
+  std::vector<float> cos_sin_;  // [n_patches, head_dim / 2, 2]
+};
+
 class MoonVit {
  public:
   // numbers: floats, or bf16 for products and attention; norms, softmax and what is handed from layer to layer stay float
   MoonVit(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
       : config_(config), weights_(weights), numbers_(numbers) {}
 
-  // out [n_patches, hidden_size], after the final norm
-  void tower(Backend& backend, const Pixels& pixels, const LayerProgress& progress, float* out);
-  // features [grid_h * grid_w, hidden_size] -> out [grid_h / 2 * grid_w / 2, text_hidden_size]
-  void project(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out);
+  // The patches of a picture that check_pixels has passed.
+  void begin(Backend& backend, const Pixels& pixels, TowerPass* pass);
+  // The next of config.num_hidden_layers blocks.
+  void advance(Backend& backend, TowerPass* pass);
+  // After the last block: the final norm. out [n_patches, hidden_size]
+  void finish(Backend& backend, const TowerPass& pass, float* out);
+  // The same through the projector. out [grid_h / merge * grid_w / merge, text_hidden_size]
+  void project(Backend& backend, const TowerPass& pass, float* out);
 
  private:
   void embed_patches(Backend& backend, const Pixels& pixels, float* out);

@@ -24,6 +24,8 @@ from .state import State
 
 OPEN_PATHS = frozenset(("/health", "/ping", "/"))
 """Paths that need no key; static files below /ui/ too."""
+_QUIET = ("/health", "/ping", "/metrics", "/ui/")
+"""Routes that are asked too often to be logged, but for their failures."""
 CLIENT_LEFT = 499
 """The status in logs and metrics of a request whose client left before its answer began."""
 _ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id"
@@ -59,7 +61,7 @@ class Observed:
             await self._answer(context, error, send_observed)
         finally:
             self._state.metrics.http(context.route, context.method, context.status)
-            if context.route != "/health":
+            if context.status >= 400 or not context.route.startswith(_QUIET):
                 self._state.log.request(context)
 
     async def _answer(self, context: Context, error: Exception, send: Send) -> None:

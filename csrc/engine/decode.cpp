@@ -82,12 +82,14 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
   backend_->for_each(static_cast<int64_t>(ready.rows.size()), [&](int64_t r) {
     DecodeRow& row = *ready.rows[static_cast<size_t>(r)];
     Session& session = *row.session;
-    try {
-      if (row.sampler) sample_row(&row, session.new_logits_.data(), vocab);
-    } catch (...) {
-      row.error = std::current_exception();
+    if (row.sampler) {
+      try {
+        sample_row(&row, session.new_logits_.data(), vocab);
+      } catch (...) {  // a draft's row: what was sampled before it counts
+        if (row.sampled.empty()) row.error = std::current_exception();
+      }
+      if (row.error) return;
     }
-    if (row.error && row.sampled.empty()) return;
     const auto n = static_cast<int64_t>(row.sampler ? row.sampled.size() : row.tokens.size());
     session.advance(n);
     session.logits_.swap(session.new_logits_);

@@ -208,6 +208,6 @@ def test_the_cache_holds_latents_only(tiny_model):
     values = t["num_hidden_layers"] * (t["kv_lora_rank"] + t["qk_rope_head_dim"])
     engine = open_engine(model)
     for kv_type, size in (("f16", 2), ("f32", 4), ("auto", 4)):  # float32 weights keep a float32 cache
-        assert PagePool(engine, 1 << 30, kv_type).page_bytes == PAGE_POSITIONS * values * size
+        assert PagePool(engine, 1 << 24, kv_type).page_bytes == PAGE_POSITIONS * values * size
     quantized = open_engine(tiny_model(text_type="Q8_0"))
-    assert PagePool(quantized, 1 << 30).page_bytes == PAGE_POSITIONS * values * 2
+    assert PagePool(quantized, 1 << 24).page_bytes == PAGE_POSITIONS * values * 2

@@ -168,4 +168,4 @@ def test_a_batch_over_bytes_gives_each_session_the_bits_it_gets_alone(tiny_model
 def test_the_cache_takes_34_bytes_for_32_numbers(tiny_model) -> None:
     engine = open_engine(tiny_model(**SHAPES["full-size heads"]))
     layers = engine.config["num_hidden_layers"]
-    assert PagePool(engine, 1 << 30, "q8_0").page_bytes == PAGE_POSITIONS * layers * (512 + 64) // 32 * 34
+    assert PagePool(engine, 1 << 24, "q8_0").page_bytes == PAGE_POSITIONS * layers * (512 + 64) // 32 * 34

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._core import Session
+    from .grammar import GrammarMatcher
 
 
 class TokenChooser:
     """Chooses the tokens of one answer. stop_ids: the tokens that may not come before min_tokens others.
+    grammar: what they have to follow.
 
     logprob: of the token chosen last, None when the request asked for none.
     """
 
-    def __init__(self, params: SamplingParams, stop_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, stop_ids: Collection[int] = (), grammar: GrammarMatcher | None = None
+    ) -> None:
         self.logprob: TokenLogprob | None = None
         self._params = params
+        self._grammar = grammar
+        self._adjusts = params.adjusts_logits or grammar is not None
         self._stop_ids = list(stop_ids)
         self._sampler = make_sampler(params)
         self._counts: Counter[int] = Counter()
@@ -39,11 +45,11 @@ class TokenChooser:
     def choose(self, session: Session) -> int:
         """The next token by the logits of the session's last position. To be called as a core call, in its turn."""
         params = self._params
-        if params.logprobs is None and not params.adjusts_logits:
+        if params.logprobs is None and not self._adjusts:
             self._n_chosen += 1
             return session.sample(self._sampler)
         logits = session.logits
-        token = self._sampler.sample(self._adjusted(logits) if params.adjusts_logits else logits)
+        token = self._sampler.sample(self._adjusted(logits) if self._adjusts else logits)
         self._sampler.accept(token)
         self._take(logits, token)
         return token
@@ -57,6 +63,8 @@ class TokenChooser:
     def _take(self, logits: NDArray[np.float32] | None, token: int) -> None:
         self._counts[token] += 1
         self._n_chosen += 1
+        if self._grammar is not None and token not in self._stop_ids:
+            self._grammar.consume(token)
         if logits is not None and self._params.logprobs is not None:
             self.logprob = token_logprob(logits, token, self._params.logprobs)
 
@@ -75,8 +83,10 @@ class TokenChooser:
                 adjusted[token] -= np.float32(count * params.frequency_penalty + params.presence_penalty)
         if self._n_chosen < params.min_tokens:
             adjusted[self._stop_ids] = -np.inf
+        if self._grammar is not None:
+            adjusted[~self._grammar.allowed()] = -np.inf
         if not np.isfinite(adjusted).any():
-            raise BadRequest("logit_bias: it forbids every token of the vocabulary", "request.logit_bias")
+            raise BadRequest("logit_bias: every token that may come next is forbidden", "request.logit_bias")
         return adjusted
 
 

@@ -18,6 +18,7 @@ from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, TokenLogprob, Usage
 from .budget import ThinkingBudget, reasoning_budget
 from .choosing import TokenChooser, token_logprob
+from .grammar import GrammarMatcher
 from .loaded import LoadedModel
 from .loop_guard import IN_ANSWER, IN_REASONING, LoopGuard
 from .sampling import SamplingParams
@@ -36,7 +37,7 @@ class Job:
 
     keys: the prompt as tokens and pictures. expanded: bool [n_prompt], the form of each position. pixels: digest ->
     uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what it took to get
-    here. begun: the beginning of the reply that the prompt holds already.
+    here. begun: the beginning of the reply that the prompt holds already. grammar: what the reply has to follow.
     """
 
     keys: list[Key]
@@ -49,6 +50,7 @@ class Job:
     stop_ids: frozenset[int] = frozenset()
     reasoning: Reasoning = "maybe"
     begun: str = ""
+    grammar: GrammarMatcher | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -88,7 +90,7 @@ class Generation:
         self._decoder = host.tokenizer.stream()
         self._splitter = ThinkingSplitter(job.reasoning, job.params.stop)
         self._splitter.skip(job.begun)
-        self._chooser = TokenChooser(job.params, job.stop_ids)
+        self._chooser = TokenChooser(job.params, job.stop_ids, job.grammar)
         limit = reasoning_budget(job.params, job.max_new_tokens)
         self._budget = ThinkingBudget(host.tokenizer, limit, job.params.thinking_close, inside=self._splitter.thinking)
         self._guard = LoopGuard() if job.params.loop_guard and not job.params.ignore_eos else None
@@ -235,7 +237,8 @@ class Generation:
 
     def _ended(self, token: int) -> bool:
         """Whether the reply ends behind this token. Decides too what is forced to come next."""
-        if self.stop_string is not None:
+        grammar = self.job.grammar
+        if self.stop_string is not None or (grammar is not None and grammar.complete):
             self.finish = "stop"
         elif len(self._ids) >= self.job.max_new_tokens:
             self.finish = "length"

@@ -31,6 +31,7 @@ from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
 from .gate import Gate
+from .grammar import GrammarCompiler
 from .timelines import MIN_N_CTX, Timelines
 
 DEFAULT_N_CTX = 8192
@@ -70,7 +71,7 @@ class LoadedModel:
     """The parts of an open model.
 
     gate: the lock that every call of the core goes through. defaults: sampling options of this variant. progress: the
-    callback of calls that were given none. load_s: seconds that opening took.
+    callback of calls that were given none. grammars: compiles those of requests. load_s: seconds that opening took.
     """
 
     files: ModelFiles
@@ -86,6 +87,9 @@ class LoadedModel:
     defaults: SamplingDefaults
     progress: Progress | None = None
     load_s: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self.grammars = GrammarCompiler(self.tokenizer, self.n_vocab)
 
     @property
     def notices(self) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..media.processor import ImageInput, LimitedImage
     from ..text.chat_template import Message, Part
     from ..text.tokenizer import Tokenizer
+    from ..types import Reasoning
     from .loaded import LoadedModel
 
 _LISTED = 8  # pictures named one by one in a message
@@ -91,6 +92,7 @@ def build_job(
         prepare_s=time.perf_counter() - started,
         reasoning=reasoning,
         begun=_text_of(messages[-1]) if continue_final else opening,
+        may_reason=not opening,
     )
 
 
@@ -129,12 +131,24 @@ def _text_of(message: Message) -> str:
 
 
 def _finish_job(
-    model: LoadedModel, keys: list[Key], params: sampling.SamplingParams, *, length_given: bool, **fields: Any
+    model: LoadedModel,
+    keys: list[Key],
+    params: sampling.SamplingParams,
+    *,
+    length_given: bool,
+    may_reason: bool = False,
+    **fields: Any,
 ) -> Job:
     """The job of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
     tokenizer, n_ctx = model.tokenizer, model.n_ctx
     check_ids("logit_bias", (token for token, _ in params.logit_bias), model.n_vocab)
     check_ids("stop_token_ids", params.stop_token_ids, model.n_vocab)
+    if params.grammar is not None:
+        if params.min_tokens:
+            raise BadRequest("min_tokens: a grammar says where the answer ends: leave it out", "request.min_tokens")
+        begun = fields.get("begun", "") if may_reason else ""
+        reasoning: Reasoning = fields["reasoning"] if may_reason else "no"
+        fields["grammar"] = model.grammars.matcher(params.grammar, reasoning, begun)
     n_prompt = n_positions(keys)
     notices = fields.pop("notices", [])
     if n_ctx - n_prompt < params.max_new_tokens < sampling.MAX_NEW_TOKENS and length_given:

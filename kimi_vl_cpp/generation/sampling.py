@@ -15,6 +15,7 @@ from .. import _core
 from ..checks import check_float, check_int, check_text
 from ..errors import BadRequest, shown
 from ..types import SamplingDefaults
+from .grammar import GrammarSource
 
 if TYPE_CHECKING:
     from .._core import Sampler
@@ -58,6 +59,7 @@ class SamplingOptions(TypedDict, total=False):
     answer_reserve: int | None
     loop_guard: bool | None
     prompt_only: bool | None
+    grammar: GrammarSource | None
 
 
 OPTIONS = tuple(SamplingOptions.__annotations__)
@@ -75,7 +77,7 @@ class SamplingParams:
     each token of the answer and of the prompt; None reports none. thinking_budget: tokens that the reasoning may take,
     0 leaves it out, None is no limit. thinking_close: what ends a reasoning that is cut. answer_reserve: tokens of
     max_new_tokens that are kept for the answer where no budget is given; None keeps none. loop_guard: whether a
-    repetition ends the answer.
+    repetition ends the answer. grammar: what the answer has to follow.
     """
 
     temperature: float
@@ -99,6 +101,7 @@ class SamplingParams:
     thinking_close: str = ""
     answer_reserve: int | None = None
     loop_guard: bool = False
+    grammar: GrammarSource | None = None
 
     @property
     def adjusts_logits(self) -> bool:
@@ -171,6 +174,7 @@ def _resolve_extra(given: Mapping[str, Any]) -> dict[str, Any]:
         "thinking_close": lambda value: check_text("thinking_close", value),
         "answer_reserve": lambda value: check_int("answer_reserve", value, 0, MAX_NEW_TOKENS),
         "loop_guard": lambda value: _check_bool("loop_guard", value),
+        "grammar": _check_grammar,
     }
     return {name: check(given[name]) for name, check in checks.items() if name in given}
 
@@ -204,6 +208,12 @@ def check_stop_token_ids(value: Any) -> frozenset[int]:
         return frozenset(check_int(f"stop_token_ids[{i}]", token, 0, MAX_NEW_TOKENS) for i, token in enumerate(value))
     except BadRequest as error:
         raise BadRequest(str(error), "request.stop_token_ids") from None
+
+
+def _check_grammar(value: Any) -> GrammarSource:
+    if not isinstance(value, GrammarSource):
+        raise BadRequest(f"grammar: got {shown(value)}, expected a GrammarSource", "request.grammar")
+    return value
 
 
 def _check_bool(name: str, value: Any) -> bool:

@@ -14,6 +14,8 @@ from ..errors import BadRequest, shown
 from ..generation import sampling
 from ..generation.budget import default_reserve
 from .fields import bad, boolean, integer, mapping, number, read, string, unsupported, whole
+from .formats import FIELDS as FORMAT_FIELDS
+from .formats import read_format
 from .reasoning import FIELDS as REASONING_FIELDS
 from .reasoning import NOTHING_SAID, Reasoning, read_reasoning
 
@@ -26,14 +28,6 @@ _NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_choice": (("none", "auto"), "leave it out"),
     "functions": (([],), "leave it out"),
     "function_call": (("none", "auto"), "leave it out"),
-    "response_format": (({"type": "text"},), "leave it out, and say in the prompt what the answer should look like"),
-    "structured_outputs": ((), "leave it out"),
-    "guided_json": ((), "leave it out"),
-    "guided_regex": ((), "leave it out"),
-    "guided_choice": ((), "leave it out"),
-    "guided_grammar": ((), "leave it out"),
-    "json_schema": ((), "leave it out"),
-    "grammar": (("",), "leave it out"),
     "modalities": ((["text"],), "leave it out: answers are text"),
     "audio": ((), "leave it out"),
     "web_search_options": ((), "leave it out"),
@@ -102,6 +96,9 @@ def read_options(fields: Mapping[str, Any]) -> AnswerOptions:
         options["answer_reserve"] = integer("answer_reserve", given["answer_reserve"], 0, sampling.MAX_NEW_TOKENS)
     elif length and not reasoning.given:
         options["answer_reserve"] = default_reserve(length)
+    grammar = read_format(given)
+    if grammar is not None:
+        options["grammar"] = grammar
     logprobs, n_top = _logprobs(given)
     if logprobs:
         options["logprobs"] = n_top
@@ -235,4 +232,4 @@ _READ = (
     "answer_reserve frequency_penalty presence_penalty seed stop logit_bias stop_token_ids min_tokens ignore_eos "
     "loop_guard"
 ).split()
-_KNOWN = NO_EFFECT | REASONING_FIELDS | frozenset((*_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))
+_KNOWN = NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))

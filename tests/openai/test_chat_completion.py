@@ -151,7 +151,6 @@ def test_neutral_options_of_the_api_are_accepted(model):
     ("option", "value"),
     [
         ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
         ("modalities", ["audio"]),
     ],

@@ -187,3 +187,25 @@ def test_the_counters_are_the_sums_of_the_usages():
     for name, amount in total.items():
         assert float(figures[f'kimi_vl_{name}_total{{model="kimi"}}']) == amount
     assert float(figures['kimi_vl_num_requests_running{model="kimi"}']) == 0
+
+
+def test_a_schema_is_followed_and_openai_s_client_parses_it(server):
+    openai = pytest.importorskip("openai")
+    pydantic = pytest.importorskip("pydantic")
+
+    class Receipt(pydantic.BaseModel):
+        total: int
+        paid: bool
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        for seed in range(3):
+            answer = client.chat.completions.parse(
+                model="x", messages=HI, response_format=Receipt, temperature=1.5, seed=seed, max_tokens=200
+            )
+            if answer.choices[0].finish_reason == "stop":
+                assert isinstance(answer.choices[0].message.parsed.total, int)
+    plain = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "null"}}}}
+    assert server.ask(**plain)["choices"][0]["message"]["content"].strip() == "null"
+    assert text_of(server.stream(guided_choice=["ja"])) == "ja"
+    broken = server.post("/v1/chat/completions", messages=HI, guided_json={"contains": 1})
+    assert broken.status_code == 400 and broken.json()["error"]["param"] == "guided_json"

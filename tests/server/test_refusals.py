@@ -54,9 +54,9 @@ def refused(response, status, code):
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "request.content"),
         ({"messages": HI, "tools": [{}]}, "tools", "unsupported.tools"),
         (
-            {"messages": HI, "response_format": {"type": "json_object"}},
-            "response_format",
-            "unsupported.response_format",
+            {"messages": HI, "response_format": {"type": "xml"}},
+            "response_format.type",
+            "request.response_format",
         ),
         ({"messages": with_picture() * 4}, "messages", "request.too_many_images"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, None, "context_length_exceeded"),

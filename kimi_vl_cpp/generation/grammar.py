@@ -1,0 +1,183 @@
+"""Answers that follow a grammar: a JSON schema, a regular expression, a list of choices, or one in Lark's notation.
+
+Owns the compiling (by llguidance, of the extra `server`), the one grammar for a whole reply with its reasoning, and the
+mask of the tokens that may come next. Knows no sampler: `choosing` asks for the mask and tells the token.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import BadRequest, KimiVLError, Unsupported
+from ..text.thinking import CLOSING, OPENING, ThinkingSplitter
+from ..types import Reasoning
+
+if TYPE_CHECKING:
+    import llguidance
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..text.tokenizer import Tokenizer
+
+MAX_GRAMMAR_CHARS = 256 << 10
+_WHITE_SPACE = r"[ \n\t\r]{0,20}"
+_REPLY = """start: {begin}WS? @answer
+thought: "{opening}" body
+body[suffix="{closing}"]: /(?s:.*)/
+WS: /[ \\t\\r\\n]{{1,8}}/
+"""
+
+GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
+
+
+@dataclass(frozen=True)
+class GrammarSource:
+    """A grammar as a request gives it. text: a JSON schema, a regular expression, a JSON list of strings, or Lark.
+    field: what an error is about."""
+
+    kind: GrammarKind
+    text: str
+    field: str = "grammar"
+
+
+class GrammarCompiler:
+    """Compiles the grammars of one vocabulary; safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
+        self._tokenizer = tokenizer
+        self._n_vocab = n_vocab
+        self._lock = threading.Lock()
+        self._prepared: llguidance.LLTokenizer | None = None
+
+    def matcher(self, source: GrammarSource, reasoning: Reasoning = "no", begun: str = "") -> GrammarMatcher:
+        """What follows the tokens of one reply. reasoning: whether one may come before the answer. begun: the beginning
+        of the reply that is there already.
+
+        Raises BadRequest (code "request.grammar") for a grammar that cannot be compiled, or that `begun` does not fit;
+        Unsupported (code "grammar.not_installed") without llguidance.
+        """
+        prepared = self._prepare()
+        import llguidance
+
+        begin, fixed = _beginning(reasoning, begun)
+        answer = _grammar_of(source)
+        text = answer
+        if begin is not None:
+            reply = _REPLY.format(begin=begin, opening=OPENING, closing=CLOSING)
+            named = _as_json(answer)
+            named["name"] = "answer"
+            text = json.dumps({"grammars": [{"lark_grammar": reply}, named]})
+        matcher = llguidance.LLMatcher(prepared, text, log_level=0)
+        if matcher.is_error():
+            raise _bad(source, f"cannot be compiled: {matcher.get_error().strip()[:500]}")
+        ids = self._tokenizer.encode(fixed)
+        if matcher.try_consume_tokens(ids) < len(ids):
+            raise _bad(source, "the message that is to be continued does not fit it")
+        return GrammarMatcher(matcher, self._n_vocab)
+
+    def _prepare(self) -> llguidance.LLTokenizer:
+        with self._lock:
+            if self._prepared is None:
+                try:
+                    import llguidance
+                except ModuleNotFoundError:
+                    raise Unsupported(
+                        "a grammar needs llguidance, which is not installed: pip install 'kimi-vl-cpp[server]'",
+                        "grammar.not_installed",
+                    ) from None
+                stop_ids = sorted(self._tokenizer.stop_ids)
+                wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer))
+                self._prepared = llguidance.LLTokenizer(wrapper, n_vocab=self._n_vocab, eos_token=stop_ids)
+            return self._prepared
+
+
+class GrammarMatcher:
+    """The state of one reply in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int) -> None:
+        self._matcher = matcher
+        self._n_vocab = n_vocab
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        return self._matcher.is_stopped()
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """bool [n_vocab]: the tokens that may come next."""
+        import numpy as np
+
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        return np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(np.bool_)
+
+    def consume(self, token: int) -> None:
+        """Takes the next token."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise KimiVLError(f"the grammar failed: {self._matcher.get_error()[:500]}", "grammar.failed")
+
+
+class _Vocabulary:
+    """A vocabulary as llguidance reads it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = tokenizer.eos_id
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [tokenizer.token_bytes(index) for index in range(tokenizer.n_vocab)]
+        self.special_token_ids = sorted(tokenizer.special.values())
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._tokenizer.encode(text.decode(errors="replace") if isinstance(text, bytes) else text)
+
+
+def _beginning(reasoning: Reasoning, begun: str) -> tuple[str | None, str]:
+    """How a reply's grammar begins, None for that of the answer alone; and the part of `begun` that is inside it."""
+    if reasoning == "no" or not begun.strip():
+        return (None if reasoning == "no" else "thought? "), begun if reasoning == "no" else ""
+    splitter = ThinkingSplitter(reasoning)
+    splitter.skip(begun)
+    if splitter.thinking:
+        return "body ", ""
+    return None, begun.rpartition(CLOSING)[2].lstrip()
+
+
+def _grammar_of(source: GrammarSource) -> str:
+    """llguidance's text of the answer's grammar."""
+    import llguidance
+
+    if len(source.text) > MAX_GRAMMAR_CHARS:
+        raise _bad(source, f"got {len(source.text)} characters, expected at most {MAX_GRAMMAR_CHARS}")
+    if source.kind == "json_schema":
+        overrides: Any = {"whitespace_pattern": _WHITE_SPACE}
+        try:
+            return llguidance.LLMatcher.grammar_from_json_schema(source.text, overrides=overrides)
+        except ValueError as error:
+            raise _bad(source, f"is not a JSON schema: {error}") from None
+    if source.kind == "regex":
+        return llguidance.LLMatcher.grammar_from_regex(source.text)
+    if source.kind == "choice":
+        choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source.text))
+        return llguidance.LLMatcher.grammar_from_lark(f"start: {choices}")
+    return llguidance.LLMatcher.grammar_from_lark(source.text)
+
+
+def _as_json(grammar: str) -> dict[str, Any]:
+    """One grammar of llguidance as a member of several."""
+    if grammar.lstrip().startswith("{"):
+        found: dict[str, Any] = json.loads(grammar)["grammars"][0]
+        return found
+    return {"lark_grammar": grammar}
+
+
+def _bad(source: GrammarSource, problem: str) -> BadRequest:
+    error = BadRequest(f"{source.field}: {problem}", "request.grammar")
+    error.param = source.field
+    return error

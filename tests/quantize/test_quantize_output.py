@@ -474,7 +474,7 @@ def test_a_disk_that_becomes_full_leaves_nothing_but_what_can_be_taken_up(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     run = start(tiny.folder, out, preexec_fn=limited)
-    _, told = run.communicate(timeout=60)
+    _, told = run.communicate(timeout=240)
     assert run.returncode == 1 and "--resume" in told and "[quantize.disk_full]" in told, told
     assert not out.exists() and inputs_of(tiny.folder) == before
     report = quantize(tiny.folder, out, "Q4_0", resume=True)
@@ -548,7 +548,7 @@ def test_a_signal_at_any_moment_leaves_no_file_and_resume_gives_the_same_bytes(
     while run.poll() is None and partial.exists() and partial.stat().st_size < want:
         time.sleep(0.001)
     run.send_signal(number)
-    _, told = run.communicate(timeout=60)
+    _, told = run.communicate(timeout=240)
     assert inputs_of(larger.folder) == before
     if run.returncode == 0:  # it was quicker
         assert out.read_bytes() == larger_whole

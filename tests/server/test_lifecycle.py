@@ -38,9 +38,9 @@ def load(script, tmp_path):
 
 def wait_until(condition, what: str) -> None:
     deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
+    while not (met := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert met, what
 
 
 def open_request(server: RunningServer, **fields) -> socket.socket:

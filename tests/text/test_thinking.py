@@ -168,6 +168,7 @@ def test_a_stop_string_of_white_space_is_met_as_soon_as_it_is_complete():
     assert splitter.hit == "\n\n"
 
 
+@pytest.mark.slow
 def test_long_replies_are_linear():
     # 10^6 pushes and a push of 10^6 marks: about 2 s on a slow core, minutes if a step were quadratic.
     started = time.process_time()

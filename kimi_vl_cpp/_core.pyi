@@ -328,6 +328,9 @@ class _Bench:
 
 bench: _Bench
 
+ops: Any
+"""The kernels of each instruction set, for tests; their docstrings say arguments and shapes."""
+
 PAGE_POSITIONS: int
 """Positions of a page of the KV cache: the unit in which the form of rows is decided."""
 

@@ -96,6 +96,31 @@ def test_cited_headings_of_the_model_description_exist() -> None:
     assert cited and {name: path for name, path in cited.items() if name not in headings} == {}
 
 
+# What only the command line knows. The core's messages name files, fields and parameters; cli/failures.py adds options.
+COMMAND_LINE = re.compile(r"kimi-vl|(?<![\w-])--\w|\(-\w\)|(?:^|\s)(?<!ulimit )-[a-z]\b")
+
+
+def texts(source: str) -> list[str]:
+    """The string literals of C++."""
+    literal_or_comment = re.compile(r"//[^\n]*|/\*.*?\*/|'(?:[^'\\\n]|\\.)+'|\"((?:[^\"\\\n]|\\.)*)\"", flags=re.S)
+    return [m.group(1) for m in literal_or_comment.finditer(source) if m.group(1)]
+
+
+def test_the_core_does_not_know_the_command_line() -> None:
+    found = {path: texts(path.read_text()) for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".cuh", ".cu"}}
+    assert sum(map(len, found.values())) > 500
+    assert [
+        (str(path.relative_to(ROOT)), t) for path, all_ in found.items() for t in all_ if COMMAND_LINE.search(t)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["take less context (-c)", "choose a smaller --ctx", "see kimi-vl inspect", "give -c 4096"]
+)
+def test_the_check_sees_an_option_in_a_message(text: str) -> None:
+    assert [one for one in texts(f'fail("{text}");  // "-x"') if COMMAND_LINE.search(one)] == [text]
+
+
 # Python. Room -> what it may import of the package, beside itself. A room is a folder, or a file of the package's root.
 GROUND = {"errors", "types", "checks", "wording", "version"}
 LOWER = GROUND | {"_core", "text", "media", "files", "machine", "cache"}

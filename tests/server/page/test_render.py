@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("markdown_it", reason="needs the extra [server]")
+pytest.importorskip("mdit_py_plugins", reason="needs the extra [server]")
 
 from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.server import formulas

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/error.h"
-#include "engine/session.h"
 #include "engine/sampler.h"
+#include "engine/session.h"
 
 using namespace kimi;
 

@@ -1,4 +1,4 @@
-"""The command line: `kimi-vl run`, `chat`, `serve`, `eval`, `bench`, `inspect`, `quantize`, `imatrix`,
+"""The command line: `kimi-vl run`, `chat`, `serve`, `batch`, `eval`, `bench`, `inspect`, `quantize`, `imatrix`,
 `compare`, `doctor`.
 
 Owns what a person types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the

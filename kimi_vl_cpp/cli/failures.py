@@ -77,6 +77,23 @@ def _report_parse_error(failure: Any, terminal: Terminal) -> None:
         terminal.say(f"`{context.command_path} --help` tells the options.")
 
 
+_SERVER_LIBRARIES = frozenset("starlette uvicorn msgspec prometheus_client anyio markdown_it mdit_py_plugins".split())
+
+
+@contextmanager
+def needs_server(command: str) -> Iterator[None]:
+    """Around the imports of `kimi_vl_cpp.server` by a command. Raises Unsupported where its extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in _SERVER_LIBRARIES:
+            raise
+        raise errors.Unsupported(
+            f"kimi-vl {command} needs {missing.name}, which is not installed: pip install 'kimi-vl-cpp[server]'",
+            "serve.not_installed",
+        ) from None
+
+
 @contextmanager
 def needs_quantize(command: str) -> Iterator[None]:
     """Around the imports of `kimi_vl_cpp.quantize` by a command. Raises Unsupported where it is not installed."""

@@ -12,6 +12,7 @@ import typer
 from .. import errors
 from . import opening, options
 from .exits import UsageError
+from .failures import needs_server
 from .progress import Progress
 from .terminal import Terminal
 
@@ -24,7 +25,6 @@ SUMMARY = "Serve a model over HTTP, in the shapes of OpenAI's API."
 BUILTIN_NAME = "kimi-vl-demo"
 KEY_VARIABLE = "KIMI_VL_API_KEY"
 _UNITS = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-_EXTRA = {"starlette", "uvicorn", "msgspec", "prometheus_client", "anyio", "markdown_it", "mdit_py_plugins"}
 
 
 def command(
@@ -196,17 +196,10 @@ def run(
 
 def _with_extra(arguments: dict[str, Any], keys: tuple[list[str], str | None]) -> tuple[Settings, Any]:
     """The settings and the function that serves. Raises Unsupported where the extra is not installed."""
-    try:
+    with needs_server("serve"):
         from ..server.keys import Keys
         from ..server.serving import serve
         from ..server.settings import Settings
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise errors.Unsupported(
-            f"kimi-vl serve needs {missing.name}, which is not installed: pip install 'kimi-vl-cpp[server]'",
-            "serve.not_installed",
-        ) from None
     given, file = keys
     variable = os.environ.get(KEY_VARIABLE)
     found = Keys([*given, *([variable] if variable else [])], None if file is None else Path(file))

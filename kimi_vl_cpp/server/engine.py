@@ -68,6 +68,7 @@ class Run:
         self.n_done = 0
         self.wants_progress = False
         self.stream: PieceStream | None = None
+        self.waiting_timer: asyncio.TimerHandle | None = None
         self._engine = engine
         self._events = events
         self._unread = 0
@@ -108,6 +109,12 @@ class Run:
         with self._read:
             self._read.notify()
         self._engine.withdraw(self)
+
+    def stop_waiting(self) -> None:
+        """It no longer waits: the clock of its waiting is dropped, which would keep all of it in memory."""
+        if self.waiting_timer is not None:
+            self.waiting_timer.cancel()
+            self.waiting_timer = None
 
     def end_thinking(self) -> None:
         """Ends its reasoning at the next token."""
@@ -271,7 +278,7 @@ class Engine:
         run.state, run.queued = "queued", time.perf_counter()
         self._queued.setdefault(run.key, deque()).append(run)
         if self.settings.max_queue_s:
-            self._loop.call_later(self.settings.max_queue_s, self._waited_too_long, run)
+            run.waiting_timer = self._loop.call_later(self.settings.max_queue_s, self._waited_too_long, run)
         self._start_more()
 
     def release(self, request_id: str) -> None:
@@ -301,6 +308,7 @@ class Engine:
     def _finish_unstarted(self, run: Run) -> None:
         assert run.stream is not None
         run.stream.close()
+        run.stop_waiting()
         run.state = "ended"
         reason = run.end_reason
         if reason == "queue":
@@ -324,6 +332,7 @@ class Engine:
             if waiting:
                 self._queued[key] = waiting  # behind the other keys
             self._running.add(run)
+            run.stop_waiting()
             self.note_progress()
             self._pool.submit(run.work)
 
@@ -367,7 +376,11 @@ class Engine:
 
     def close(self) -> None:
         """Ends every run, waits for the threads and frees the model."""
+        self.stop()
+        self.model.close()
+
+    def stop(self) -> None:
+        """Ends every run and waits for the threads."""
         self.end_all("shutdown")
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self.model.close()

@@ -3,6 +3,7 @@ script, so that every state lasts as long as the test wants."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from server_support import HI, RunningServer, events_of, text_of, with_picture
 
 from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.model import KimiVL
+from kimi_vl_cpp.server.engine import Run
 from kimi_vl_cpp.server.serving import open_socket
 from kimi_vl_cpp.server.settings import Settings
 
@@ -280,6 +282,15 @@ def test_after_the_grace_period_streams_end_with_an_error_and_answers_with_what_
         assert stream.result()[-1]["error"]["code"] == "serve.shutdown"
         answer = whole.result()
         assert answer["choices"][0]["finish_reason"] == "length" and answer["kimi"]["stop_reason"] == "shutdown"
+
+
+def test_an_ended_answer_is_forgotten(script, load):
+    with RunningServer(load) as server:
+        for _ in range(5):
+            server.ask()
+        wait_until(lambda: not status(server)["streams"], "all ended")
+        gc.collect()
+        assert [one for one in gc.get_objects() if isinstance(one, Run)] == []
 
 
 # The command

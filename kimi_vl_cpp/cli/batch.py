@@ -1,0 +1,61 @@
+"""The command line of `kimi-vl batch`. Imports only what is quick: it is read at every start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import errors
+from . import exits, opening, options
+from .failures import needs_server
+from .progress import Progress
+from .terminal import Terminal
+
+SUMMARY = "Answer a file of requests in OpenAI's batch format."
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="The requests, one JSON object a line.")],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="Where the answers go; what is there is not asked again.")
+    ],
+    model: options.Model = None,
+    mmproj: options.Mmproj = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", help="Requests answered at once.")] = 8,
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    in_token_limit: options.InTokenLimit = None,
+    kv_type: options.KvType = "auto",
+    isa: options.Isa = "auto",
+) -> options.Job:
+    """Answer a file of requests; started again, it goes on where it was stopped.
+
+    kimi-vl batch -m kimi.gguf requests.jsonl answers.jsonl
+    """
+
+    def job(terminal: Terminal) -> int:
+        files = opening.choose_model(
+            opening.Opening(
+                model=model,
+                mmproj=mmproj,
+                n_ctx=ctx,
+                n_threads=threads,
+                in_token_limit=in_token_limit,
+                isa=isa,
+                kv_type=kv_type,
+            )
+        )
+        exits.check_readable(source, "file of requests", (), exits.UsageError, "")
+        if not 1 <= concurrency <= 1024:
+            raise exits.UsageError(f"--concurrency {concurrency}: expected 1 to 1024")
+        with needs_server("batch"):
+            from ..server.batch import run_batch
+        with opening.open_model(files, Progress(terminal)) as opened:
+            opening.introduce(opened, files, terminal)
+            counts = run_batch(opened, Path(source), Path(target), concurrency=concurrency)
+        terminal.say(f"{counts.answered} answered, {counts.refused} refused, {counts.before} were there before")
+        return errors.EXIT_OK
+
+    return job

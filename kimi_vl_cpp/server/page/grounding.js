@@ -6,7 +6,7 @@
 
 const NUMBER = String.raw`(-?\d{0,6}(?:\.\d{1,12})?)`;
 const GAP = String.raw`\s{0,10}`;
-const CALL = new RegExp(String.raw`\bx${GAP}[=:]${GAP}${NUMBER}${GAP},${GAP}["']?y["']?${GAP}[=:]${GAP}${NUMBER}`, "gi");
+const CALL = new RegExp(String.raw`\bx["']?${GAP}[=:]${GAP}${NUMBER}${GAP},${GAP}["']?y["']?${GAP}[=:]${GAP}${NUMBER}`, "gi");
 const CLICK = new RegExp(String.raw`\b\w{0,12}(?:click|moveTo|dragTo|tap)${GAP}\(${GAP}${NUMBER}${GAP},${GAP}${NUMBER}`, "gi");
 const NAMED = new RegExp(
   String.raw`["']?\b(?:bbox_2d|bbox|box_2d|box|point_2d|point|coordinates?)\b["']?${GAP}[=:]?${GAP}[[(]{1,2}${GAP}` +

@@ -20,8 +20,9 @@ from ..openai.fields import bad
 from ..openai.shapes import choice_seed
 from ..types import FinishReason, Piece, Response
 from .context import Context, context_of
-from .engine import Engine, Event, Run
-from .sse import DONE, EventStream, LateJson, error_event, event, or_left
+from .engine import Engine
+from .runs import Event, Run
+from .sse import OPENAI, EventStream, Framing, LateJson, or_left
 from .state import State, state_of
 
 if TYPE_CHECKING:
@@ -133,35 +134,44 @@ class Answer:
         return LateJson(made(), ping_s=settings.ping, at_end=self.release, headers=self._headers())
 
     def event_stream(
-        self, chunks: Callable[[Run, Event], list[dict[str, Any]]], last: Callable[[], list[Any]]
+        self,
+        chunks: Callable[[Run, Event], list[dict[str, Any]]],
+        last: Callable[[], list[dict[str, Any]]],
+        framing: Framing = OPENAI,
     ) -> EventStream:
         """A response with the chunks that `chunks` makes of every event, then those of `last`."""
-
-        async def written() -> AsyncGenerator[bytes, None]:
-            try:
-                async for run, happened in self.events():
-                    data = b"".join(event(chunk) for chunk in chunks(run, happened))
-                    if isinstance(happened, Response) and run.end_reason == "shutdown":
-                        yield data
-                        raise Cancelled("the server is shutting down", "serve.shutdown")
-                    if data:
-                        yield data
-            except Exception as error:
-                self.context.fields["code"] = getattr(error, "code", "internal")
-                if not getattr(error, "code", ""):
-                    self.state.log.failure(self.context, error)
-                yield error_event(error)
-                return
-            yield b"".join(event(chunk) for chunk in last()) + DONE
-
         settings = self.state.settings
         return EventStream(
-            written(),
+            self._written(chunks, last, framing),
             ping_s=settings.ping,
             stall_s=settings.slow_client,
             at_end=self.release,
             headers=self._headers(),
+            framing=framing,
         )
+
+    async def _written(
+        self,
+        chunks: Callable[[Run, Event], list[dict[str, Any]]],
+        last: Callable[[], list[dict[str, Any]]],
+        framing: Framing,
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            async for run, happened in self.events():
+                data = b"".join(framing.frame(chunk) for chunk in chunks(run, happened))
+                if isinstance(happened, Response) and run.end_reason == "shutdown":
+                    yield data
+                    raise Cancelled("the server is shutting down", "serve.shutdown")
+                if data:
+                    yield data
+        except Exception as error:
+            code = getattr(error, "code", "")
+            self.context.fields["code"] = code or "internal"
+            if not code:
+                self.state.log.failure(self.context, error)
+            yield framing.failure(error)
+            return
+        yield b"".join(framing.frame(chunk) for chunk in last()) + framing.end
 
     def _headers(self) -> dict[str, str]:
         ignored = self.context.fields.get("ignored")

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import chat_completions, completions, models, tokens
+from . import chat_completions, completions, models, responses, tokens
 from .context import KEY as CONTEXT
 from .errors import Refused
 from .middleware import Guarded, Keyed, Observed
@@ -24,7 +24,6 @@ _NOT_HERE = {
     "/v1/batches": "send the requests one by one",
     "/v1/audio": "audio is not understood",
     "/v1/images": "pictures are read, not made",
-    "/v1/responses": "use /v1/chat/completions",
     "/v1/messages": "use /v1/chat/completions",
     "/api/": "use /v1/chat/completions",
 }
@@ -43,6 +42,7 @@ def _routes(state: State) -> list[BaseRoute]:
         ("/v1/chat/completions", "POST", chat_completions.chat_completions, True),
         ("/v1/chat/completions/input_tokens", "POST", chat_completions.input_tokens, False),
         ("/v1/chat/completions/control", "POST", chat_completions.control, False),
+        ("/v1/responses", "POST", responses.responses, True),
         ("/v1/completions", "POST", completions.completions, True),
         ("/v1/models", "GET", models.models, True),
         ("/v1/models/{name:path}", "GET", models.one_model, True),

@@ -21,9 +21,9 @@ from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
 from .context import context_of
-from .engine import Event, ProgressEvent, Run
 from .errors import Refused
 from .replies import json_reply
+from .runs import Event, ProgressEvent, Run
 from .sse import or_left
 from .state import State, state_of
 
@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     answer = Answer(request, new_id(), n, options.sampling.get("seed"), per_prompt=n)
     note_ignored(answer, options)
     shapes = ChatShapes(answer, options)
-    await answer.start(_preparer(state, answer, options, body), progress=options.return_progress)
+    await answer.start(preparer(state, answer, options, body), progress=options.return_progress)
     if options.stream:
         return answer.event_stream(shapes.chunks, shapes.last)
     return answer.late_json(shapes.whole)
@@ -81,7 +81,7 @@ def note_ignored(answer: Answer, options: AnswerOptions) -> None:
         answer.context.fields["ignored"] = ",".join(name[:60] for name in unknown[:20])
 
 
-def _preparer(
+def preparer(
     state: State, answer: Answer, options: AnswerOptions, body: dict[str, Any]
 ) -> Callable[[int, Callable[[str, int, int], None], int | None], PieceStream]:
     """What makes the streams of an answer, in a worker. The pictures are opened once for all of them."""

@@ -15,7 +15,7 @@ from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
 from .chat_completions import apply_settings, note_ignored
-from .engine import Event, Run
+from .runs import Event, Run
 from .state import State, state_of
 
 if TYPE_CHECKING:

@@ -56,10 +56,11 @@ class Observed:
         try:
             await self._app(scope, receive, send_observed)
         except (ClientLeft, ClientDisconnect):
-            context.status = context.status or CLIENT_LEFT
+            pass
         except Exception as error:
             await self._answer(context, error, send_observed)
         finally:
+            context.status = context.status or CLIENT_LEFT
             self._state.metrics.http(context.route, context.method, context.status)
             if context.status >= 400 or not context.route.startswith(_QUIET):
                 self._state.log.request(context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +16,6 @@ from .middleware import send_json
 
 _T = TypeVar("_T")
 HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
     "x-accel-buffering": "no",
 }
@@ -54,9 +54,24 @@ async def or_left(receive: Receive, work: Awaitable[_T]) -> _T:
         watch.cancel()
 
 
+@dataclass(frozen=True)
+class Framing:
+    """How the events of a stream are written. frame: one event. failure: an error that comes after the headers. end:
+    what closes a stream that is whole. ping: what breaks a silence, where the format has such a thing."""
+
+    content_type: str
+    frame: Callable[[Any], bytes]
+    failure: Callable[[BaseException], bytes]
+    end: bytes = b""
+    ping: bytes = b""
+
+
+OPENAI = Framing("text/event-stream; charset=utf-8", event, error_event, DONE, PING)
+
+
 class EventStream:
-    """An ASGI response of events. events: yields their bytes. ping_s: silence after which a comment is sent. stall_s:
-    how long a client may take no byte. at_end: called once, however it ended."""
+    """An ASGI response of events. events: yields their bytes. ping_s: silence after which a ping is sent. stall_s: how
+    long a client may take no byte. at_end: called once, however it ended."""
 
     def __init__(
         self,
@@ -66,12 +81,14 @@ class EventStream:
         stall_s: float,
         at_end: Callable[[], None],
         headers: Mapping[str, str],
+        framing: Framing = OPENAI,
     ) -> None:
         self._events = events
         self._ping_s = ping_s
         self._stall_s = stall_s
         self._at_end = at_end
-        self._headers = {**HEADERS, **headers}
+        self._headers = {"content-type": framing.content_type, **HEADERS, **headers}
+        self._ping = framing.ping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.ensure_future(until_left(receive))
@@ -84,7 +101,8 @@ class EventStream:
                 if watch.done():
                     return
                 if not coming.done():
-                    await self._send(send, PING)
+                    if self._ping:
+                        await self._send(send, self._ping)
                     continue
                 data = coming.result()
                 if data is None:

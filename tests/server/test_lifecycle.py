@@ -21,7 +21,7 @@ from server_support import HI, RunningServer, events_of, text_of, with_picture
 
 from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.server.engine import Run
+from kimi_vl_cpp.server.runs import Run
 from kimi_vl_cpp.server.serving import open_socket
 from kimi_vl_cpp.server.settings import Settings
 
@@ -106,9 +106,9 @@ def test_cancelling_one_leaves_the_others_alone(script, load):
 
 
 def test_a_client_that_does_not_read_is_left_and_its_memory_is_bounded(script, load, monkeypatch):
-    from kimi_vl_cpp.server import engine
+    from kimi_vl_cpp.server import runs
 
-    monkeypatch.setattr(engine, "MAX_UNREAD", 4096)
+    monkeypatch.setattr(runs, "MAX_UNREAD", 4096)
     script.answer = None
     with RunningServer(load, slow_client=1.0) as server:
         raw = open_request(server, stream=True, max_tokens=900, ignore_eos=True, logprobs=True, top_logprobs=20)

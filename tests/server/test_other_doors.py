@@ -141,3 +141,72 @@ def test_openai_s_client_raises_its_own_errors(openai):
     assert caught.value.param == "temperature" and caught.value.code == "request.temperature"
     with pytest.raises(module.NotFoundError):
         openai.embeddings.create(model="x", input="y")
+
+
+# Responses
+
+
+def test_responses_answer_as_chat_completions_do(server, library):
+    asked = {"seed": 6, "temperature": 1.1}
+    ours = library.create_chat_completion(
+        [{"role": "system", "content": "Be brief."}, *with_picture(3)], max_tokens=12, **asked
+    )
+    image, text = with_picture(3)[0]["content"]
+    content = [
+        {"type": "input_image", "image_url": image["image_url"]["url"], "detail": "auto"},
+        {"type": "input_text", "text": text["text"]},
+    ]
+    answer = server.post(
+        "/v1/responses",
+        input=[{"role": "user", "content": content}],
+        instructions="Be brief.",
+        max_output_tokens=12,
+        store=True,
+        **asked,
+    ).json()
+    (message,) = answer["output"]
+    assert message["content"][0]["text"] == ours["choices"][0]["message"]["content"]
+    assert answer["usage"]["input_tokens"] == ours["usage"]["prompt_tokens"]
+    assert answer["store"] is False and answer["kimi"]["notices"] == ["store: this field has no effect"]
+    assert answer["status"] == ("completed" if ours["choices"][0]["finish_reason"] == "stop" else "incomplete")
+
+
+def test_openai_s_client_reads_the_events_of_a_response(openai):
+    with openai.responses.stream(model="x", input="Hello!", max_output_tokens=60, temperature=0) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    whole = openai.responses.create(model="x", input="Hello!", max_output_tokens=60, temperature=0)
+    assert deltas == whole.output_text == final.output_text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": "x", "previous_response_id": "r"}, "previous_response_id"),
+        ({"input": [{"type": "function_call"}]}, "input[0].type"),
+        ({"input": [5]}, "input[0]"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools"),
+        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"input": "x", "max_output_tokens": "5"}, "max_output_tokens"),
+        ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
+    ],
+)
+def test_wrong_responses_are_400_and_named(server, fields, param):
+    response = server.post("/v1/responses", **fields)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param

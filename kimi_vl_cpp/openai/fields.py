@@ -38,11 +38,14 @@ def _outermost(where: str) -> str:
 
 @contextmanager
 def about(where: str) -> Iterator[None]:
-    """Errors raised inside are about this field, unless they say themselves what they are about."""
+    """Errors raised inside are about this field, and name it, unless they say themselves what they are about."""
     try:
         yield
     except KimiVLError as error:
-        error.param = error.param or where
+        if error.param is None:
+            error.param = where
+            if not str(error).startswith(where):
+                error.args = (f"{where}: {error}",)
         raise
 
 

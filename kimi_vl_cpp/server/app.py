@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import chat_completions, completions, models, responses, tokens
+from . import chat_completions, completions, models, ollama, responses, tokens
 from .context import KEY as CONTEXT
 from .errors import Refused
 from .middleware import Guarded, Keyed, Observed
@@ -25,7 +25,13 @@ _NOT_HERE = {
     "/v1/audio": "audio is not understood",
     "/v1/images": "pictures are read, not made",
     "/v1/messages": "use /v1/chat/completions",
-    "/api/": "use /v1/chat/completions",
+    "/api/pull": "start the server with the model",
+    "/api/push": "there is no store of models",
+    "/api/create": "there is no store of models",
+    "/api/copy": "there is no store of models",
+    "/api/delete": "there is no store of models",
+    "/api/embed": "the model has no embeddings of texts",
+    "/api/embeddings": "the model has no embeddings of texts",
 }
 """Paths of other servers -> what to do instead."""
 
@@ -50,6 +56,12 @@ def _routes(state: State) -> list[BaseRoute]:
         ("/v1/detokenize", "POST", tokens.detokenize, True),
         ("/v1/tokenizer_info", "GET", tokens.tokenizer_info, True),
         ("/v1/status", "GET", models.status, False),
+        ("/api/chat", "POST", ollama.chat, False),
+        ("/api/generate", "POST", ollama.generate, False),
+        ("/api/tags", "GET", ollama.tags, False),
+        ("/api/ps", "GET", ollama.running, False),
+        ("/api/show", "POST", ollama.show, False),
+        ("/api/version", "GET", ollama.version, False),
         ("/health", "GET", models.health, False),
         ("/ping", "GET", models.ping, False),
     ):

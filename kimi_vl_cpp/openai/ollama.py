@@ -1,0 +1,97 @@
+"""Ollama's requests as chat requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import shown
+from .fields import bad, boolean, mapping, string, unsupported
+
+_OPTIONS = {
+    "num_predict": "max_tokens",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "seed": "seed",
+    "stop": "stop",
+    "repeat_penalty": "repeat_penalty",
+    "repeat_last_n": "repeat_last_n",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+}
+_LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "max"}
+_NO_EFFECT = ("keep_alive", "context", "template", "raw")
+
+
+def read_chat(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The chat request that `/api/chat` asks for, with `stream`, and the options that have no effect."""
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise bad("messages", f"got {shown(messages)}, expected a list")
+    read = [_message(f"messages[{index}]", mapping(f"messages[{index}]", one)) for index, one in enumerate(messages)]
+    if body.get("tools"):
+        raise unsupported("tools", "tool calls are not supported by this model's template")
+    return _common(body, read)
+
+
+def read_generate(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The same of `/api/generate`."""
+    if body.get("suffix"):
+        raise unsupported("suffix", "the model does not fill in the middle")
+    message = {"role": "user", "content": body.get("prompt") or "", "images": body.get("images")}
+    messages = [_message("prompt", message)]
+    if body.get("system"):
+        messages.insert(0, {"role": "system", "content": string("system", body["system"])})
+    return _common(body, messages)
+
+
+def _message(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of this API: its pictures are base64, beside the text."""
+    content = string(f"{where}.content", message.get("content") or "")
+    images = message.get("images") or []
+    if not isinstance(images, list):
+        raise bad(f"{where}.images", f"got {shown(images)}, expected a list of base64 texts")
+    translated: dict[str, Any] = {"role": message.get("role"), "content": content}
+    if images:
+        urls = [string(f"{where}.images[{index}]", image) for index, image in enumerate(images)]
+        pictures = [{"type": "image_url", "image_url": {"url": _data_url(url)}} for url in urls]
+        translated["content"] = [*pictures, {"type": "text", "text": content}]
+    if message.get("thinking"):
+        translated["reasoning_content"] = message["thinking"]
+    if message.get("tool_calls"):
+        translated["tool_calls"] = message["tool_calls"]
+    return translated
+
+
+def _data_url(image: str) -> str:
+    return image if image.startswith("data:") else f"data:image/unknown;base64,{image}"
+
+
+def _common(body: Mapping[str, Any], messages: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    stream = body.get("stream")
+    chat: dict[str, Any] = {"messages": messages, "stream": True if stream is None else boolean("stream", stream)}
+    ignored = [name for name in _NO_EFFECT if body.get(name) not in (None, "", [], False)]
+    for name, value in mapping("options", body.get("options") or {}).items():
+        if value is None:
+            continue
+        if name not in _OPTIONS:
+            ignored.append(f"options.{name}")
+        elif not (name == "num_predict" and value in (-1, -2)):
+            chat[_OPTIONS[name]] = value
+    think = body.get("think")
+    if isinstance(think, bool):
+        chat["enable_thinking"] = think
+    elif think is not None:
+        if not isinstance(think, str) or think not in _LEVELS:
+            raise bad("think", f"got {shown(think)}, expected true, false or one of {', '.join(_LEVELS)}")
+        chat["reasoning_effort"] = _LEVELS[think]
+    wanted = body.get("format")
+    if wanted == "json":
+        chat["response_format"] = {"type": "json_object"}
+    elif isinstance(wanted, Mapping):
+        chat["response_format"] = {"type": "json_schema", "json_schema": {"schema": wanted}}
+    elif wanted not in (None, ""):
+        raise bad("format", f"got {shown(wanted)}, expected 'json' or a JSON schema")
+    return chat, ignored

@@ -1,0 +1,195 @@
+"""Ollama's doors, `/api/chat`, `/api/generate` and what its clients ask before: over the same answers."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response as HttpResponse
+from starlette.types import ASGIApp
+
+from ..errors import KimiVLError
+from ..files.variants import REASONING
+from ..openai.ollama import read_chat, read_generate
+from ..openai.shapes import new_id
+from ..types import Piece, Response
+from .answers import Answer
+from .bodies import read_object
+from .chat_completions import note_ignored, options_of, preparer
+from .errors import Refused, refusal
+from .replies import json_reply
+from .runs import Event, Run
+from .sse import Framing
+from .state import State, state_of
+
+VERSION = "0.12.0"
+"""The version of Ollama whose answers these are; clients ask for it."""
+
+
+def _frame(line: Any) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+FRAMING = Framing("application/x-ndjson", _frame, lambda error: _frame({"error": str(refusal(error))}))
+
+
+async def chat(request: Request) -> ASGIApp:
+    """`/api/chat`."""
+    return await _answered(request, read_chat, lambda text, thought: {"message": _message(text, thought)})
+
+
+async def generate(request: Request) -> ASGIApp:
+    """`/api/generate`."""
+    return await _answered(
+        request, read_generate, lambda text, thought: {"response": text, **({"thinking": thought} if thought else {})}
+    )
+
+
+def _message(text: str, thought: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **({"thinking": thought} if thought else {})}
+
+
+async def _answered(
+    request: Request,
+    read: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]],
+    said: Callable[[str, str], dict[str, Any]],
+) -> ASGIApp:
+    try:
+        return await _answer(request, read, said)
+    except KimiVLError as error:  # Ollama's errors are one string
+        refused = refusal(error)
+        if refused.status == 500:
+            raise
+        return json_reply({"error": str(refused)}, refused.status, refused.headers)
+
+
+async def _answer(
+    request: Request,
+    read: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]],
+    said: Callable[[str, str], dict[str, Any]],
+) -> ASGIApp:
+    state = state_of(request)
+    state.ready  # noqa: B018 - 503 before the body is read
+    body = await read_object(request)
+    chat_body, ignored = read(body)
+    streamed = chat_body.pop("stream")
+    name = str(body.get("model") or state.names[0])
+    if state.settings.strict:
+        state.check_name(name.removesuffix(":latest"))
+    options = options_of(state, {key: value for key, value in chat_body.items() if key != "model"})
+    answer = Answer(request, new_id(), 1, options.sampling.get("seed"))
+    note_ignored(answer, options)
+    answer.notices += [f"{field[:100]}: this option has no effect" for field in ignored]
+    started = time.perf_counter()
+    await answer.start(preparer(state, answer, options, chat_body))
+
+    def line(text: str, thought: str, **fields: Any) -> dict[str, Any]:
+        return {"model": name, "created_at": _now(), **said(text, thought), "done": False, **fields}
+
+    def last(response: Response, text: str = "", thought: str = "") -> dict[str, Any]:
+        reason = answer.finish_reason(answer.runs[0], response)
+        figures = _figures(state, response, time.perf_counter() - started)
+        return line(text, thought, **{"done": True, "done_reason": reason, **figures})
+
+    def lines(run: Run, happened: Event) -> list[dict[str, Any]]:
+        if isinstance(happened, Piece):
+            thinking = happened.kind == "thinking"
+            return [line("" if thinking else happened.text, happened.text if thinking else "")]
+        return [last(happened)] if isinstance(happened, Response) else []
+
+    if streamed:
+        return answer.event_stream(lines, list, FRAMING)
+    return answer.late_json(lambda found: last(found[0], found[0].text, found[0].thinking))
+
+
+def _figures(state: State, response: Response, total_s: float) -> dict[str, int]:
+    usage, timings = response.usage, response.timings
+
+    def ns(seconds: float) -> int:
+        return round(seconds * 1e9)
+
+    return {
+        "total_duration": ns(total_s),
+        "load_duration": 0,
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": ns(timings.encode_s + timings.prefill_s),
+        "eval_count": usage.completion_tokens,
+        "eval_duration": ns(timings.decode_s),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _entry(state: State, name: str) -> dict[str, Any]:
+    model, path = state.model, state.model.files.text
+    modified = datetime.datetime.fromtimestamp(path.stat().st_mtime if path.exists() else state.started, datetime.UTC)
+    return {
+        "name": f"{name}:latest",
+        "model": f"{name}:latest",
+        "modified_at": modified.isoformat().replace("+00:00", "Z"),
+        "size": path.stat().st_size if path.exists() else 0,
+        "digest": state.ready.fingerprint.rpartition("-")[2] * 8,
+        "details": _details(state),
+        "context_length": model.n_ctx,
+    }
+
+
+def _details(state: State) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "kimi-vl",
+        "families": ["kimi-vl"],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
+async def tags(request: Request) -> HttpResponse:
+    """`/api/tags`: the model under its names."""
+    state = state_of(request)
+    return json_reply({"models": [_entry(state, name) for name in state.names]})
+
+
+async def running(request: Request) -> HttpResponse:
+    """`/api/ps`: it is always loaded."""
+    state = state_of(request)
+    return json_reply({"models": [{**_entry(state, state.names[0]), "expires_at": "9999-12-31T23:59:59Z"}]})
+
+
+async def show(request: Request) -> HttpResponse:
+    """`/api/show`: what it can do."""
+    state = state_of(request)
+    body = await read_object(request)
+    name = str(body.get("model") or body.get("name") or state.names[0]).removesuffix(":latest")
+    if name not in state.names:
+        error = Refused(404, f"model '{name[:100]}' not found", "serve.unknown_model")
+        return json_reply({"error": str(error)}, error.status)
+    model = state.model
+    capabilities = ["completion", *(["vision"] if model.has_vision else [])]
+    if REASONING[model.variant] != "no":
+        capabilities.append("thinking")
+    info = {"general.architecture": "kimi-vl", "kimi-vl.context_length": model.n_ctx, "general.name": model.name}
+    entry = _entry(state, name)
+    return json_reply(
+        {
+            "capabilities": capabilities,
+            "details": entry["details"],
+            "model_info": info,
+            "modified_at": entry["modified_at"],
+            "modelfile": "",
+            "parameters": "",
+            "template": "",
+        }
+    )
+
+
+async def version(request: Request) -> HttpResponse:
+    """`/api/version`."""
+    return json_reply({"version": VERSION})

@@ -91,7 +91,7 @@ export const words = {
   thoughtFor: (time) => `Thought for ${time}`,
   thought: "Thought",
   answerNow: "Answer now",
-  seconds: (s) => (s < 10 ? `${s.toFixed(1)} s` : s < 60 ? `${Math.round(s)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`),
+  seconds: (s) => (s < 0.1 ? `${Math.round(1000 * s)} ms` : s < 10 ? `${s.toFixed(1)} s` : s < 60 ? `${Math.round(s)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`),
   stopped: "Stopped.",
   cutOff: "The answer reached its length limit.",
   cutContext: "The context is full: start a new conversation to go on.",

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
     from scripted_chat import Scripted
 
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> None:
+    """Busy machines are slow: a test fails by what it sees, not by when."""
+    try:
+        from playwright.sync_api import expect
+    except ImportError:
+        return
+    expect.set_options(timeout=20_000)
+
+
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
@@ -45,30 +56,34 @@ def scripted(server: tuple[Scripted, str]) -> Scripted:
 
 
 @pytest.fixture
-def url(server: tuple[Scripted, str]) -> str:
+def url(server: tuple[Scripted, str], scripted: Scripted) -> str:
     return server[1]
 
 
 @pytest.fixture
-def open_page(browser: Browser, url: str, scripted: Scripted) -> Iterator[Callable[..., Page]]:
-    """open_page(width=…, **context options): a page of its own storage. Fails on errors and foreign requests."""
+def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
+    """open_page(width=…, base=address, **context options): a page of its own storage, of the scripted server unless
+    `base` is another's. Fails on errors, breaches of the policy and foreign requests."""
     wrong: list[str] = []
     contexts = []
 
-    def open_(width: int = 1280, height: int = 800, path: str = "/", script: str = "", **options: Any) -> Page:
+    def open_(width: int = 1280, height: int = 800, base: str = "", script: str = "", **options: Any) -> Page:
+        base = base or request.getfixturevalue("url")
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         contexts.append(context)
         if script:
             context.add_init_script(script)
         page = context.new_page()
+
+        def check(asked: str) -> None:
+            if not asked.startswith((base, "blob:", "data:")):
+                wrong.append(asked)
+
+        page.on("request", lambda made: check(made.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith((url, "blob:", "data:")) else wrong.append(request.url),
-        )
-        page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
-        page.goto(url + path)
+        page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+        page.goto(base)
         return page
 
     yield open_

@@ -1,4 +1,5 @@
 // Building elements, icons, announcements and small menus. Knows nothing of conversations.
+import { words } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -76,7 +77,7 @@ export function toast(text, action = null) {
   const box = h("div", { class: "toast", role: "status" }, h("span", {}, text));
   const end = () => box.remove();
   if (action) box.append(textButton(null, action.label, () => (end(), action.run())));
-  box.append(iconButton("close", "Close", end));
+  box.append(iconButton("close", words.close, end));
   document.body.append(box);
   let timer = setTimeout(end, action ? 12000 : 6000);
   box.addEventListener("focusin", () => clearTimeout(timer));
@@ -90,7 +91,7 @@ export function dialog(title, content, props = {}) {
   const before = document.activeElement;
   const id = `d${Math.random().toString(36).slice(2)}`;
   const box = h("dialog", { "aria-labelledby": id, ...props, class: `dialog ${props.class || ""}` },
-    h("header", {}, h("h2", { id }, title), iconButton("close", "Close", () => box.close())), content);
+    h("header", {}, h("h2", { id }, title), iconButton("close", words.close, () => box.close())), content);
   box.addEventListener("close", () => {
     box.remove();
     if (before?.isConnected) before.focus();

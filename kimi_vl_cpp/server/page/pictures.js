@@ -64,7 +64,7 @@ export function pictureImage(picture, alt = picture.name) {
 
 export async function dataUrlOf(id) {
   const kept = await loadPicture(id);
-  if (!kept) throw new Error(words.unreadable("A picture of this conversation"));
+  if (!kept) throw new Error(words.lostPicture);
   const reader = new FileReader();
   return new Promise((resolve, reject) => {
     reader.onload = () => resolve(reader.result);

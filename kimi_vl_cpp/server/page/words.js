@@ -12,7 +12,7 @@ export const words = {
   noMatch: "Nothing matches. Search looks at titles, questions and answers.",
   noConversations: "Your conversations will be kept here, in this browser only.",
   openSidebar: "Show conversations",
-  closeSidebar: "Close",
+  closeSidebar: "Close the list",
   settings: "Settings",
   shortcuts: "Keyboard shortcuts",
   shortcutsShort: "Shortcuts",
@@ -63,6 +63,7 @@ export const words = {
   captured: "camera picture",
   notPicture: (name) => `${name} is not a picture. Add a PNG, JPEG, WebP, GIF, BMP or TIFF file.`,
   unreadable: (name) => `${name} could not be read. Check that the file still exists and add it again.`,
+  lostPicture: "A picture of this conversation is no longer in this browser. Edit the question and remove or replace it.",
   tooManyBytes: (mb, limit) =>
     `The pictures of this conversation are ${mb} MB together and the server takes ${limit} MB. ` +
     "Start a new conversation, or edit the question and remove some.",
@@ -120,7 +121,6 @@ export const words = {
   readAs: "Numbers read as",
   readings: { shares: "shares of the picture, 0 to 1", thousandths: "thousandths, 0 to 1000", pixels: "pixels" },
   drawOn: "Drawn on",
-  showMarks: "Show places",
   outside: (n) => (n === 1 ? "1 place lies outside the picture when read so." : `${n} places lie outside the picture when read so.`),
 
   stats: {
@@ -143,7 +143,6 @@ export const words = {
   unexpected: (status) => `The server answered with status ${status} and no explanation. Look at its log, then try again.`,
   noStorage: "This browser keeps nothing for this page, so conversations last until it is closed. Export what you need.",
   storageFull: "The browser's storage is full: what you do now is kept only while the page is open. Export and delete old conversations.",
-  ignored: (names) => `The server did not use: ${names}`,
 
   keyTitle: "This server asks for a key",
   keyText: "Enter one of the keys that the server was started with (--api-key or --api-key-file).",

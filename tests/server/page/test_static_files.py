@@ -128,3 +128,10 @@ def test_a_wrong_body_is_refused_with_an_example(client: TestClient, body: bytes
 def test_too_long_a_text_is_refused(client: TestClient) -> None:
     answer = client.post("/ui/render", json={"text": "a" * 500_000})
     assert (answer.status_code, answer.json()["error"]["kimi_code"]) == (400, "request.text_too_long")
+
+
+def test_every_text_of_the_page_is_used() -> None:
+    scripts = {name: file.body.decode() for name, file in pages._page_files().items() if name.endswith(".js")}
+    texts = re.findall(r"^  (\w+):", scripts.pop("words.js"), flags=re.M)
+    assert len(texts) > 100
+    assert [name for name in texts if not any(f"words.{name}" in script for script in scripts.values())] == []

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/candidates.h"
+
 namespace kimi {
 
 // Both ends are allowed.
@@ -42,12 +44,12 @@ class Sampler {
 
  private:
   double uniform();  // [0, 1)
-  void keep_top(size_t count);
+  void score(std::span<const float> logits);
   SamplerOptions options_;
   uint64_t state_;
   std::deque<int32_t> recent_;
   std::vector<float> scores_;
-  std::vector<std::pair<float, int32_t>> candidates_;
+  Candidates candidates_;
 };
 
 }  // namespace kimi

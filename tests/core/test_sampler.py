@@ -33,6 +33,72 @@ def allowed(x: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: 
     return set(out)
 
 
+class SlowSampler:
+    """What Sampler does, with everything sorted: same options, same ids."""
+
+    def __init__(self, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+        self.state = seed
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
+
+    def uniform(self) -> float:
+        """SplitMix64."""
+        mask = 2**64 - 1
+        self.state = z = (self.state + 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+    def sample(self, x: np.ndarray) -> int:
+        x = np.where(np.isfinite(x), x, np.float32(-np.inf))
+        if self.temperature == 0 or self.top_k == 1:
+            return int(x.argmax())
+        with np.errstate(under="ignore"):
+            exponent = (x - x.max()) * (np.float32(1) / np.float32(self.temperature))
+            floor = np.float32(max(-27.6, np.log(np.float32(self.min_p)) if self.min_p else -27.6))
+            weights = np.where(exponent >= floor, np.exp(exponent), 0).astype(np.float64)
+        ids = np.flatnonzero(weights)
+        if self.top_k or self.top_p < 1:
+            ids = ids[np.lexsort((ids, -weights[ids]))][: self.top_k or None]
+            before = np.cumsum(weights[ids]) - weights[ids]
+            if self.top_p < 1:
+                ids = ids[: max(1, int((before < np.float32(self.top_p) * weights[ids].sum()).sum()))]
+        reached = np.cumsum(weights[ids])
+        return int(ids[min(int((reached <= self.uniform() * reached[-1]).sum()), len(ids) - 1)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    n=st.sampled_from([1, 2, 255, 256, 257, 2000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 3.0, 20.0]),
+    steps=st.sampled_from([None, 1.0, 0.25]),
+    temperature=st.sampled_from([0.0, 0.2, 0.6, 1.0, 2.0, 100.0]),
+    top_k=st.sampled_from([0, 0, 1, 2, 40, 1000, 10**9]),
+    top_p=st.sampled_from([1.0, 1.0, 0.99, 0.9, 0.5, 0.1, 0.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
+)
+def test_ids_are_those_of_sorting_everything(seed, n, spread, steps, temperature, top_k, top_p, min_p) -> None:
+    """steps: logits are multiples of it, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(n) * spread).astype(np.float32)
+    if steps is not None:
+        x = (np.round(x / steps) * steps).astype(np.float32)
+    x[rng.random(n) < 0.01] = rng.choice(np.array([np.nan, np.inf, -np.inf], np.float32))
+    if not np.isfinite(x).any():
+        x[-1] = 0.0
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    fast, slow = Sampler(seed=seed, **options), SlowSampler(seed, **options)
+    assert [fast.sample(x) for _ in range(4)] == [slow.sample(x) for _ in range(4)]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.95])
+def test_ids_of_a_whole_vocabulary_are_those_of_sorting_it(spread: float, top_p: float) -> None:
+    x = (np.random.default_rng(6).standard_normal(163840) * spread).astype(np.float32)
+    fast, slow = Sampler(seed=9, temperature=0.6, top_p=top_p), SlowSampler(9, 0.6, 0, top_p, 0.0)
+    assert [fast.sample(x) for _ in range(4)] == [slow.sample(x) for _ in range(4)]
+
+
 def draw(n: int, x: np.ndarray, **options: float) -> list[int]:
     sampler = Sampler(**options)
     return [sampler.sample(x) for _ in range(n)]

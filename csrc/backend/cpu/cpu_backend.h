@@ -34,8 +34,9 @@ constexpr int64_t kDotRows =
     4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
 
 // Queries side by side in the lanes of a tile of absorbed attention: n_heads of every token, token by token. The tokens of a tile
-// split their keys alike.
+// are of one session and split their keys alike.
 struct LatentTile {
+  KvLayer cache;
   int64_t token0, n_tokens, head0, n_heads;
   int64_t end;         // keys that the last token sees
   int64_t split_keys;  // keys of one task
@@ -152,17 +153,21 @@ class CpuBackend final : public Backend {
   void store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const;
   const float* latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const;
   // Whether keys and values are multiplied as bf16: where the weights around them are multiplied as bytes anyway.
-  bool attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const;
+  bool attends_in_bf16(const MlaArgs& args, const KvLayer& cache) const;
 
   // mla_absorbed.cpp
-  struct LatentTiles {
-    bool bytes, bf16;  // what queries and keys are multiplied as; neither: floats
+  struct LatentTiles {  // that are multiplied alike
+    bool bytes, bf16;   // what queries and keys are multiplied as; neither: floats
     int64_t lanes;
-    const int32_t* positions;  // of the tokens
+    std::vector<LatentTile> tiles;
   };
-  void attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
-  void attend_latents(const MlaArgs& args, const AttentionSlice& slice, const float* q);
-  void attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile,
+  using Slices = std::span<const AttentionSlice* const>;  // whose results lie one after the other
+  void attend_absorbed(const MlaArgs& args, Slices slices, const float* q, float* attended);
+  std::vector<LatentTiles> lay_out_tiles(const MlaArgs& args, Slices slices);
+  void attend_latents(const MlaArgs& args, Slices slices, const float* q);
+  void attend_group(const MlaArgs& args, const LatentTiles& tiles, std::span<LatentTile> group, const int32_t* positions,
+                    int64_t n, const float* q);
+  void attend_split(const MlaArgs& args, const LatentTiles& tiles, const LatentTile& tile, const int32_t* positions,
                     int64_t index, int64_t split, int thread);
   void merge_splits(const LatentTiles& tiles, std::span<const LatentTile> group, int64_t n, int64_t rank);
   void quantize_queries(const KvRow& row, int64_t rank, int64_t rope, int64_t n_tiles);

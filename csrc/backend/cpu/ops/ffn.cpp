@@ -11,6 +11,7 @@ namespace kimi::cpu {
 namespace {
 
 constexpr int64_t kTokenBlock = 128;
+constexpr int64_t kFewRows = 16;  // up to which most experts have so few tokens that their weights are best streamed
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -96,7 +97,7 @@ void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, std:
     return uses_int8(e.w.gate) && uses_int8(e.w.up) && uses_int8(e.w.down);
   });
   if (bytes || n_expanded == 0 || n_expanded == n) {
-    const bool few = bytes ? n <= kDotRows : n_expanded == 0;
+    const bool few = bytes ? n <= kFewRows : n_expanded == 0;
     run_experts_as(few ? RowForm::absorbed : RowForm::expanded, x, n, experts, out);
     return;
   }
@@ -180,14 +181,17 @@ void CpuBackend::quantize_inner(const std::vector<ExpertWork>& experts) {
   });
 }
 
-// Every expert passes over its weights once: the rows of its tokens are brought together first, unless it has all of them.
+// Every expert passes over its weights once: the rows of its tokens are brought together first, unless they lie together.
 void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out) {
   const int64_t hidden = x.k, inner_floats = lay_out_inner(experts);
   gate_.resize(static_cast<size_t>(inner_floats));
+  const auto gathers = [&](const ExpertWork& expert) { return expert.inner.n != x.n && expert.inner.n > 1; };
+  const bool in_floats = std::any_of(experts.begin(), experts.end(),
+                                     [this](const ExpertWork& e) { return !uses_int8(e.w.gate) || !uses_int8(e.w.up); });
   int64_t n_slots = 0, n_gathered = 0;
   for (const ExpertWork& expert : experts) {
     n_slots += expert.inner.n;
-    n_gathered += expert.inner.n == x.n ? 0 : expert.inner.n;
+    n_gathered += gathers(expert) ? expert.inner.n : 0;
   }
   gathered_.resize(static_cast<size_t>(n_gathered * hidden));
   q8_gathered_.resize(static_cast<size_t>(x.q8.blocks ? n_gathered * hidden / 32 : 0));
@@ -196,12 +200,12 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
   int64_t first = 0;  // of the gathered rows
   for (const ExpertWork& expert : experts) {
     const int64_t inner = expert.inner.k, n = expert.inner.n;
-    Activations input = x;
-    if (n != x.n) {
+    Activations input = n == x.n ? x : x.rows(expert.tokens[0], 1);
+    if (gathers(expert)) {
       input = gathered.rows(first, n);
       for (int64_t j = 0; j < n; ++j) {
         const Activations row = x.rows(expert.tokens[static_cast<size_t>(j)], 1);
-        std::copy_n(row.x, hidden, gathered_.data() + (first + j) * hidden);
+        if (in_floats) std::copy_n(row.x, hidden, gathered_.data() + (first + j) * hidden);
         if (row.q8.blocks) std::copy_n(row.q8.blocks, hidden / 32, input.q8.blocks + j * (hidden / 32));
       }
       first += n;
@@ -209,7 +213,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
     products.push_back({expert.w.gate, input, gate_.data() + expert.offset, inner, RowForm::absorbed});
     products.push_back({expert.w.up, input, inner_.data() + expert.offset, inner, RowForm::absorbed});
   }
-  multiply_few(products, experts[0].w.down.data);
+  multiply(products, experts[0].w.down.data);
   for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
     const int64_t first = block * 1024, count = std::min<int64_t>(1024, inner_floats - first);
     kernels_.silu_mul(gate_.data() + first, inner_.data() + first, count, inner_.data() + first);
@@ -224,7 +228,7 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
     products.push_back({expert.w.down, expert.inner, products_.data() + row * hidden, hidden, RowForm::absorbed});
     row += expert.inner.n;
   }
-  multiply_few(products, nullptr);
+  multiply(products);
   row = 0;
   for (const ExpertWork& expert : experts)
     for (size_t j = 0; j < expert.tokens.size(); ++j)

@@ -297,12 +297,9 @@ void CpuBackend::add_product(std::vector<Product>* products, const Matrix& w, co
 // Int8 products stream the weights of few rows and unpack those of many, which gives the same bits; float products do as the form
 // says.
 void CpuBackend::multiply(const std::vector<Product>& products, const uint8_t* after) {
-  int64_t most_rows = 0;
-  for (const Product& product : products)
-    if (uses_int8(product.w)) most_rows = std::max(most_rows, product.x.n);
   std::vector<Product> streamed, unpacked;
   for (const Product& product : products) {
-    const bool streams = uses_int8(product.w) ? most_rows <= kDotRows : product.form == RowForm::absorbed;
+    const bool streams = uses_int8(product.w) ? product.x.n <= kDotRows : product.form == RowForm::absorbed;
     (streams ? streamed : unpacked).push_back(product);
   }
   if (!unpacked.empty()) multiply_many(unpacked);

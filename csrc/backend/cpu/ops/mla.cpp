@@ -4,6 +4,7 @@
 // Per pair of query and key the expanded form costs 3.4 times less, but expanding a cached row costs as much as about
 // 170 absorbed queries: whole pages of a prompt are expanded, answers and what is left of a prompt are absorbed. The caller says
 // which row is which.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -47,13 +48,18 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   multiply(products, args.k_b.data);
   append_to_cache(args, q_.data(), ckv_.data());
   if (args.n_out == 0) return;
+  std::vector<const AttentionSlice*> absorbed;
   for (const AttentionSlice& slice : *args.slices) {
     if (slice.n_out == 0) continue;
     // The expanded form multiplies k_b and v_b with every latent, attended to or not: an observer must not count that.
     if (slice.form == RowForm::expanded && !observer_)
       attend_expanded(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
     else
-      attend_absorbed(args, slice, q_.data() + slice.out0 * q_dim, attended_.data() + slice.out0 * v_dim);
+      absorbed.push_back(&slice);
+  }
+  if (!absorbed.empty()) {
+    const int64_t out0 = absorbed.front()->out0;
+    attend_absorbed(args, absorbed, q_.data() + out0 * q_dim, attended_.data() + out0 * v_dim);
   }
   LinearArgs o{};
   o.x = attended_.data();
@@ -69,24 +75,26 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
 // angle would be off by 0.004.
 void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv) {
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, head = args.qk_nope_head_dim + rope, width = rank + rope;
-  for (const AttentionSlice& slice : *args.slices) {
-    for_rows(slice.n, args.num_heads * head, [&](int64_t i) {
-      const int64_t row = slice.row0 + i, position = slice.positions[i], out = i - (slice.n - slice.n_out);
-      float cos_sin[kMaxRopeDim];
-      for (int64_t j = 0; j < rope / 2; ++j) {
-        const double angle = static_cast<double>(position) * args.rope_inv_freq[j];
-        cos_sin[2 * j] = static_cast<float>(std::cos(angle)) * args.rope_mscale;
-        cos_sin[2 * j + 1] = static_cast<float>(std::sin(angle)) * args.rope_mscale;
-      }
-      for (int64_t h = 0; out >= 0 && h < args.num_heads; ++h)
-        kernels_.rotate_pairs(q + ((slice.out0 + out) * args.num_heads + h) * head + args.qk_nope_head_dim, cos_sin, rope / 2);
-      std::vector<float> latent(static_cast<size_t>(width));
-      kernels_.rms_norm(ckv + row * width, args.kv_a_norm, args.kv_a_norm_eps, rank, latent.data());
-      std::memcpy(latent.data() + rank, ckv + row * width + rank, static_cast<size_t>(rope) * sizeof(float));
-      kernels_.rotate_pairs(latent.data() + rank, cos_sin, rope / 2);
-      store_latent(slice.cache, rank, rope, position, latent.data());
-    });
-  }
+  const auto& slices = *args.slices;
+  for_rows(args.n, args.num_heads * head, [&](int64_t row) {
+    const auto after = std::upper_bound(slices.begin(), slices.end(), row,
+                                        [](int64_t r, const AttentionSlice& slice) { return r < slice.row0; });
+    const AttentionSlice& slice = *(after - 1);
+    const int64_t i = row - slice.row0, position = slice.positions[i], out = i - (slice.n - slice.n_out);
+    float cos_sin[kMaxRopeDim];
+    for (int64_t j = 0; j < rope / 2; ++j) {
+      const double angle = static_cast<double>(position) * args.rope_inv_freq[j];
+      cos_sin[2 * j] = static_cast<float>(std::cos(angle)) * args.rope_mscale;
+      cos_sin[2 * j + 1] = static_cast<float>(std::sin(angle)) * args.rope_mscale;
+    }
+    for (int64_t h = 0; out >= 0 && h < args.num_heads; ++h)
+      kernels_.rotate_pairs(q + ((slice.out0 + out) * args.num_heads + h) * head + args.qk_nope_head_dim, cos_sin, rope / 2);
+    std::vector<float> latent(static_cast<size_t>(width));
+    kernels_.rms_norm(ckv + row * width, args.kv_a_norm, args.kv_a_norm_eps, rank, latent.data());
+    std::memcpy(latent.data() + rank, ckv + row * width + rank, static_cast<size_t>(rope) * sizeof(float));
+    kernels_.rotate_pairs(latent.data() + rank, cos_sin, rope / 2);
+    store_latent(slice.cache, rank, rope, position, latent.data());
+  });
 }
 
 void CpuBackend::store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const {
@@ -129,10 +137,10 @@ const float* CpuBackend::latent_rows(const KvLayer& cache, int64_t rank, int64_t
   return scratch;
 }
 
-bool CpuBackend::attends_in_bf16(const MlaArgs& args, const AttentionSlice& slice) const {
+bool CpuBackend::attends_in_bf16(const MlaArgs& args, const KvLayer& cache) const {
   const bool takes =
       InBf16::takes(kernels_, args.kv_lora_rank) && InBf16::takes(kernels_, args.qk_nope_head_dim);  // rope is even
-  return takes && slice.cache.type != KvType::f32 && uses_int8(args.kv_a);
+  return takes && cache.type != KvType::f32 && uses_int8(args.kv_a);
 }
 
 }  // namespace kimi::cpu

@@ -24,18 +24,20 @@ Ahead latents_ahead(const KvLayer& cache, int64_t first, int64_t end) {
   return {cache.row(first), std::min(kPagePositions - first % kPagePositions, end - first) * cache.row_bytes};
 }
 
-std::vector<LatentTile> make_tiles(const int32_t* positions, int64_t n, int64_t heads, int64_t lanes, int64_t max_tokens) {
-  std::vector<LatentTile> tiles;
-  for (int64_t token = 0; token < n;) {
+// Appends the tiles of the last n_out rows of a slice, which are tokens token0 on of all.
+void add_tiles(const AttentionSlice& slice, int64_t token0, int64_t heads, int64_t lanes, int64_t max_tokens,
+               std::vector<LatentTile>* tiles) {
+  const int32_t* positions = slice.positions + (slice.n - slice.n_out);
+  for (int64_t token = 0; token < slice.n_out;) {
     const int64_t split_keys = split_size(positions[token] + 1);
     int64_t count = 1;
-    while (count < max_tokens && token + count < n && split_size(positions[token + count] + 1) == split_keys) ++count;
+    while (count < max_tokens && token + count < slice.n_out && split_size(positions[token + count] + 1) == split_keys) ++count;
     const int64_t end = positions[token + count - 1] + 1;
     for (int64_t head = 0; head < heads; head += lanes)
-      tiles.push_back({token, count, head, std::min(lanes, heads - head), end, split_keys, ceil_div(end, split_keys), 0});
+      tiles->push_back({slice.cache, token0 + token, count, head, std::min(lanes, heads - head), end, split_keys,
+                        ceil_div(end, split_keys), 0});
     token += count;
   }
-  return tiles;
 }
 
 // What each part of the keys counts for in the whole, divided by the whole's sum: share [n_parts, lanes].
@@ -56,10 +58,10 @@ void shares(float* states, int64_t n_parts, int64_t lanes, int64_t dv, float* sh
 
 }  // namespace
 
-void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
-  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim,
-                nope = args.qk_nope_head_dim;
+void CpuBackend::attend_absorbed(const MlaArgs& args, Slices slices, const float* q, float* attended) {
+  const int64_t heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
   const int64_t q_head = nope + rope, v_head = args.v_head_dim;
+  const int64_t n = slices.back()->out0 + slices.back()->n_out - slices.front()->out0;
 
   // Queries into the latent space, head by head: [heads, n, rank].
   heads_.resize(static_cast<size_t>(heads * n * std::max(nope, rank)));
@@ -75,7 +77,7 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
     products.push_back({args.k_b.at(h), q_nope.rows(h * n, n), expanded_.data() + h * n * rank, rank, RowForm::absorbed});
   multiply(products, args.v_b.data);
 
-  attend_latents(args, slice, q);
+  attend_latents(args, slices, q);
 
   // Back out of the latent space.
   Activations context{heads_.data(), heads * n, rank, rank, {}};
@@ -87,77 +89,96 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, const AttentionSlice& slic
   multiply(products, args.o.data);
 }
 
+std::vector<CpuBackend::LatentTiles> CpuBackend::lay_out_tiles(const MlaArgs& args, Slices slices) {
+  const int64_t heads = args.num_heads, half = kernels_.tile_lanes / 2;
+  std::vector<LatentTiles> found;
+  for (const AttentionSlice* slice : slices) {
+    const bool bytes = slice->cache.type == KvType::q8_0 && kernels_.latent_block_q8 && !float_activations_;
+    const bool bf16 = slice->cache.type == KvType::f16 && attends_in_bf16(args, slice->cache);
+    const int64_t lanes = bytes ? kLatentLanes : slice->n_out * heads <= half ? half : kernels_.tile_lanes;
+    auto alike = std::find_if(found.begin(), found.end(), [&](const LatentTiles& tiles) {
+      return tiles.bytes == bytes && tiles.bf16 == bf16 && tiles.lanes == lanes;
+    });
+    if (alike == found.end()) alike = found.insert(found.end(), {bytes, bf16, lanes, {}});
+    // Weights of bytes are taken relative to the largest scale in their block of keys: keys that a row does not see must not be
+    // there.
+    const int64_t max_tokens = bytes ? 1 : std::max<int64_t>(1, lanes / heads);
+    add_tiles(*slice, slice->out0 - slices.front()->out0, heads, lanes, max_tokens, &alike->tiles);
+  }
+  return found;
+}
+
 // The queries' latent parts in `expanded_` [heads, n, rank] -> what they gather of the latents, in heads_ [heads, n, rank].
-void CpuBackend::attend_latents(const MlaArgs& args, const AttentionSlice& slice, const float* q) {
-  const int64_t n = slice.n_out, heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim,
-                nope = args.qk_nope_head_dim;
-  const int64_t width = rank + rope, q_head = nope + rope;
-  const KvRow row(slice.cache.type, rank, rope);
-  LatentTiles tiles{};
-  tiles.bytes = slice.cache.type == KvType::q8_0 && kernels_.latent_block_q8 && !float_activations_;
-  tiles.bf16 = slice.cache.type == KvType::f16 && attends_in_bf16(args, slice);
-  const int64_t half = kernels_.tile_lanes / 2;
-  const int64_t lanes = tiles.lanes = tiles.bytes ? kLatentLanes : n * heads <= half ? half : kernels_.tile_lanes;
-  // Weights of bytes are taken relative to the largest scale in their block of keys: keys that a row does not see must not be
-  // there.
-  const int64_t max_tokens = tiles.bytes ? 1 : std::max<int64_t>(1, lanes / heads);
-  tiles.positions = slice.positions + (slice.n - n);
-  std::vector<LatentTile> all = make_tiles(tiles.positions, n, heads, lanes, max_tokens);
-  const int64_t state_size = AttentionState::size(lanes, rank);
-  for (size_t first = 0, last = 0; first < all.size(); first = last) {
-    int64_t n_tasks = 0;
-    for (; last < all.size() && (last == first || (n_tasks + all[last].n_splits) * state_size <= kStateFloats); ++last) {
-      all[last].task0 = n_tasks;
-      n_tasks += all[last].n_splits;
-    }
-    const std::span<const LatentTile> group(all.data() + first, last - first);
-    const auto n_tiles = static_cast<int64_t>(group.size());
-    latent_.resize(static_cast<size_t>(n_tiles * width * lanes));
-    for_rows(n_tiles, width * lanes, [&](int64_t i) {
-      const LatentTile& tile = group[static_cast<size_t>(i)];
-      float* q_t = latent_.data() + i * width * lanes;
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        if (lane >= tile.n_lanes()) {
-          for (int64_t d = 0; d < width; ++d) q_t[d * lanes + lane] = 0.0f;
-          continue;
-        }
-        const int64_t t = tile.token(lane), h = tile.head(lane);
-        const float *latent = expanded_.data() + (h * n + t) * rank, *pe = q + (t * heads + h) * q_head + nope;
-        for (int64_t d = 0; d < rank; ++d) q_t[d * lanes + lane] = latent[d] * args.scale;
-        for (int64_t d = 0; d < rope; ++d) q_t[(rank + d) * lanes + lane] = pe[d] * args.scale;
+void CpuBackend::attend_latents(const MlaArgs& args, Slices slices, const float* q) {
+  std::vector<int32_t> positions;
+  for (const AttentionSlice* slice : slices)
+    positions.insert(positions.end(), slice->positions + (slice->n - slice->n_out), slice->positions + slice->n);
+  for (LatentTiles& tiles : lay_out_tiles(args, slices)) {
+    std::vector<LatentTile>& all = tiles.tiles;
+    const int64_t state_size = AttentionState::size(tiles.lanes, args.kv_lora_rank);
+    for (size_t first = 0, last = 0; first < all.size(); first = last) {
+      int64_t n_tasks = 0;
+      for (; last < all.size() && (last == first || (n_tasks + all[last].n_splits) * state_size <= kStateFloats); ++last) {
+        all[last].task0 = n_tasks;
+        n_tasks += all[last].n_splits;
       }
-    });
-    if (tiles.bytes) quantize_queries(row, rank, rope, n_tiles);
-    if (tiles.bf16) {
-      bf16_queries_.resize(static_cast<size_t>(n_tiles * width * lanes));
-      for_rows(n_tiles, width * lanes, [&](int64_t i) {
-        kernels_.bf16_pairs_from_f32(latent_.data() + i * width * lanes, lanes, width, lanes, 1.0f,
-                                     bf16_queries_.data() + i * width * lanes, lanes);
-      });
+      attend_group(args, tiles, std::span(all).subspan(first, last - first), positions.data(),
+                   static_cast<int64_t>(positions.size()), q);
     }
-    states_.resize(static_cast<size_t>(n_tasks * state_size));
-    pool_.parallel_for(n_tasks, [&](int64_t task, int thread) {
-      const auto tile =
-          std::upper_bound(group.begin(), group.end(), task, [](int64_t t, const LatentTile& other) { return t < other.task0; }) -
-          1;
-      attend_split(args, slice, tiles, *tile, tile - group.begin(), task - tile->task0, thread);
-    });
-    merge_splits(tiles, group, n, rank);
   }
 }
 
+// Tiles whose states fit the scratch together, of n tokens at `positions`.
+void CpuBackend::attend_group(const MlaArgs& args, const LatentTiles& tiles, std::span<LatentTile> group,
+                              const int32_t* positions, int64_t n, const float* q) {
+  const int64_t heads = args.num_heads, rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, nope = args.qk_nope_head_dim;
+  const int64_t width = rank + rope, q_head = nope + rope, lanes = tiles.lanes, n_tiles = static_cast<int64_t>(group.size());
+  const int64_t n_tasks = group.back().task0 + group.back().n_splits;
+  latent_.resize(static_cast<size_t>(n_tiles * width * lanes));
+  for_rows(n_tiles, width * lanes, [&](int64_t i) {
+    const LatentTile& tile = group[static_cast<size_t>(i)];
+    float* q_t = latent_.data() + i * width * lanes;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      if (lane >= tile.n_lanes()) {
+        for (int64_t d = 0; d < width; ++d) q_t[d * lanes + lane] = 0.0f;
+        continue;
+      }
+      const int64_t t = tile.token(lane), h = tile.head(lane);
+      const float *latent = expanded_.data() + (h * n + t) * rank, *pe = q + (t * heads + h) * q_head + nope;
+      for (int64_t d = 0; d < rank; ++d) q_t[d * lanes + lane] = latent[d] * args.scale;
+      for (int64_t d = 0; d < rope; ++d) q_t[(rank + d) * lanes + lane] = pe[d] * args.scale;
+    }
+  });
+  if (tiles.bytes) quantize_queries(KvRow(KvType::q8_0, rank, rope), rank, rope, n_tiles);
+  if (tiles.bf16) {
+    bf16_queries_.resize(static_cast<size_t>(n_tiles * width * lanes));
+    for_rows(n_tiles, width * lanes, [&](int64_t i) {
+      kernels_.bf16_pairs_from_f32(latent_.data() + i * width * lanes, lanes, width, lanes, 1.0f,
+                                   bf16_queries_.data() + i * width * lanes, lanes);
+    });
+  }
+  states_.resize(static_cast<size_t>(n_tasks * AttentionState::size(lanes, rank)));
+  pool_.parallel_for(n_tasks, [&](int64_t task, int thread) {
+    const auto tile =
+        std::upper_bound(group.begin(), group.end(), task, [](int64_t t, const LatentTile& other) { return t < other.task0; }) -
+        1;
+    attend_split(args, tiles, *tile, positions, tile - group.begin(), task - tile->task0, thread);
+  });
+  merge_splits(tiles, group, n, rank);
+}
+
 // One part of the keys of one tile.
-void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, const LatentTiles& tiles, const LatentTile& tile,
+void CpuBackend::attend_split(const MlaArgs& args, const LatentTiles& tiles, const LatentTile& tile, const int32_t* positions,
                               int64_t index, int64_t split, int thread) {
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, width = rank + rope, lanes = tiles.lanes;
-  const KvRow row(slice.cache.type, rank, rope);
+  const KvRow row(tile.cache.type, rank, rope);
   AttentionState state(states_.data() + (tile.task0 + split) * AttentionState::size(lanes, rank), lanes);
   state.clear(lanes, rank);
   AlignedBuffer<float>& scratch = scratch_[static_cast<size_t>(thread)].attention;
   scratch.resize(static_cast<size_t>(std::max({kMaxAttentionKeys * (width + lanes), latent_q8_scratch_floats(row.n_blocks),
                                                latent_f16_scratch_floats(lanes, rank, rope)})));
   int32_t last_key[64];
-  for (int64_t lane = 0; lane < lanes; ++lane) last_key[lane] = tiles.positions[tile.token(std::min(lane, tile.n_lanes() - 1))];
+  for (int64_t lane = 0; lane < lanes; ++lane) last_key[lane] = positions[tile.token(std::min(lane, tile.n_lanes() - 1))];
   const int64_t first = split * tile.split_keys, end = std::min(tile.end, first + tile.split_keys);
   if (tiles.bytes) {
     LatentBlockQ8 block{};
@@ -169,10 +190,10 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
     block.dv = rank;
     block.scratch = scratch.data();
     for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
-      block.rows = slice.cache.row(key);
+      block.rows = tile.cache.row(key);
       const bool more = key + block.n_keys < end;
-      block.ahead = more ? latents_ahead(slice.cache, key + block.n_keys, end)
-                         : latents_ahead(slice.cache, (split + pool_.n_threads()) * tile.split_keys, tile.end);
+      block.ahead = more ? latents_ahead(tile.cache, key + block.n_keys, end)
+                         : latents_ahead(tile.cache, (split + pool_.n_threads()) * tile.split_keys, tile.end);
       kernels_.latent_block_q8(block);
     });
   } else if (tiles.bf16) {
@@ -183,8 +204,8 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
     block.rope = rope;
     block.scratch = scratch.data();
     for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
-      block.rows = reinterpret_cast<const uint16_t*>(slice.cache.row(key));
-      block.ahead = latents_ahead(slice.cache, key + block.n_keys, end);
+      block.rows = reinterpret_cast<const uint16_t*>(tile.cache.row(key));
+      block.ahead = latents_ahead(tile.cache, key + block.n_keys, end);
       kernels_.latent_block_f16(block);
     });
   } else {
@@ -195,7 +216,7 @@ void CpuBackend::attend_split(const MlaArgs& args, const AttentionSlice& slice, 
     block.dv = rank;
     block.scores = scratch.data() + kMaxAttentionKeys * width;
     for_key_blocks(&block, state, first, end, last_key, [&](int64_t key) {
-      block.k1 = block.v = latent_rows(slice.cache, rank, rope, key, block.n_keys, scratch.data());
+      block.k1 = block.v = latent_rows(tile.cache, rank, rope, key, block.n_keys, scratch.data());
       kernels_.attention_block(block);
     });
   }

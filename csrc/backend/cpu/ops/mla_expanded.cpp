@@ -17,7 +17,7 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 }  // namespace
 
 void CpuBackend::attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended) {
-  if (attends_in_bf16(args, slice))
+  if (attends_in_bf16(args, slice.cache))
     attend_expanded_in(InBf16{kernels_}, args, slice, q, attended);
   else
     attend_expanded_in(InFloat{kernels_}, args, slice, q, attended);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from .app import create_app
 from .engine import Engine
 from .logs import Log
 from .metrics import Metrics
+from .protocol import TimedH11
 from .settings import Settings
 from .state import State
 
@@ -115,6 +117,17 @@ def address_of(settings: Settings, bound: socket.socket) -> str:
     return f"{'https' if settings.tls_cert else 'http'}://{host}:{bound.getsockname()[1]}{settings.root_path}"
 
 
+class _InLog(logging.Handler):
+    """Warnings of the libraries below, in the log of the server."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.event(record.getMessage()[:500])
+
+
 class _Uvicorn(uvicorn.Server):
     """Without handlers of signals: `Serving` has its own."""
 
@@ -174,8 +187,12 @@ class Serving:
 
     def _config(self) -> uvicorn.Config:
         settings = self.state.settings
+        for name in ("uvicorn.error", "asyncio"):
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [_InLog(self.state.log)], False
         return uvicorn.Config(
             create_app(self.state),
+            http=TimedH11,
             lifespan="off",
             log_config=None,
             access_log=False,

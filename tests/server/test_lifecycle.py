@@ -284,6 +284,35 @@ def test_after_the_grace_period_streams_end_with_an_error_and_answers_with_what_
         assert answer["choices"][0]["finish_reason"] == "length" and answer["kimi"]["stop_reason"] == "shutdown"
 
 
+def test_headers_that_never_end_are_given_up_and_slow_ones_are_read(script, load, monkeypatch):
+    from kimi_vl_cpp.server import protocol
+
+    monkeypatch.setattr(protocol, "HEADERS_S", 1.0)
+    with RunningServer(load) as server:
+        address = ("127.0.0.1", server.port)
+        with (
+            socket.create_connection(address, timeout=60) as silent,
+            socket.create_connection(address, timeout=60) as half,
+        ):
+            half.sendall(b"GET /ping HTTP/1.1\r\nHost: local")
+            for raw in (silent, half):
+                assert raw.recv(100).startswith(b"HTTP/1.1 408") and raw.recv(100) == b""
+        with socket.create_connection(address, timeout=60) as kept, kept.makefile("rb") as answers:
+
+            def answered() -> bool:
+                while answers.readline() != b"\r\n":
+                    pass
+                return answers.read(15) == b'{"status":"ok"}'
+
+            for _ in range(2):
+                for byte in b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n":
+                    kept.sendall(bytes([byte]))
+                assert answered()
+            time.sleep(1.2)  # at rest between requests: the connection stays
+            kept.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answered()
+
+
 def test_an_ended_answer_is_forgotten(script, load):
     with RunningServer(load) as server:
         for _ in range(5):

@@ -179,7 +179,7 @@ class Answer:
 
     # What it says beside the answer
 
-    def finish_reason(self, run: Run, response: Response) -> FinishReason:
+    def finish_reason(self, response: Response) -> FinishReason:
         """Why an answer ended, in OpenAI's words: one that was ended from outside is "length"."""
         return "length" if response.finish_reason == "cancelled" else response.finish_reason
 

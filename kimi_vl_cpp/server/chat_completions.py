@@ -38,7 +38,7 @@ _ACTIONS = ("reasoning_end", "cancel")
 async def chat_completions(request: Request) -> ASGIApp:
     """Answers a conversation."""
     state = state_of(request)
-    state.ready  # noqa: B018 - 503 before the body is read
+    state.check_ready()
     body = await read_object(request)
     options = options_of(state, body)
     n = options.n
@@ -178,7 +178,7 @@ class ChatShapes:
                     reasoning_field=answer.state.settings.reasoning_field,
                 )
             )
-            choice["finish_reason"] = answer.finish_reason(run, response)
+            choice["finish_reason"] = answer.finish_reason(response)
             choices.append(choice)
         result: dict[str, Any] = {
             **self._head,
@@ -207,7 +207,7 @@ class ChatShapes:
                 chunks.append(self._chunk(self._piece(run, happened)))
         elif isinstance(happened, Response):
             answer = self._answer
-            reason = answer.finish_reason(run, happened)
+            reason = answer.finish_reason(happened)
             chunks.append(
                 {
                     **self._chunk(last_chunk(reason, run.index, self._ids[run.index].rest(happened))),

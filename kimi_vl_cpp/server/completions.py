@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 async def completions(request: Request) -> ASGIApp:
     """Continues one prompt or several."""
     state = state_of(request)
-    state.ready  # noqa: B018 - 503 before the body is read
+    state.check_ready()
     body = await read_object(request)
     asked = read_text_request(body)
     apply_settings(state, asked.options, body)
@@ -93,7 +93,7 @@ class TextShapes:
                 "index": run.index,
                 "text": self._echo(run) + response.text,
                 "logprobs": writer.lists(tokens, values, bool(self._asked.logprobs)) if self._wanted else None,
-                "finish_reason": answer.finish_reason(run, response),
+                "finish_reason": answer.finish_reason(response),
             }
             if self._asked.options.return_token_ids:
                 choice |= {"token_ids": list(response.token_ids), "prompt_token_ids": self._prompt_ids(run)}
@@ -134,7 +134,7 @@ class TextShapes:
         elif ended is not None:
             last = [ended.end_logprob] if ended.end_logprob is not None else []
             lists = self._lists(run, [value.token_id for value in last], last)
-            chunk = self._chunk(run, self._opening(run), lists, self._answer.finish_reason(run, ended))
+            chunk = self._chunk(run, self._opening(run), lists, self._answer.finish_reason(ended))
             answer = self._answer
             chunks.append({**chunk, "timings": answer.timings(ended, run), "kimi": answer.kimi(ended, run)})
         return chunks

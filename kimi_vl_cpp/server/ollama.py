@@ -73,7 +73,7 @@ async def _answer(
     said: Callable[[str, str], dict[str, Any]],
 ) -> ASGIApp:
     state = state_of(request)
-    state.ready  # noqa: B018 - 503 before the body is read
+    state.check_ready()
     body = await read_object(request)
     chat_body, ignored = read(body)
     streamed = chat_body.pop("stream")
@@ -91,7 +91,7 @@ async def _answer(
         return {"model": name, "created_at": _now(), **said(text, thought), "done": False, **fields}
 
     def last(response: Response, text: str = "", thought: str = "") -> dict[str, Any]:
-        reason = answer.finish_reason(answer.runs[0], response)
+        reason = answer.finish_reason(response)
         figures = _figures(state, response, time.perf_counter() - started)
         return line(text, thought, **{"done": True, "done_reason": reason, **figures})
 

@@ -35,7 +35,7 @@ FRAMING = Framing("text/event-stream; charset=utf-8", _frame, _failure, ping=PIN
 async def responses(request: Request) -> ASGIApp:
     """Answers a conversation that comes as items."""
     state = state_of(request)
-    state.ready  # noqa: B018 - 503 before the body is read
+    state.check_ready()
     body = await read_object(request)
     chat = read_responses_request(body)
     with own_names():
@@ -50,7 +50,7 @@ async def responses(request: Request) -> ASGIApp:
     def whole(found: list[Response]) -> dict[str, Any]:
         run = answer.runs[0]
         extra = {"timings": answer.timings(found[0], run), "kimi": answer.kimi(found[0], run)}
-        return {**writer.whole(found[0], answer.finish_reason(run, found[0])), **extra}
+        return {**writer.whole(found[0], answer.finish_reason(found[0])), **extra}
 
     opened = False
 
@@ -61,7 +61,7 @@ async def responses(request: Request) -> ASGIApp:
         if isinstance(happened, Piece):
             return [*before, *writer.piece(happened)]
         if isinstance(happened, Response):
-            return [*before, *writer.end(happened, answer.finish_reason(run, happened))]
+            return [*before, *writer.end(happened, answer.finish_reason(happened))]
         return before
 
     if options.stream:

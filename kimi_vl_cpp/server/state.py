@@ -32,6 +32,10 @@ class State:
     draining: bool = False
     started: float = field(default_factory=time.time)
 
+    def check_ready(self) -> None:
+        """Raises Refused (503) while the model loads or the server ends: before a body is read."""
+        assert self.ready
+
     @property
     def ready(self) -> Engine:
         """The engine. Raises Refused (503) while the model loads or the server ends."""

@@ -311,7 +311,7 @@ def quantize_rows(
     The same bytes for any n_threads and isa.
 
     importance: [n_cols], what a squared error in each column weighs. Raises BadRequest: quant.not_finite (names row and
-    column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, quant.isa. Raises Unsupported:
+    column), quant.overflow, quant.columns, quant.type, quant.data, quant.importance, cpu.isa. Raises Unsupported:
     quant.no_encoder for a format that is only read."""
 
 class _Bench:

@@ -87,11 +87,9 @@ void bind_engine(py::module_& m) {
   py::class_<PyEngine, std::shared_ptr<PyEngine>>(m, "Engine", "Files, weights and a backend; immutable.")
       .def(py::init([](const std::string& path, std::optional<std::string> mmproj, int n_threads, const std::string& isa,
                        const std::string& activations) {
-             const char* forced = std::getenv("KIMI_VL_CPU_ISA");
              KIMI_CHECK(activations == "int8" || activations == "float", ErrorKind::bad_request, "request.activations",
                         "activations is \"%s\", expected int8 or float", activations.c_str());
-             const EngineOptions options{mmproj.value_or(""),
-                                         {n_threads, isa == "auto" && forced && *forced ? forced : isa, activations == "float"}};
+             const EngineOptions options{mmproj.value_or(""), {n_threads, isa, activations == "float"}};
              auto self = std::make_shared<PyEngine>();
              py::gil_scoped_release release;
              self->engine = std::make_shared<Engine>(path, options);

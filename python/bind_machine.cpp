@@ -2,8 +2,8 @@
 #include <pybind11/stl.h>
 #include <sys/utsname.h>
 
-#include "backend/cpu/kernels/kernel_table.h"
 #include "base/cpu_count.h"
+#include "base/isa.h"
 #include "base/memory.h"
 #include "bindings.h"
 
@@ -30,15 +30,13 @@ py::dict cpu_info() {
   return d;
 }
 
-py::list isas() {
+py::list isa_rows() {
   py::list list;
-  int count;
-  const cpu::Isa* all = cpu::all_isas(&count);
-  for (int i = 0; i < count; ++i) {
+  for (const Isa& isa : isas()) {
     py::dict d;
-    d["name"] = all[i].name;
-    d["requires"] = all[i].requires_features;
-    d["supported"] = all[i].supported;
+    d["name"] = isa.name;
+    d["requires"] = isa.requires_features;
+    d["supported"] = isa.supported;
     list.append(d);
   }
   return list;
@@ -47,7 +45,7 @@ py::list isas() {
 }  // namespace
 
 void bind_machine(py::module_& m) {
-  m.def("isas", isas, "Instruction sets: name, requires, supported; best first.");
+  m.def("isas", isa_rows, "Instruction sets: name, requires, supported; best first.");
   m.def("cpu_info", cpu_info, "Processors and memory that this process may use.");
   m.def("cpu_count", [] { return count_cpus().threads; }, "The default number of threads.");
 }

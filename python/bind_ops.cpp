@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "base/isa.h"
 #include "bindings.h"
 #include "ops_args.h"
 
@@ -140,13 +141,10 @@ py::array_t<float> decode_row(const std::string& isa, const std::string& type, c
   return out;
 }
 
-py::list isas() {
+py::list supported_isas() {
   py::list names;
-  int count = 0;
-  const cpu::Isa* all = cpu::all_isas(&count);
-  for (int i = 0; i < count; ++i) {
-    if (all[i].supported) names.append(all[i].name);
-  }
+  for (const Isa& isa : isas())
+    if (isa.supported) names.append(isa.name);
   return names;
 }
 
@@ -167,7 +165,7 @@ void bind_ops(pybind11::module_& parent) {
   PYBIND11_NUMPY_DTYPE(kimi::cpu::Q8Block, q, scale, sum, half_sum, isum, half_isum);
   py::module_ m = parent.def_submodule(
       "ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
-  m.def("isas", ops::isas, "Names of the instruction sets that this processor runs, best first.");
+  m.def("isas", ops::supported_isas, "Names of the instruction sets that this processor runs, best first.");
   m.def("sizes", ops::sizes, py::arg("isa"), "panel_lanes, tile_lanes and max_attention_keys of a table.");
   m.def("quantize_rows", ops::quantize_rows, py::arg("isa"), py::arg("x"),
         "x float32 [n, k] -> a structured array [n, k/32] of blocks of 32: q int8 [32], scale, sum, half_sum [2], isum, "

@@ -190,7 +190,7 @@ void bind_quant(py::module_& m) {
         "Rows of weights into the blocks of a format, a writable one of formats().\n\n"
         "data: float32, float16, or uint16 holding bfloat16, [n_rows, n_cols], C-contiguous; n_cols a multiple of block_elems.\n"
         "importance: float32 [n_cols], what a squared error in each column weighs, or None. n_threads 0: automatic.\n"
-        "isa: auto, avx512, avx2 or generic. Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
+        "isa: auto, or one of isas(). Returns uint8 [n_rows, row_bytes], the same for any n_threads and isa.\n"
         "Raises Unsupported: quant.no_encoder. BadRequest: quant.not_finite (names row and column), quant.overflow (F16), "
         "quant.columns, quant.type, quant.data,\n"
         "quant.importance. A scale beyond the range of f16 is held at 65504.");

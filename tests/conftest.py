@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("untimed")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ISAS = ("generic", "avx2", "avx512")
+ISAS = [row["name"] for row in _core.isas()]
 
 
 @pytest.fixture(params=ISAS)

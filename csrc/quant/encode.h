@@ -23,7 +23,7 @@ void fill_encoders_generic(Encoders* table);
 void fill_encoders_avx2(Encoders* table);
 void fill_encoders_avx512(Encoders* table);
 
-// isa: "auto" (the widest that this processor has) or one of avx512, avx2, generic. Throws Error(bad_request, unsupported).
+// isa: as for choose_isa (base/isa.h), with its errors.
 const Encoders& select_encoders(const char* isa);
 
 bool has_encoder(Type type);

@@ -21,6 +21,7 @@
 
 #include "backend/cpu/kernels/kernel_table.h"
 #include "backend/cpu/kernels/peak.h"
+#include "base/isa.h"
 #include "quant/blocks.h"
 #include "settings.h"
 #if defined(__x86_64__)
@@ -492,11 +493,9 @@ int main(int argc, char** argv) {
       {"isa", &options.isa}, {"type", &options.type}, {"seconds", &options.seconds}, {"threads", &options.threads}};
   if (!bench::read_settings(argc, argv, settings, {"check", "quant", "gemm", "gemv"}, &options.what)) return 2;
   setvbuf(stdout, nullptr, _IOLBF, 0);
-  int n_isas;
-  const cpu::Isa* isas = cpu::all_isas(&n_isas);
   std::vector<const KernelTable*> tables;
-  for (int i = 0; i < n_isas; ++i)
-    if (isas[i].supported && (options.isa.empty() || options.isa == isas[i].name)) tables.push_back(isas[i].table);
+  for (const Isa& isa : isas())
+    if (isa.supported && (options.isa.empty() || options.isa == isa.name)) tables.push_back(&cpu::select_kernels(isa.name));
   std::vector<FormatOps> formats;
   for (const FormatOps& format : all_formats())
     if (options.type.empty() || options.type == format.name) formats.push_back(format);

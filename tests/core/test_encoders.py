@@ -372,7 +372,7 @@ def test_floats_past_f16_are_refused_as_f16_and_kept_as_bf16() -> None:
         (("Q4_K", np.zeros((1, 256), np.float32), np.full(256, -1, np.float32)), "quant.importance"),
         (("Q4_K", np.zeros((1, 256), np.float32), np.full(256, np.nan, np.float32)), "quant.importance"),
         (("Q4_K", np.zeros((1, 256), np.float32), None, -1), "quant.n_threads"),
-        (("Q4_K", np.zeros((1, 256), np.float32), None, 1, "sse9"), "quant.isa"),
+        (("Q4_K", np.zeros((1, 256), np.float32), None, 1, "sse9"), "cpu.isa"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: tuple[object, ...], code: str) -> None:

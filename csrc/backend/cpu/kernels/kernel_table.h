@@ -1,5 +1,5 @@
-// Every function that an instruction set may fill, on one page. A table is plain data: the tables of generic, avx2 and
-// avx512 are built in their own translation units; dispatch.cpp picks one. All functions are noexcept in spirit: they
+// Every function that an instruction set may fill, on one page. A table is plain data: each instruction set (base/isa.h) fills
+// its own in its own translation units; dispatch.cpp picks one. All functions are noexcept in spirit: they
 // allocate nothing, check nothing and log nothing; the op that calls them has checked.
 //
 // One rule holds for all of them: the value of an output element depends only on its own inputs, never on how many
@@ -119,7 +119,7 @@ constexpr int64_t latent_q8_scratch_floats(int64_t n_blocks) {
 using quant::kMaxTypes;  // tables by quant::Type
 
 struct KernelTable {
-  const char* name;  // "generic", "avx2", "avx512"
+  const char* name;  // of the instruction set: "avx2"
 
   // ---- int8 arithmetic: quantized weights x int8 activations ------------------------------------------------------
   // x [k] -> out [k / 32], k a multiple of 32
@@ -189,25 +189,20 @@ struct KernelTable {
   void (*add_scaled)(const float* x, float scale, int64_t n, float* out);  // out += scale * x
 };
 
-// Each instruction set fills a zeroed table; dispatch.cpp owns the tables.
+// Each instruction set fills a zeroed table; dispatch.cpp owns the tables and sets their names. One that adds to another begins
+// with the other's table: avx2_vnni with that of avx2, avx512 with that of avx512_vnni.
 void fill_generic(KernelTable* table);
 void fill_avx2(KernelTable* table);
+void fill_avx2_vnni(KernelTable* table);
+void fill_avx512_vnni(KernelTable* table);
 void fill_avx512(KernelTable* table);
 
-// The int8 half, a translation unit of its own in each instruction set.
+// The int8 half, translation units of its own in each instruction set that does not take its parent's.
 void fill_int8_generic(KernelTable* table);
 void fill_int8_avx2(KernelTable* table);
-void fill_int8_avx512(KernelTable* table);
+void fill_int8_avx512_vnni(KernelTable* table);
 
-// The tables this processor can run, best first; the last one is always generic.
-struct Isa {
-  const char* name;
-  const char* requires_features;  // for people: "AVX2, FMA, F16C"
-  bool supported;                 // by this processor and operating system
-  const KernelTable* table;
-};
-const Isa* all_isas(int* count);
-// name: "auto" or one of the above. Throws Error(bad_request / unsupported) that lists what there is.
+// name: as for choose_isa (base/isa.h), with its errors.
 const KernelTable& select_kernels(const char* name);
 
 }  // namespace kimi::cpu

@@ -1,26 +1,29 @@
 #include "backend/cpu/kernels/peak.h"
 
-#include <cstring>
-
-#include "backend/cpu/kernels/kernel_table.h"
+#include "base/isa.h"
 
 namespace kimi::cpu {
 
 Peaks peaks(const char* isa) {
-  const char* name = select_kernels(isa).name;
   Peaks result{};
+  switch (choose_isa(isa).id) {
 #if KIMI_X86
-  if (std::strcmp(name, "avx512") == 0) {
-    fill_peaks_avx512(&result);
-    return result;
-  }
-  if (std::strcmp(name, "avx2") == 0) {
-    fill_peaks_avx2(&result);
-    return result;
-  }
+    case IsaId::avx512:
+      fill_peaks_avx512(&result);
+      break;
+    case IsaId::avx512_vnni:
+      fill_peaks_avx512_vnni(&result);
+      break;
+    case IsaId::avx2_vnni:
+      fill_peaks_avx2_vnni(&result);
+      break;
+    case IsaId::avx2:
+      fill_peaks_avx2(&result);
+      break;
 #endif
-  static_cast<void>(name);
-  fill_peaks_generic(&result);
+    default:
+      fill_peaks_generic(&result);
+  }
   return result;
 }
 

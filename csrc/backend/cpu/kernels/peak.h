@@ -13,11 +13,13 @@ struct Peaks {
   PeakLoop int8, f32, bf16;
 };
 
-// isa: as for select_kernels, with its errors.
+// isa: as for choose_isa (base/isa.h), with its errors.
 Peaks peaks(const char* isa);
 
 void fill_peaks_generic(Peaks* peaks);
 void fill_peaks_avx2(Peaks* peaks);
+void fill_peaks_avx2_vnni(Peaks* peaks);
+void fill_peaks_avx512_vnni(Peaks* peaks);
 void fill_peaks_avx512(Peaks* peaks);
 
 }  // namespace kimi::cpu

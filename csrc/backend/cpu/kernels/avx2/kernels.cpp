@@ -4,7 +4,6 @@
 namespace kimi::cpu {
 
 void fill_avx2(KernelTable* table) {
-  table->name = "avx2";
   fill_float<8, 6>(table);
   fill_int8_avx2(table);
 }

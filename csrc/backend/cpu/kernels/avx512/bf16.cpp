@@ -2,12 +2,14 @@
 //
 // Two numbers that go into one sum lie side by side in 32 bits: neighbours of a row on the side that is broadcast (keys), two
 // rows interleaved on the side that lies in lanes (queries, weights), two keys interleaved where the sum runs over keys (values).
-#include "backend/cpu/kernels/avx512/intrinsics.h"
-#include "backend/cpu/kernels/avx512/parts.h"
 #include "backend/cpu/kernels/loops/ahead.h"
 #include "backend/cpu/kernels/loops/attention.h"
+#include "backend/cpu/kernels/loops/avx512_intrinsics.h"
 
 namespace kimi::cpu::avx512 {
+
+void fill_bf16(KernelTable* table);
+
 namespace {
 
 typedef uint32_t Pair __attribute__((aligned(1), may_alias));

@@ -5,18 +5,13 @@
 namespace kimi::cpu {
 namespace {
 
-#define KIMI_DOT_BYTES(n) "vpdpbusd %%zmm0, %%zmm0, %%zmm" #n "\n"
-#define KIMI_FMA(n) "vfmadd231ps %%zmm0, %%zmm0, %%zmm" #n "\n"
 #define KIMI_DOT_BF16(n) "vdpbf16ps %%zmm0, %%zmm0, %%zmm" #n "\n"
-KIMI_PEAK_LOOP(int8_loop, KIMI_DOT_BYTES)
-KIMI_PEAK_LOOP(f32_loop, KIMI_FMA)
 KIMI_PEAK_LOOP(bf16_loop, KIMI_DOT_BF16)
 
 }  // namespace
 
 void fill_peaks_avx512(Peaks* peaks) {
-  peaks->int8 = {int8_loop, 2 * 64 * kPeakInstructions};
-  peaks->f32 = {f32_loop, 2 * 16 * kPeakInstructions};
+  fill_peaks_avx512_vnni(peaks);
   peaks->bf16 = {bf16_loop, 2 * 32 * kPeakInstructions};
 }
 

@@ -4,7 +4,6 @@
 namespace kimi::cpu {
 
 void fill_generic(KernelTable* table) {
-  table->name = "generic";
   fill_float<4, 6>(table);
   fill_int8_generic(table);
 }

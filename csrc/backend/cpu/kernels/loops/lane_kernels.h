@@ -175,4 +175,29 @@ KIMI_INLINE void pack_lanes(const void* w, int64_t row_bytes, int64_t n_rows, in
   }
 }
 
+// ---- a table's entries for every format -----------------------------------------------------------------------------
+
+template <class L, Type type>
+void gemv_of(const void* w, int64_t row_bytes, int64_t n_rows, const Q8Rows& x, int64_t n_x, float* out, int64_t out_stride,
+             const uint8_t* next) {
+  gemv_lanes<L, type>(w, row_bytes, n_rows, x, n_x, out, out_stride, next);
+}
+template <class L, Type type, int lanes>
+void pack_of(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, PanelQ8* out) {
+  pack_lanes<L, type, lanes>(w, row_bytes, n_rows, k, out);
+}
+
+template <class L>
+KIMI_INLINE void fill_gemv(KernelTable* table) {
+#define KIMI_FILL(name, id) table->gemv_q8[static_cast<int>(Type::name)] = gemv_of<L, Type::name>;
+  KIMI_QUANT_TYPES(KIMI_FILL)
+#undef KIMI_FILL
+}
+template <class L, int lanes>
+KIMI_INLINE void fill_pack(KernelTable* table) {
+#define KIMI_FILL(name, id) table->pack_panel_q8[static_cast<int>(Type::name)] = pack_of<L, Type::name, lanes>;
+  KIMI_QUANT_TYPES(KIMI_FILL)
+#undef KIMI_FILL
+}
+
 }  // namespace kimi::cpu::loops

@@ -1,7 +1,7 @@
 // Sixteen weight rows side by side in AVX-512 registers: what loops/lane_formats.h and loops/lane_kernels.h need to know of this
 // ISA.
 #pragma once
-#include "backend/cpu/kernels/avx512/intrinsics.h"
+#include "backend/cpu/kernels/loops/avx512_intrinsics.h"
 #include "backend/cpu/kernels/loops/lane_kernels.h"
 
 namespace kimi::cpu {

@@ -1,13 +1,13 @@
-// latent_block_q8 of the avx512 table: a tile of 16 queries against latent rows of bytes, in integers on both sides.
+// latent_block_q8 of the avx512-vnni table: a tile of 16 queries against latent rows of bytes, in integers on both sides.
 //
 // Scores: 4 numbers of a key are broadcast against the same 4 of all queries; 8 vpdpbusd a block of 32, then the two scales.
 // Outputs: four keys go into one vpdpbusd, so the weights become bytes as well: weight * (the key's scale of the block), as a
 // share of the largest such product, in 255 steps. One scale a block of 32 numbers and up to 128 keys puts them back.
-#include "backend/cpu/kernels/avx512/intrinsics.h"
-#include "backend/cpu/kernels/avx512/parts.h"
+#include "backend/cpu/kernels/avx512_vnni/parts.h"
+#include "backend/cpu/kernels/loops/avx512_intrinsics.h"
 #include "backend/cpu/kernels/loops/vec.h"
 
-namespace kimi::cpu::avx512 {
+namespace kimi::cpu::avx512_vnni {
 namespace {
 
 constexpr int kLanes = static_cast<int>(kLatentLanes);
@@ -230,4 +230,4 @@ void latent_block_q8(const LatentBlockQ8& block) {
 
 void fill_latent_q8(KernelTable* table) { table->latent_block_q8 = latent_block_q8; }
 
-}  // namespace kimi::cpu::avx512
+}  // namespace kimi::cpu::avx512_vnni

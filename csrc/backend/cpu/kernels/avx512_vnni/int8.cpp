@@ -1,8 +1,8 @@
-// The int8 half of the avx512 table: quantize_row here, the others in int8_gemv.cpp, int8_pack.cpp and int8_gemm.cpp.
+// The int8 half of the avx512-vnni table: quantize_row here, the others in int8_gemv.cpp, int8_pack.cpp and int8_gemm.cpp.
 #include "backend/cpu/kernels/loops/int8.h"
 
-#include "backend/cpu/kernels/avx512/intrinsics.h"
-#include "backend/cpu/kernels/avx512/parts.h"
+#include "backend/cpu/kernels/avx512_vnni/parts.h"
+#include "backend/cpu/kernels/loops/avx512_intrinsics.h"
 #include "base/f16.h"
 
 namespace kimi::cpu {
@@ -34,13 +34,13 @@ void quantize_row(const float* x, int64_t k, Q8Block* out) {
 
 }  // namespace
 
-void fill_int8_avx512(KernelTable* table) {
+void fill_int8_avx512_vnni(KernelTable* table) {
   table->quantize_row = quantize_row;
-  table->panel_lanes = avx512::kPanelLanes;
-  table->gemm_panel_q8 = avx512::gemm_panel_q8;
-  avx512::fill_gemv_q8(table);
-  avx512::fill_pack_q8(table);
-  avx512::fill_latent_q8(table);
+  table->panel_lanes = avx512_vnni::kPanelLanes;
+  avx512_vnni::fill_gemv_q8(table);
+  avx512_vnni::fill_pack_q8(table);
+  avx512_vnni::fill_gemm_q8(table);
+  avx512_vnni::fill_latent_q8(table);
 }
 
 }  // namespace kimi::cpu

@@ -1,0 +1,74 @@
+#include "base/isa.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "base/error.h"
+
+#if KIMI_X86
+#include <cpuid.h>
+#endif
+
+namespace kimi {
+namespace {
+
+#if KIMI_X86
+// Not every compiler's __builtin_cpu_supports knows the name.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
+#endif
+
+// The compiler's runtime, which is asked for the wide registers, also asks the operating system whether it saves them.
+std::vector<Isa> find_isas() {
+  std::vector<Isa> found;
+#if KIMI_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512_vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                           __builtin_cpu_supports("avx512vnni");
+  found.push_back(
+      {IsaId::avx512, "avx512", "AVX-512 F, BW, DQ, VL, VNNI, BF16", avx512_vnni && __builtin_cpu_supports("avx512bf16")});
+  found.push_back({IsaId::avx512_vnni, "avx512-vnni", "AVX-512 F, BW, DQ, VL, VNNI", avx512_vnni});
+  found.push_back({IsaId::avx2_vnni, "avx2-vnni", "AVX2, FMA, F16C, AVX-VNNI", avx2 && has_avx_vnni()});
+  found.push_back({IsaId::avx2, "avx2", "AVX2, FMA, F16C", avx2});
+#endif
+  found.push_back({IsaId::generic, "generic", "any processor", true});
+  return found;
+}
+
+bool is_automatic(const char* name) { return !name || !*name || std::string(name) == "auto"; }
+
+const Isa& named_isa(const std::string& name, const char* whose) {
+  std::string known;
+  for (const Isa& isa : isas()) {
+    if (name == isa.name) {
+      KIMI_CHECK(isa.supported, ErrorKind::unsupported, "cpu.isa",
+                 "%sinstruction set %s needs %s, which this processor lacks: use auto", whose, isa.name, isa.requires_features);
+      return isa;
+    }
+    known += std::string(known.empty() ? "" : ", ") + isa.name;
+  }
+  fail(ErrorKind::bad_request, "cpu.isa", "%sunknown instruction set \"%s\", expected auto or one of %s", whose, name.c_str(),
+       known.c_str());
+}
+
+}  // namespace
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> found = find_isas();
+  return found;
+}
+
+const Isa& choose_isa(const char* name) {
+  if (!is_automatic(name)) return named_isa(name, "");
+  const char* forced = std::getenv("KIMI_VL_CPU_ISA");
+  if (!is_automatic(forced)) return named_isa(forced, "KIMI_VL_CPU_ISA: ");
+  for (const Isa& isa : isas())
+    if (isa.supported) return isa;
+  return isas().back();  // generic, which every processor supports
+}
+
+}  // namespace kimi

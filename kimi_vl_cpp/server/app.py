@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import chat_completions, completions, models, ollama, responses, tokens
+from . import chat_completions, completions, models, ollama, pages, responses, tokens
 from .context import KEY as CONTEXT
 from .errors import Refused
 from .middleware import Guarded, Keyed, Observed
@@ -69,20 +68,8 @@ def _routes(state: State) -> list[BaseRoute]:
         routes += [Route(one, endpoint, methods=[method]) for one in paths]
     if state.settings.metrics:
         routes.append(Route("/metrics", models.metrics_text, methods=["GET"]))
-    return routes + list(_page(state))
-
-
-def _page(state: State) -> Sequence[BaseRoute]:
-    """The routes of the page, where this installation has one."""
-    if not state.settings.ui:
-        return ()
-    try:
-        pages = importlib.import_module(".pages", __package__)
-    except ModuleNotFoundError as missing:
-        if missing.name != f"{__package__}.pages":
-            raise
-        return ()
-    routes: Sequence[BaseRoute] = pages.routes()
+    if state.settings.ui:
+        routes += pages.routes()
     return routes
 
 

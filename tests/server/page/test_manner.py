@@ -176,7 +176,7 @@ def test_controls_have_names_and_turns_have_headings(page: Page) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
 def test_axe_finds_nothing(open_page: Callable[..., Page], scripted: Scripted, scheme: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra [test-server]")
-    page = open_page(width, 800, color_scheme=scheme, bypass_csp=True)
+    page = open_page(width, 800, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce")
 
     def check(state: str) -> None:
         results = axe.Axe().run(page)

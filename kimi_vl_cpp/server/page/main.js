@@ -141,6 +141,7 @@ async function ended(run) {
   }
   await saveConversation(run.conversation);
   await sidebar.load();
+  tabs?.postMessage(me);
 }
 
 async function tryExample() {
@@ -266,7 +267,6 @@ addEventListener("popstate", () => !location.hash && pathOf(context.conversation
 const tabs = "BroadcastChannel" in window ? new BroadcastChannel("kimi-vl") : null;
 const me = newId();
 tabs?.addEventListener("message", (event) => event.data !== me && sidebar.load());
-addEventListener("pagehide", () => tabs?.postMessage(me));
 
 show();
 check();

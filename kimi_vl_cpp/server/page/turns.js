@@ -250,7 +250,7 @@ function figures(stats) {
     stats.rate && text.rate(stats.rate),
     has(stats.firstMs) && text.first(stats.firstMs / 1000),
     stats.prompt && stats.cached ? text.cached(stats.cached, stats.prompt) : null,
-  ].filter(Boolean).join(" · ");
+  ].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
   const rows = {
     rate: stats.rate && text.rate(stats.rate), first: has(stats.firstMs) && seconds(stats.firstMs),
     tokens: has(stats.tokens) && text.tokens(stats.tokens), prompt: has(stats.prompt) && text.tokens(stats.prompt),

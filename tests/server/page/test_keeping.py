@@ -226,3 +226,11 @@ def test_a_full_storage_loses_nothing_while_the_page_is_open(open_page: Callable
     fresh(page)
     page.get_by_role("button", name="What is the total?", exact=True).click()
     expect(page.locator(".answer .said")).to_have_text("You said: What is the total?")
+
+
+def test_another_tab_sees_a_new_conversation(page: Page, url: str) -> None:
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.locator("aside nav")).to_contain_text("kept here, in this browser only")
+    ask(page, "apples")
+    expect(other.locator("aside li .title")).to_have_text("apples")

@@ -92,7 +92,7 @@ class _Routed:
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
-    path = scope["path"]
+    path = scope[CONTEXT].path
     for prefix, advice in _NOT_HERE.items():
         if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
             raise Refused(404, f"{path[:200]}: not served here: {advice}", "unsupported.endpoint")

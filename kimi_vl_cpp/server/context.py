@@ -17,8 +17,9 @@ KEY = "kimi_vl.context"
 
 @dataclass
 class Context:
-    """request_id: the client's own, where it sent one that is fit for headers and logs. key: the name of its API key.
-    fields: what the log line says beside method, path and status. route: the path of the route that answers."""
+    """request_id: the client's own, where it sent one that is fit for headers and logs. path: without the prefix of
+    --root-path. key: the name of its API key. route: the path of the route that answers. fields: what the log line says
+    beside method, path and status."""
 
     request_id: str
     method: str
@@ -38,7 +39,7 @@ def make_context(scope: Scope) -> Context:
     return Context(
         request_id=given if _ID.match(given) else f"req-{secrets.token_hex(12)}",
         method=scope["method"],
-        path=scope["path"],
+        path=scope["path"].removeprefix(scope.get("root_path", "")) or "/",
         client=client[0] if client else "socket",
     )
 

@@ -179,5 +179,5 @@ class Keyed:
 
 
 def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
+    path = scope[CONTEXT].path
     return path in OPEN_PATHS or (path.startswith("/ui/") and scope["method"] in ("GET", "HEAD"))

@@ -313,6 +313,16 @@ def test_headers_that_never_end_are_given_up_and_slow_ones_are_read(script, load
             assert answered()
 
 
+def test_behind_a_proxy_with_a_prefix_everything_is_where_it_was(script, load):
+    with RunningServer(load, root_path="/kimi", keys=("k",)) as server, server.client() as client:
+        assert client.get("/health").status_code == 200 and client.get("/").status_code == 200
+        assert client.get("/v1/models").status_code == 401
+        models = client.get("/v1/models", headers={"x-api-key": "k"})
+        assert models.json()["data"][0]["id"] == "fake-Instruct"
+        missing = client.post("/v1/embeddings", headers={"x-api-key": "k"}, json={})
+        assert missing.json()["error"]["code"] == "unsupported.endpoint"
+
+
 def test_an_ended_answer_is_forgotten(script, load):
     with RunningServer(load) as server:
         for _ in range(5):

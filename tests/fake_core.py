@@ -1,23 +1,30 @@
 """A core without a network: it says what a test tells it to say, and writes down what it was asked to do.
 
 Same interface as the part of `kimi_vl_cpp._core` that the Python layer uses. `install(monkeypatch)` puts it in the
-real core's place. Logits depend on the whole timeline, so a wrongly reused prefix changes the answer.
+real core's place. Logits depend on all rows and their forms, so a wrongly reused page changes the answer.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kimi_vl_cpp.errors import BadRequest, ContextFull
+from kimi_vl_cpp._core import PAGE_POSITIONS
+from kimi_vl_cpp.errors import BadRequest, ContextFull, OutOfMemory
+
+__all__ = ["PAGE_POSITIONS"]
 
 HIDDEN = 8
+N_LAYERS = 10  # also blocks of the tower: pieces that a task is done in
+PAGE_BYTES = 1000
 SPECIAL = [
     "[BOS]",
     "[EOS]",
@@ -46,7 +53,8 @@ N_VOCAB = 256 + len(SPECIAL)
 
 class Script:
     """What the fake model answers and what it has seen. answer: the text of the next answers, or None for noise that
-    depends on the timeline. decode_s, prefill_s, encode_s: how long a token, a prefill and a picture take."""
+    depends on the timeline. decode_s, prefill_s, encode_s: how long a step, a prefill and a picture take;
+    prefill_row_s: a row in a layer."""
 
     def __init__(self) -> None:
         self.answer: str | None = "Hello world"
@@ -54,9 +62,12 @@ class Script:
         self.prefilled: list[int] = []
         self.sessions = 0
         self.max_inside = 0
-        self.decode_s = self.prefill_s = self.encode_s = 0.0
+        self.steps: list[int] = []  # rows of each step
+        self.decode_s = self.prefill_s = self.prefill_row_s = self.encode_s = 0.0
+        self.sleep: Callable[[float], None] = time.sleep
         self.chunk = 64
         self.fail_at: Callable[[str, int], None] = lambda stage, done: None
+        self.fail_row: Callable[[Session], None] = lambda session: None
         self.metadata: dict[str, Any] = {"general.name": "Kimi VL Fake Instruct"}
         self.has_vision = True
         self.context_length = 4096
@@ -121,6 +132,8 @@ class Engine:
             "merge": 2,
             "max_grid_side": 512,
             "n_threads": n_threads or 2,
+            "num_hidden_layers": N_LAYERS,
+            "vision_layers": N_LAYERS,
             "isa": isa,
         }
 
@@ -135,26 +148,67 @@ class Engine:
         with self.lock:
             self.inside -= 1
 
-    def work(self, stage: str, total: int, seconds: float, progress: Callable[[int, int], None] | None) -> None:
-        """Pretends to compute `total` units for `seconds`, with progress ten times."""
+    def piece(self, stage: str, step: int, seconds: float) -> None:
+        """Pretends to compute one piece of a stage for `seconds`."""
         self._enter()
         try:
-            for step in range(1, 11):
-                if seconds:
-                    time.sleep(seconds / 10)
-                SCRIPT.fail_at(stage, step)
-                if progress is not None:
-                    progress(total * step // 10, total)
+            if seconds:
+                SCRIPT.sleep(seconds)
+            SCRIPT.fail_at(stage, step)
         finally:
             self._leave()
 
+    def work(self, stage: str, total: int, seconds: float, progress: Callable[[int, int], None] | None) -> None:
+        """Pretends to compute `total` units for `seconds`, with progress ten times."""
+        for step in range(1, N_LAYERS + 1):
+            self.piece(stage, step, seconds / N_LAYERS)
+            if progress is not None:
+                progress(total * step // N_LAYERS, total)
+
     def encode_image(self, pixels: np.ndarray, progress: Any = None) -> np.ndarray:
+        self.work("encode", N_LAYERS, SCRIPT.encode_s, progress)
+        return self.encoded(pixels)
+
+    def encoded(self, pixels: np.ndarray) -> np.ndarray:
         height, width, _ = pixels.shape
         n_tokens = (height // 28) * (width // 28)
-        self.work("encode", n_tokens, SCRIPT.encode_s, progress)
         SCRIPT.encoded.append(hashlib.sha256(pixels.tobytes()).hexdigest())
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:4], "little"))
         return rng.normal(size=(n_tokens, HIDDEN)).astype(np.float32)
+
+    def begin_image(self, pixels: np.ndarray) -> ImageTask:
+        return ImageTask(self, pixels)
+
+    def begin_prefill(
+        self,
+        session: Session,
+        parts: list[np.ndarray],
+        logits: str = "last",
+        expanded: np.ndarray | None = None,
+        chunk: int = 0,
+    ) -> PrefillTask:
+        return PrefillTask(session, session.rows_of(parts, expanded), chunk)
+
+    def decode(self, rows: list[tuple[Session, Any, Sampler | None]]) -> list[Any]:
+        self.piece("decode", 1, SCRIPT.decode_s)
+        SCRIPT.steps.append(len(rows))
+        return [self._decode_row(*row) for row in rows]
+
+    def _decode_row(self, session: Session, tokens: Any, sampler: Sampler | None) -> Any:
+        try:
+            SCRIPT.fail_row(session)
+            drafted = not isinstance(tokens, int)
+            found: list[int] = []
+            for token in tokens if drafted else [tokens]:
+                if found and found[-1] != token:
+                    break
+                session.append([np.int32(token).tobytes()])
+                session.n_decoded += 1
+                if sampler is not None:
+                    found.append(session.sample(sampler))
+        except Exception as error:
+            return error.with_traceback(None)  # the frames of a C++ function hold nothing either
+        return None if sampler is None else found if drafted else found[0]
 
     def vision_tower(self, pixels: np.ndarray, progress: Any = None) -> np.ndarray:
         height, width, _ = pixels.shape
@@ -165,20 +219,94 @@ class Engine:
         self.closed = True
 
 
-class Session:
-    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto") -> None:
-        SCRIPT.sessions += 1
-        self.engine, self.n_ctx, self.kv_bytes = engine, n_ctx, n_ctx * 4
-        self.held: list[bytes] = []
-        self.n_decoded = 0
+class Page:
+    def __init__(self, pool: PagePool, rows: list[bytes]) -> None:
+        self.pool, self.rows = pool, rows
+        pool.live.add(self)
 
     @property
-    def n_past(self) -> int:
-        return len(self.held)
+    def n_filled(self) -> int:
+        return len(self.rows)
+
+    def read(self) -> bytes:
+        return b"".join(self.rows)
+
+
+class PagePool:
+    def __init__(self, engine: Engine, budget: int, kv_type: str = "auto") -> None:
+        self.engine, self.budget, self.page_bytes, self.kv_type = engine, budget, PAGE_BYTES, "f16"
+        self.live: weakref.WeakSet[Page] = weakref.WeakSet()
+        self.most_in_use = 0
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.live)
+
+    @property
+    def bytes_in_use(self) -> int:
+        return self.n_pages * self.page_bytes
+
+    def take(self, rows: list[bytes]) -> Page:
+        if self.bytes_in_use + self.page_bytes > self.budget:
+            raise OutOfMemory("no page is free", "memory.kv_pages")
+        page = Page(self, rows)
+        self.most_in_use = max(self.most_in_use, self.bytes_in_use)
+        return page
+
+
+class Session:
+    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None) -> None:
+        SCRIPT.sessions += 1
+        self.engine, self.n_ctx = engine, n_ctx
+        self.pool = pool or PagePool(engine, 1 << 40)
+        self.table: list[Page] = []
+        self.n_past = self.n_decoded = 0
+
+    @property
+    def held(self) -> list[bytes]:
+        return [row for page in self.table for row in page.rows][: self.n_past]
+
+    @property
+    def pages(self) -> list[Page]:
+        return list(self.table)
+
+    def adopt(self, pages: list[Page], n_past: int) -> None:
+        assert self.n_past == 0 and len(pages) == -(-n_past // PAGE_POSITIONS)
+        assert all(page.n_filled == PAGE_POSITIONS for page in pages[:-1]) and all(p.pool is self.pool for p in pages)
+        self.table, self.n_past = list(pages), n_past
+
+    def fork(self) -> Session:
+        other = Session(self.engine, self.n_ctx, pool=self.pool)
+        other.adopt(self.table, self.n_past)
+        other.n_decoded = self.n_decoded
+        return other
+
+    def append(self, rows: list[bytes]) -> None:
+        if self.n_past + len(rows) > self.n_ctx:
+            raise ContextFull(f"{len(rows)} more after {self.n_past} of {self.n_ctx}")
+        for row in rows:
+            number, offset = divmod(self.n_past, PAGE_POSITIONS)
+            if offset == 0:
+                self.table[number:] = [self.pool.take([])]
+            self._own(number, offset)
+            self.table[number].rows[offset:] = [row]
+            self.n_past += 1
+
+    def _own(self, number: int, offset: int) -> None:
+        """Copies a page that anybody else refers to."""
+        if sys.getrefcount(self.table[number]) > 2:
+            self.table[number] = self.pool.take(self.table[number].rows[:offset])
+
+    def reserve(self, n: int) -> None:
+        if n and self.n_past % PAGE_POSITIONS:
+            self._own(len(self.table) - 1, self.n_past % PAGE_POSITIONS)
+        n_new = -(-(self.n_past + n) // PAGE_POSITIONS) - len(self.table)
+        if self.pool.bytes_in_use + n_new * self.pool.page_bytes > self.pool.budget:
+            raise OutOfMemory("no page is free", "memory.kv_pages")
 
     @property
     def logits(self) -> np.ndarray:
-        return self._logits(len(self.held))
+        return self._logits(self.n_past)
 
     def _logits(self, n: int) -> np.ndarray:
         digest = hashlib.sha256(b"".join(self.held[:n])).digest()
@@ -188,6 +316,20 @@ class Session:
             logits[said[self.n_decoded] if self.n_decoded < len(said) else 256 + SPECIAL.index("<|im_end|>")] = 100.0
         return logits
 
+    def rows_of(self, parts: list[np.ndarray], expanded: np.ndarray | None) -> list[bytes]:
+        """What the parts leave in the cache: a position in the other form is another position."""
+        new: list[bytes] = []
+        for part in parts:
+            assert part.dtype in (np.int32, np.float32) and part.flags.c_contiguous
+            assert part.ndim == (1 if part.dtype == np.int32 else 2)
+            new.extend(row.tobytes() for row in part)
+        if expanded is not None:
+            assert len(expanded) == len(new)
+            new = [row + b"expanded" * int(form) for row, form in zip(new, expanded, strict=True)]
+        if self.n_past + len(new) > self.n_ctx:
+            raise ContextFull(f"{len(new)} more after {self.n_past} of {self.n_ctx}")
+        return new
+
     def prefill(
         self,
         parts: list[np.ndarray],
@@ -196,41 +338,81 @@ class Session:
         chunk: int = 0,
         expanded: np.ndarray | None = None,
     ) -> Any:
-        new: list[bytes] = []
-        for part in parts:
-            assert part.dtype in (np.int32, np.float32) and part.flags.c_contiguous
-            assert part.ndim == (1 if part.dtype == np.int32 else 2)
-            new.extend(row.tobytes() for row in part)
-        if expanded is not None:  # a position held in the other form is another position
-            assert len(expanded) == len(new)
-            new = [row + b"expanded" * int(form) for row, form in zip(new, expanded, strict=True)]
-        if len(self.held) + len(new) > self.n_ctx:
-            raise ContextFull(f"{len(new)} more after {len(self.held)} of {self.n_ctx}")
-        start = len(self.held)
-        self.n_decoded = 0
-        while new:
-            piece, new = new[: SCRIPT.chunk], new[SCRIPT.chunk :]
-            self.engine.work("prefill", len(piece), SCRIPT.prefill_s, progress)
-            self.held.extend(piece)
-            SCRIPT.prefilled.append(len(piece))
+        start = self.n_past
+        task = PrefillTask(self, self.rows_of(parts, expanded), chunk)
+        while not task.advance():
+            if progress is not None:
+                progress(task.n_done, task.n_rows)
+        if progress is not None:
+            progress(task.n_rows, task.n_rows)
         if logits == "none":
             return None
         if logits == "last":
             return self.logits
-        return np.stack([self._logits(n + 1) for n in range(start, len(self.held))])
+        return np.stack([self._logits(n + 1) for n in range(start, self.n_past)])
 
     def truncate(self, n_past: int) -> None:
-        assert 0 <= n_past <= len(self.held)
-        del self.held[n_past:]
+        assert 0 <= n_past <= self.n_past
+        self.n_past = n_past
+        del self.table[-(-n_past // PAGE_POSITIONS) :]
 
     def decode(self, token: int) -> None:
-        assert len(self.held) < self.n_ctx, "decode beyond the context"
-        self.engine.work("decode", 1, SCRIPT.decode_s, None)
-        self.held.append(np.int32(token).tobytes())
+        self.engine.piece("decode", 1, SCRIPT.decode_s)
+        self.append([np.int32(token).tobytes()])
         self.n_decoded += 1
 
     def sample(self, sampler: Sampler) -> int:
         return sampler.sample(self.logits)
+
+
+class PrefillTask:
+    """A prompt, chunk by chunk, each in N_LAYERS pieces."""
+
+    def __init__(self, session: Session, rows: list[bytes], chunk: int) -> None:
+        self.session, self.rows, self.n_rows = session, rows, len(rows)
+        self.chunk = min(chunk or SCRIPT.chunk, SCRIPT.chunk)
+        self.layer = self.n_done = 0
+        session.n_decoded = 0
+        session.reserve(self.n_rows)
+
+    @property
+    def done(self) -> bool:
+        return self.n_done == self.n_rows
+
+    def advance(self, n_layers: int = 1) -> bool:
+        for _ in range(n_layers):
+            if self.done:
+                break
+            self.layer += 1
+            self.session.engine.piece(
+                "prefill", self.layer, SCRIPT.prefill_s / N_LAYERS + SCRIPT.prefill_row_s * self.n_rows
+            )
+            if self.layer == N_LAYERS:
+                piece = self.rows[self.n_done : self.n_done + self.chunk]
+                self.session.append(piece)
+                SCRIPT.prefilled.append(len(piece))
+                self.n_done += len(piece)
+                self.layer = 0
+        return self.done
+
+    def cancel(self) -> None:
+        self.rows = []
+
+
+class ImageTask:
+    """A picture, in N_LAYERS pieces."""
+
+    def __init__(self, engine: Engine, pixels: np.ndarray) -> None:
+        self.engine, self.pixels, self.layer = engine, pixels, 0
+        self.result: np.ndarray | None = None
+
+    def advance(self, n_blocks: int = 1) -> bool:
+        for _ in range(n_blocks):
+            self.layer += 1
+            self.engine.piece("encode", self.layer, SCRIPT.encode_s / N_LAYERS)
+        if self.layer >= N_LAYERS:
+            self.result = self.engine.encoded(self.pixels)
+        return self.result is not None
 
 
 SAMPLER_LIMITS = {
@@ -261,18 +443,16 @@ class Sampler:
 
 def install(monkeypatch: Any) -> Script:
     """Puts the fake in the real core's place for one test; returns its script, fresh."""
-    import sys
-
     import kimi_vl_cpp
     from kimi_vl_cpp.files import opening
-    from kimi_vl_cpp.generation import loaded, raw, sampling, timelines
+    from kimi_vl_cpp.generation import loaded, raw, sampling
 
     global SCRIPT
     SCRIPT = Script()
     fake = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "kimi_vl_cpp._core", fake)
     monkeypatch.setattr(kimi_vl_cpp, "_core", fake, raising=False)
-    for module in (loaded, raw, sampling, timelines):
+    for module in (loaded, raw, sampling):
         monkeypatch.setattr(module, "_core", fake)
     monkeypatch.setattr(opening, "GGUFFile", GGUFFile)
     return SCRIPT

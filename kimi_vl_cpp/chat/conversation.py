@@ -1,7 +1,7 @@
-"""A conversation of several turns over one timeline.
+"""A conversation of several turns.
 
 Owns the turns, their pictures and the exact tokens of the answers, so that each turn computes only what is new: the
-pictures and everything said before are still in the KV cache. Keeps the tokens of an answer because its text, cut into
+pictures and everything said before are found in the KV cache. Keeps the tokens of an answer because its text, cut into
 tokens again, may come out as other tokens.
 """
 
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ..cache.keys import Positions
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
-from ..generation.generation import Generation
-from ..generation.request import build_job, check_images
-from ..generation.sequence import Timeline
+from ..generation.generation import Generation, Request
+from ..generation.request import build_request, check_images
 from ..generation.stream import PieceStream
 from ..media.processor import ProcessedImage
 from ..types import Response
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 
 class Conversation(NotPicklable):
-    """Made by `KimiVL.conversation()`. Its context is the model's n_ctx; it holds a KV cache of that size from the
-    first question until `close()`. One question at a time; different conversations may be used from different threads.
+    """Made by `KimiVL.conversation()`. Its context is the model's n_ctx. What was computed for it stays in the model's
+    KV cache as long as there is room; what has gone is computed again, to the same answers. One question at a time;
+    different conversations may be used from different threads.
 
     An answer that was cancelled (Ctrl-C, a closed stream) after its first token stays in the conversation as far as it
     got. One that failed or was cancelled before its first token leaves the conversation as if it had not been asked.
@@ -45,18 +46,10 @@ class Conversation(NotPicklable):
         self.system = None if system is None else check_text("system", system)
         self.turns: list[Turn] = []
         self.last: Response | None = None
-        self._timeline: Timeline | None = None
         self._busy = False
 
     def close(self) -> None:
-        """Gives the KV cache back; the turns stay and the next question would compute them again."""
-        timeline, self._timeline = self._timeline, None
-        if timeline is not None and not self._busy:
-            self._loaded.timelines.give_back(timeline)
-
-    def __del__(self) -> None:
-        if getattr(self, "_timeline", None) is not None:
-            self.close()
+        """Does nothing but end a `with` block: a conversation holds no memory of its own between questions."""
 
     def __enter__(self) -> Conversation:
         return self
@@ -85,7 +78,13 @@ class Conversation(NotPicklable):
     @property
     def n_past(self) -> int:
         """Positions of the context that are computed and kept."""
-        return 0 if self._timeline is None else self._timeline.n_past
+        if not self.turns:
+            return 0
+        request = self._request(self.turns[-1], self.turns[:-1], time.perf_counter(), {})
+        positions = Positions(self._loaded.root, request.items, request.is_answer)
+        for token in self.turns[-1].token_ids or ():
+            positions.append(token)
+        return self._loaded.conductor.n_held(positions)
 
     @overload
     def ask(
@@ -146,6 +145,12 @@ class Conversation(NotPicklable):
         self._check_free()
         self.turns.clear()
 
+    def fork(self) -> Conversation:
+        """Another conversation with the same turns; both go on independently and share what was computed for them."""
+        other = Conversation(self.model, self.system)
+        other.turns, other.last = list(self.turns), self.last
+        return other
+
     # Keeping
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,6 +197,21 @@ class Conversation(NotPicklable):
         self, turn: Turn, before: list[Turn], stream: bool, started: float, options: dict[str, Any]
     ) -> Response | PieceStream:
         progress = options.pop("progress", None) or self._loaded.progress
+        request = self._request(turn, before, started, options)
+
+        def on_end(response: Response) -> None:
+            self.last = response
+            if response.finish_reason == "cancelled" and not response.token_ids:
+                return
+            turn.answer, turn.thinking = response.text, response.thinking
+            turn.token_ids = response.token_ids if response.stop_string is None else None
+            self.turns = [*before, turn]
+
+        answer = PieceStream(Generation(self._loaded, request, progress, on_end, self._hold))
+        return answer if stream else answer.drain()
+
+    def _request(self, turn: Turn, before: list[Turn], started: float, options: dict[str, Any]) -> Request:
+        """The question of `turn` after those before it."""
         messages: list[Any] = [] if self.system is None else [{"role": "system", "content": self.system}]
         images: list[ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}
@@ -206,35 +226,13 @@ class Conversation(NotPicklable):
             if past.token_ids is not None:
                 answers[index] = past.token_ids
             messages.append({"role": "assistant", "content": past.spoken if past.token_ids is None else ""})
-        job = build_job(
-            self._loaded,
-            messages,
-            images,
-            options=options,
-            started=started,
-            answers=answers,
-        )
-
-        def on_end(response: Response) -> None:
-            self.last = response
-            if response.finish_reason == "cancelled" and not response.token_ids:
-                return
-            turn.answer, turn.thinking = response.text, response.thinking
-            turn.token_ids = response.token_ids if response.stop_string is None else None
-            self.turns = [*before, turn]
-
-        answer = PieceStream(Generation(self._loaded, job, self._lease, progress, on_end))
-        return answer if stream else answer.drain()
+        return build_request(self._loaded, messages, images, options=options, started=started, answers=answers)
 
     @contextmanager
-    def _lease(self) -> Iterator[Timeline]:
+    def _hold(self) -> Iterator[None]:
         self._check_free()
         self._busy = True
         try:
-            timeline = self._timeline
-            if timeline is None:
-                timeline = self._loaded.timelines.take()
-                self._timeline = timeline
-            yield timeline
+            yield
         finally:
             self._busy = False

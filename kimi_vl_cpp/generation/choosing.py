@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .._core import Session
+    from .._core import Sampler, Session
     from .grammar import GrammarMatcher
 
 
@@ -41,15 +41,21 @@ class TokenChooser:
         self._sampler = make_sampler(params)
         self._counts: Counter[int] = Counter()
         self._n_chosen = 0
+        self._drawn: list[int] = []
+
+    @property
+    def core_sampler(self) -> Sampler | None:
+        """The sampler that the core may use itself; None where the logits are looked at or changed."""
+        return None if self._params.logprobs is not None or self._adjusts else self._sampler
 
     def choose(self, session: Session) -> int:
-        """The next token by the logits of the session's last position. To be called as a core call, in its turn."""
-        params = self._params
-        if params.logprobs is None and not self._adjusts:
-            self._n_chosen += 1
-            return session.sample(self._sampler)
+        """The next token by the logits of the session's last position. Called again after an interrupt it chooses the
+        same one."""
         logits = session.logits
-        token = self._sampler.sample(self._adjusted(logits) if self._adjusts else logits)
+        if not self._drawn:
+            adjusted = self._adjusted(logits) if self._adjusts else logits
+            self._drawn.extend(map(self._sampler.sample, (adjusted,)))
+        token = self._drawn[0]
         self._sampler.accept(token)
         self._take(logits, token)
         return token
@@ -67,6 +73,7 @@ class TokenChooser:
             self._grammar.consume(token)
         if logits is not None and self._params.logprobs is not None:
             self.logprob = token_logprob(logits, token, self._params.logprobs)
+        self._drawn.clear()
 
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         import numpy as np

@@ -1,19 +1,20 @@
-"""From a checked request to a stream of pieces: pictures, prefill, the token loop, and the end.
+"""From the tokens of an answer to a stream of pieces.
 
-Owns the order of events, cancelling, the split into thinking and answer, stop strings, counts and times. Does not know
-how prompts are spelled or which timeline a request gets: the model hands both in.
+Owns the text of an answer: the split into thinking and answer, stop strings, counts, and what is forced to come next.
+Does not know how prompts are written; when anything is computed is the conductor's.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
+from ..cache.keys import Item, Picture, Positions, n_positions
 from ..errors import BadRequest, Cancelled
+from ..scheduler.job import MAX_AHEAD, Job
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, TokenLogprob, Usage
 from .budget import ThinkingBudget, reasoning_budget
@@ -22,26 +23,24 @@ from .grammar import GrammarMatcher
 from .loaded import LoadedModel
 from .loop_guard import IN_ANSWER, IN_REASONING, LoopGuard
 from .sampling import SamplingParams
-from .sequence import Key, Picture, Timeline, n_positions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_T = TypeVar("_T")
-
 
 @dataclass
-class Job:
+class Request:
     """A request that has passed every check and fits into the context.
 
-    keys: the prompt as tokens and pictures. expanded: bool [n_prompt], the form of each position. pixels: digest ->
-    uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what it took to get
-    here. begun: the beginning of the reply that the prompt holds already. grammar: what the reply has to follow.
+    items: the prompt as tokens and pictures. is_answer: bool [n_prompt], True for the contents of assistant turns.
+    pixels: digest -> uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what
+    it took to get here. begun: the beginning of the reply that the prompt holds already. grammar: what the
+    reply has to follow.
     """
 
-    keys: list[Key]
-    expanded: NDArray[np.bool_]
+    items: list[Item]
+    is_answer: NDArray[np.bool_]
     params: SamplingParams
     max_new_tokens: int
     pixels: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
@@ -55,12 +54,12 @@ class Job:
     @property
     def n_prompt(self) -> int:
         """Positions of the prompt."""
-        return n_positions(self.keys)
+        return n_positions(self.items)
 
     @property
     def n_image(self) -> int:
         """Positions of the prompt that are pictures."""
-        return sum(key.n_tokens for key in self.keys if isinstance(key, Picture))
+        return sum(item.n_tokens for item in self.items if isinstance(item, Picture))
 
 
 class Generation:
@@ -69,52 +68,70 @@ class Generation:
     def __init__(
         self,
         host: LoadedModel,
-        job: Job,
-        lease: Callable[[], AbstractContextManager[Timeline]],
+        request: Request,
         progress: Progress | None = None,
         on_end: Callable[[Response], None] | None = None,
+        hold: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """hold: entered from the first piece to the end. on_end: called with the response at the end."""
         self.host = host
-        self.job = job
-        self.cancelled = False
+        self.request = request
         self.finish: FinishReason = "cancelled"
-        self._lease = lease
+        self._hold = hold
         self._progress = progress
         self._on_end = on_end
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._ids: list[int] = []
-        self._n_cached = 0
-        self._encode_s = self._prefill_s = self._decode_s = self._first_token_s = 0.0
+        self._first_token_s = 0.0
         self._started = 0.0
+        params = request.params
         self._decoder = host.tokenizer.stream()
-        self._splitter = ThinkingSplitter(job.reasoning, job.params.stop)
-        self._splitter.skip(job.begun)
-        self._chooser = TokenChooser(job.params, job.stop_ids, job.grammar)
-        limit = reasoning_budget(job.params, job.max_new_tokens)
-        self._budget = ThinkingBudget(host.tokenizer, limit, job.params.thinking_close, inside=self._splitter.thinking)
-        self._guard = LoopGuard() if job.params.loop_guard and not job.params.ignore_eos else None
-        self._forced: deque[int] = deque()
+        self._splitter = ThinkingSplitter(request.reasoning, params.stop)
+        self._splitter.skip(request.begun)
+        limit = reasoning_budget(params, request.max_new_tokens)
+        self._budget = ThinkingBudget(host.tokenizer, limit, params.thinking_close, inside=self._splitter.thinking)
+        self._guard = LoopGuard() if params.loop_guard and not params.ignore_eos else None
+        self._n_forced = 0  # tokens that were decided on and have not come
         self._stop_reason: str | None = None
         self._end_logprob: TokenLogprob | None = None
         self._n_reasoning = 0
         self._n_given = 0  # tokens that pieces have carried
         self._pending: list[TokenLogprob] = []  # of the answer, not carried by a piece yet
         self._logprobs: list[TokenLogprob] = []
-        self._prompt_logprobs: list[TokenLogprob | None] = []
+        self._prompt_logprobs: list[TokenLogprob | None] = [] if params.prompt_logprobs is None else [None]
+        decides = limit is not None or self._guard is not None or request.grammar is not None  # after each token
+        self._job = Job(
+            Positions(host.root, request.items, request.is_answer),
+            chooser=TokenChooser(params, request.stop_ids, request.grammar),
+            stop_ids=request.stop_ids,
+            max_new_tokens=request.max_new_tokens,
+            max_ahead=1 if decides else MAX_AHEAD,
+            pixels=request.pixels,
+            reports=progress is not None,
+            prompt_rows=None if params.prompt_logprobs is None else self._note_prompt,
+        )
+
+    def cancel(self) -> None:
+        """Ends the answer at its next token, whatever is being computed. From any thread, also before it has begun."""
+        self.host.conductor.cancel(self._job)
+
+    def begin(self) -> None:
+        """Puts the request into the queue, once; nothing of it is computed before somebody waits."""
+        if not self._started:
+            self.host.conductor.submit(self._job)
+            self._started = time.perf_counter()
 
     def run(self) -> Generator[Piece, None, Response]:
         """The pieces. Ends with the response; on an error or Ctrl-C what was computed stays reusable."""
-        self._started = time.perf_counter()
-        with self._lease() as timeline:
+        with self._hold():
             try:
                 try:
-                    self._compute_prompt(timeline)
-                    yield from self._loop(timeline)
-                except Cancelled:
-                    if not self.cancelled:
-                        raise
-                yield from self._rest()
+                    self.begin()
+                    yield from self._loop()
+                    yield from self._rest()
+                finally:
+                    self.host.conductor.leave(self._job)
             except BadRequest as error:
                 if error.code == "engine.closed":
                     raise Cancelled("the model was closed while this call was running", "engine.closed") from None
@@ -126,31 +143,33 @@ class Generation:
 
     def response(self) -> Response:
         """The answer so far; final once `run()` has ended, and "cancelled" if it was ended from outside."""
-        n_new = self.job.n_prompt - self._n_cached
+        job, request = self._job, self.request
+        n_cached = job.n_cached or 0
+        n_new = request.n_prompt - n_cached
         n_decoded = max(len(self._ids) - 1, 0)
         return Response(
             text="".join(self._text),
             thinking="".join(self._thinking),
             usage=Usage(
-                prompt_tokens=self.job.n_prompt,
+                prompt_tokens=request.n_prompt,
                 completion_tokens=len(self._ids),
-                image_tokens=self.job.n_image,
-                cached_tokens=self._n_cached,
+                image_tokens=request.n_image,
+                cached_tokens=n_cached,
                 reasoning_tokens=self._n_reasoning,
             ),
             timings=Timings(
                 load_s=self.host.load_s,
-                encode_s=self._encode_s,
-                prefill_s=self._prefill_s,
-                decode_s=self._decode_s,
+                encode_s=job.encode_s,
+                prefill_s=job.prefill_s,
+                decode_s=job.decode_s,
                 first_token_s=self._first_token_s,
-                prefill_tps=n_new / self._prefill_s if self._prefill_s > 0 else 0.0,
-                decode_tps=n_decoded / self._decode_s if self._decode_s > 0 else 0.0,
+                prefill_tps=n_new / job.prefill_s if job.prefill_s > 0 else 0.0,
+                decode_tps=n_decoded / job.decode_s if job.decode_s > 0 else 0.0,
             ),
             finish_reason=self.finish,
-            notices=list(self.job.notices),
+            notices=list(request.notices),
             token_ids=tuple(self._ids),
-            seed=self.job.params.seed,
+            seed=request.params.seed,
             stop_string=self.stop_string,
             logprobs=tuple(self._logprobs),
             prompt_logprobs=tuple(self._prompt_logprobs),
@@ -174,81 +193,51 @@ class Generation:
 
     # The stages
 
-    def _compute_prompt(self, timeline: Timeline) -> None:
-        job, rows = self.job, None
-        if job.params.prompt_logprobs is not None:
-            self._prompt_logprobs, rows = [None], self._note_prompt
-        self._n_cached = self.host.gate.call(timeline.begin, job.keys, job.expanded, rows is None)
-        embeddings = self._encode(timeline.pending_pictures())
-
-        def prefill() -> None:
-            timeline.prefill(lambda picture: embeddings[picture.digest], self._tick("prefill"), rows)
-
-        _, self._prefill_s = self._timed(prefill)
-
     def _note_prompt(self, start: int, logits: NDArray[np.float32]) -> None:
         """The log probabilities of the prompt's tokens after the positions of these rows."""
-        n_top = self.job.params.prompt_logprobs or 0
-        for row, key in zip(logits, self.job.keys[start + 1 :], strict=False):
-            assert isinstance(key, int)
-            self._prompt_logprobs.append(token_logprob(row, key, n_top))
+        n_top = self.request.params.prompt_logprobs or 0
+        del self._prompt_logprobs[start + 1 :]  # a prompt that lost its memory begins again
+        for row, item in zip(logits, self.request.items[start + 1 :], strict=False):
+            assert isinstance(item, int)
+            self._prompt_logprobs.append(token_logprob(row, item, n_top))
 
-    def _encode(self, pictures: Sequence[Picture]) -> dict[str, NDArray[np.float32]]:
-        """digest -> embeddings, each picture once."""
-        host = self.host
-        found: dict[str, NDArray[np.float32]] = {}
-        for picture in pictures:
-            if picture.digest not in found:
-                cached = host.image_cache.get(picture.digest)
-                if cached is not None:
-                    found[picture.digest] = cached
-        missing = [digest for digest in dict.fromkeys(p.digest for p in pictures) if digest not in found]
-        for index, digest in enumerate(missing):
-            tick = self._tick("encode", index, len(missing))
-            embedding, seconds = self._timed(encode_cached, host, digest, self.job.pixels[digest], tick)
-            self._encode_s += seconds
-            found[digest] = embedding
-        return found
-
-    def _loop(self, timeline: Timeline) -> Generator[Piece, None, None]:
-        def choose(previous: int | None) -> int:
-            if previous is not None:
-                timeline.decode(previous)
-            if self._forced:
-                return self._chooser.force(timeline.session, self._forced.popleft())
-            return self._chooser.choose(timeline.session)
-
-        if self.job.max_new_tokens == 0:
-            self.finish = "length"
-            return
-        token, seconds = self._timed(choose, None)
-        self._prefill_s += seconds
-        self._first_token_s = self.job.prepare_s + time.perf_counter() - self._started
-        while True:
-            if token in self.job.stop_ids:
-                self.finish, self._end_logprob = "stop", self._chooser.logprob
-                return
+    def _loop(self) -> Generator[Piece, None, None]:
+        conductor, job = self.host.conductor, self._job
+        while (token := conductor.next_token(job, self._progress)) is not None:
+            if not self._ids:
+                self._first_token_s = self.request.prepare_s + time.perf_counter() - self._started
             self._ids.append(token)
-            yield from self._token_pieces(token)
-            if self._ended(token):
+            pieces = list(self._token_pieces(token))
+            ended = self._ended(token)
+            if not ended:
+                conductor.done_with(job)
+            yield from pieces
+            if ended:
                 return
-            token, seconds = self._timed(choose, token)
-            self._decode_s += seconds
+        if not job.cancelled:
+            self.finish, self._end_logprob = job.end if job.end == "length" else "stop", job.end_note
 
     def _ended(self, token: int) -> bool:
         """Whether the reply ends behind this token. Decides too what is forced to come next."""
-        grammar = self.job.grammar
+        grammar = self.request.grammar
         if self.stop_string is not None or (grammar is not None and grammar.complete):
             self.finish = "stop"
-        elif len(self._ids) >= self.job.max_new_tokens:
+        elif len(self._ids) >= self.request.max_new_tokens:
             self.finish = "length"
         elif self._guard is not None and self._repeats(self._guard, token):
             self.finish, self._stop_reason = "length", "repetition"
-        elif not self.cancelled:
-            if not self._forced:
-                self._forced.extend(self._budget.forced(self._splitter, self._decoder))
+        else:
+            self._force()
             return False
         return True
+
+    def _force(self) -> None:
+        """Has the conductor take the tokens that must come next instead of choosing."""
+        if self._n_forced:
+            self._n_forced -= 1
+        if not self._n_forced and (forced := self._budget.forced(self._splitter, self._decoder)):
+            self._n_forced = len(forced)
+            self.host.conductor.force(self._job, forced)
 
     def _repeats(self, guard: LoopGuard, token: int) -> bool:
         """Whether the answer repeats itself. A reasoning that does is closed."""
@@ -267,8 +256,9 @@ class Generation:
         if splitter.thinking or (splitter.after and not was_after):
             self._n_reasoning = len(self._ids)
             self._pending.clear()
-        if self._chooser.logprob is not None and splitter.answering:
-            self._pending.append(self._chooser.logprob)
+        logprob = self._job.notes.pop(len(self._ids) - 1, None)
+        if logprob is not None and splitter.answering:
+            self._pending.append(logprob)
         yield from self._given_out(pieces)
 
     def _given_out(self, pieces: list[tuple[PieceKind, str]]) -> Generator[Piece, None, None]:
@@ -290,32 +280,6 @@ class Generation:
         yield from self._given_out(self._splitter.flush())
         if self.stop_string is not None and self.finish == "length":
             self.finish = "stop"
-
-    # Turns, time and cancelling
-
-    def _timed(self, function: Callable[..., _T], *args: Any) -> tuple[_T, float]:
-        """The result of a core call and the seconds that it took, waiting for the turn not counted."""
-
-        def inside() -> tuple[_T, float]:
-            if self.cancelled:
-                raise Cancelled("the request was cancelled", "request.cancelled")
-            start = time.perf_counter()
-            result = function(*args)
-            return result, time.perf_counter() - start
-
-        return self.host.gate.call(inside)
-
-    def _tick(self, stage: str, index: int = 0, count: int = 1) -> Callable[[int, int], None]:
-        """The core's progress callback for part `index` of `count` of a stage; cancels when somebody asked for it."""
-
-        def tick(done: int, total: int) -> None:
-            if self.cancelled:
-                raise Cancelled("the request was cancelled", "request.cancelled")
-            self.host.gate.check_running()
-            if self._progress is not None:
-                self._progress(stage, index * total + done, count * total)
-
-        return tick
 
 
 def encode_cached(

@@ -1,6 +1,6 @@
 """An open model: what everything that generates needs of it. Below conversations, translations and the public face.
 
-Owns opening and closing: files, engine, tokenizer, image processor, image cache, timelines and limits. Refuses to know
+Owns opening and closing: files, engine, tokenizer, image processor, caches, conductor and limits. Refuses to know
 what is asked of the model.
 """
 
@@ -13,8 +13,9 @@ from typing import Protocol
 
 from .. import _core
 from ..cache.images import ImageCache
+from ..cache.keys import root_key
 from ..checks import check_int, check_text
-from ..errors import BadRequest
+from ..errors import BadRequest, OutOfMemory
 from ..files import model_files
 from ..files.model_files import ModelFiles
 from ..files.variants import (
@@ -25,17 +26,19 @@ from ..files.variants import (
     stored_defaults,
     stored_in_token_limit,
 )
-from ..machine.memory import check_memory, shrink_to_fit
+from ..machine.memory import check_memory, free_bytes, shrink_to_fit
 from ..media.processor import ImageInput, ImageProcessor, LimitedImage, ProcessedImage
+from ..scheduler.conductor import Conductor
+from ..scheduler.gate import Gate
 from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
-from .gate import Gate
 from .grammar import GrammarCompiler
-from .timelines import MIN_N_CTX, Timelines
 
 DEFAULT_N_CTX = 8192
+MIN_N_CTX = 1024  # a default context is not made smaller than this when memory is short
 DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
+DEFAULT_MAX_PARALLEL = 16
 _MAX_THREADS = 1024
 
 
@@ -50,6 +53,8 @@ class LoadOptions:
     activations: str = "int8"
     in_token_limit: int | None = None
     image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES
+    kv_memory: int | None = None
+    max_parallel: int = DEFAULT_MAX_PARALLEL
     memory_check: bool = True
 
     def check(self) -> None:
@@ -64,14 +69,18 @@ class LoadOptions:
         check_text("kv_type", self.kv_type)
         check_text("activations", self.activations)
         check_int("image_cache_bytes", self.image_cache_bytes, 0, 1 << 62)
+        if self.kv_memory is not None:
+            check_int("kv_memory", self.kv_memory, 1, 1 << 62)
+        check_int("max_parallel", self.max_parallel, 1, 1024)
 
 
 @dataclass(kw_only=True)
 class LoadedModel:
     """The parts of an open model.
 
-    gate: the lock that every call of the core goes through. defaults: sampling options of this variant. progress: the
-    callback of calls that were given none. grammars: compiles those of requests. load_s: seconds that opening took.
+    gate: the lock that every call of the core goes through. conductor: what answers requests. n_ctx: tokens of context.
+    root: what the keys of cached pages begin with. defaults: sampling options of this variant. progress: the callback
+    of calls that were given none. grammars: compiles those of requests. load_s: seconds that opening took.
     """
 
     files: ModelFiles
@@ -81,7 +90,9 @@ class LoadedModel:
     tokenizer: Tokenizer
     processor: ImageProcessor
     image_cache: ImageCache
-    timelines: Timelines
+    conductor: Conductor
+    n_ctx: int
+    root: bytes
     variant: Variant
     name: str
     defaults: SamplingDefaults
@@ -100,11 +111,6 @@ class LoadedModel:
     def has_vision(self) -> bool:
         """Whether a vision part was loaded."""
         return bool(self.engine.config["has_vision"])
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens of context."""
-        return self.timelines.n_ctx
 
     @property
     def n_vocab(self) -> int:
@@ -139,7 +145,6 @@ class LoadedModel:
     def close(self) -> None:
         """Frees everything; waits for the core call that is running."""
         self.gate.close()
-        self.timelines.close()
         self.image_cache.clear()
 
 
@@ -171,6 +176,13 @@ def load(
     gate = Gate(engine.close)
     try:
         variant = detect_variant(engine.gguf.get, files.text)
+        pool, n_ctx = _pool(engine, files, options, n_ctx)
+        images = ImageCache(options.image_cache_bytes)
+
+        def new_session() -> _core.Session:
+            return _core.Session(engine, n_ctx, options.kv_type, pool)
+
+        conductor = Conductor(engine, gate, pool, images, new_session, max_parallel=options.max_parallel)
         loaded = LoadedModel(
             files=files,
             kv_type=options.kv_type,
@@ -178,8 +190,14 @@ def load(
             gate=gate,
             tokenizer=Tokenizer.from_gguf(engine.gguf, vision=bool(engine.config["has_vision"])),
             processor=_processor(engine, variant, options.in_token_limit),
-            image_cache=ImageCache(options.image_cache_bytes),
-            timelines=Timelines(engine, gate, options.kv_type, n_ctx, may_shrink=options.n_ctx is None),
+            image_cache=images,
+            conductor=conductor,
+            n_ctx=n_ctx,
+            root=root_key(
+                model=str(files.text).encode("utf-8", "surrogateescape"),
+                arithmetic=f"{engine.config['isa']} {options.activations}",
+                kv_type=pool.kv_type,
+            ),
             variant=variant,
             name=str(engine.config.get("name") or files.text.stem),
             defaults=stored_defaults(engine.gguf.get, DEFAULTS[variant]),
@@ -205,6 +223,36 @@ def _context(files: ModelFiles, options: LoadOptions) -> int:
     if options.memory_check:
         check_memory(files, n_ctx)
     return n_ctx
+
+
+def _pool(engine: _core.Engine, files: ModelFiles, options: LoadOptions, n_ctx: int) -> tuple[_core.PagePool, int]:
+    """The memory of all caches, and the tokens of context, which the pool can always hold.
+
+    Raises BadRequest (code "request.n_ctx") beyond what the model was trained for, OutOfMemory.
+    """
+    context_length = int(engine.config["context_length"])
+    if n_ctx > context_length:
+        raise BadRequest(
+            f"n_ctx: got {n_ctx}, but the model was trained for {context_length} tokens: "
+            f"use n_ctx <= {context_length}, or 0 for all of them",
+            "request.n_ctx",
+        )
+    page_bytes = _core.PAGE_POSITIONS * files.kv_bytes_per_token
+    free = free_bytes() or 0
+    while True:
+        least = (-(-n_ctx // _core.PAGE_POSITIONS) + 1) * page_bytes  # one more: an answer's page may be a copy
+        try:
+            if options.kv_memory is None:
+                return _core.PagePool(engine, max(least, free // 4), options.kv_type), n_ctx
+            if options.kv_memory >= least:
+                return _core.PagePool(engine, options.kv_memory, options.kv_type), n_ctx
+            text = f"kv_memory: got {options.kv_memory} bytes, but a context of {n_ctx} tokens needs {least}"
+            error: OutOfMemory | BadRequest = BadRequest(text + ": give more, or a smaller n_ctx", "request.kv_memory")
+        except OutOfMemory as refused:
+            error = refused
+        if options.n_ctx is not None or n_ctx // 2 < MIN_N_CTX:
+            raise error
+        n_ctx //= 2
 
 
 def _processor(engine: _core.Engine, variant: Variant, in_token_limit: int | None) -> ImageProcessor:

@@ -1,4 +1,4 @@
-"""From messages and pictures to a job: the prompt's tokens and pictures, checked against the context."""
+"""From messages and pictures to a request: the prompt's tokens and pictures, checked against the context."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..cache.keys import Item, Picture, n_positions
 from ..errors import BadRequest, ContextFull, KimiVLError, shown
 from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
 from ..text.chat_template import ImagePart, build_prompt
 from ..text.thinking import NO_THINKING
 from . import sampling
-from .generation import Job
-from .sequence import Key, Picture, PromptPart, expanded_positions, flatten, n_positions
+from .generation import Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def check_images(images: Any) -> list[Any]:
     return list(images)
 
 
-def build_job(
+def build_request(
     model: LoadedModel,
     messages: Sequence[Message],
     images: Sequence[ImageInput | LimitedImage | ProcessedImage],
@@ -47,7 +47,7 @@ def build_job(
     started: float,
     answers: Mapping[int, Sequence[int]] | None = None,
     continue_final: bool = False,
-) -> Job:
+) -> Request:
     """Checks a request and spells its prompt.
 
     images: what the messages' image parts count through. answers: assistant turn (0 is the first) -> the token ids it
@@ -82,9 +82,9 @@ def build_job(
         n_image += seen.n_tokens
         if n_image <= n_ctx:  # else the request is refused below, and pixels would only take memory until then
             pixels[seen.digest] = seen.pixels
-    return _finish_job(
+    return _finish_request(
         model,
-        flatten([_placed(part, pictures) for part in parts]),
+        placed(parts, pictures),
         params,
         length_given=options.get("max_new_tokens") is not None,
         pixels=pixels,
@@ -96,9 +96,9 @@ def build_job(
     )
 
 
-def build_text_job(
+def build_text_request(
     model: LoadedModel, prompt: str | Sequence[int], *, options: dict[str, Any], started: float, special: bool = False
-) -> Job:
+) -> Request:
     """Checks a request whose prompt is a text or token ids as they are, without the chat template.
 
     special: whether text that spells a special token becomes that token. Raises BadRequest, ContextFull.
@@ -111,7 +111,7 @@ def build_text_job(
         raise BadRequest("prompt: it is empty, expected at least one token", "request.prompt")
     given = options.get("max_new_tokens") is not None
     prepare_s = time.perf_counter() - started
-    return _finish_job(model, list(ids), params, length_given=given, prepare_s=prepare_s, reasoning="no")
+    return _finish_request(model, list(ids), params, length_given=given, prepare_s=prepare_s, reasoning="no")
 
 
 def check_ids(name: str, ids: Iterable[Any], n_vocab: int) -> None:
@@ -130,16 +130,16 @@ def _text_of(message: Message) -> str:
     return "".join(part["text"] for part in content or () if part.get("type") == "text")
 
 
-def _finish_job(
+def _finish_request(
     model: LoadedModel,
-    keys: list[Key],
+    items: list[Item],
     params: sampling.SamplingParams,
     *,
     length_given: bool,
     may_reason: bool = False,
     **fields: Any,
-) -> Job:
-    """The job of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
+) -> Request:
+    """The request of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
     tokenizer, n_ctx = model.tokenizer, model.n_ctx
     check_ids("logit_bias", (token for token, _ in params.logit_bias), model.n_vocab)
     check_ids("stop_token_ids", params.stop_token_ids, model.n_vocab)
@@ -149,7 +149,7 @@ def _finish_job(
         begun = fields.get("begun", "") if may_reason else ""
         reasoning: Reasoning = fields["reasoning"] if may_reason else "no"
         fields["grammar"] = model.grammars.matcher(params.grammar, reasoning, begun)
-    n_prompt = n_positions(keys)
+    n_prompt = n_positions(items)
     notices = fields.pop("notices", [])
     if n_ctx - n_prompt < params.max_new_tokens < sampling.MAX_NEW_TOKENS and length_given:
         notices.append(
@@ -159,11 +159,11 @@ def _finish_job(
     if params.thinking_budget is not None and fields["reasoning"] == "no":
         notices.append("the model does not reason: a limit on its reasoning has no effect")
     if n_prompt + 1 > n_ctx:
-        sizes = [key.n_tokens for key in keys if isinstance(key, Picture)]
+        sizes = [item.n_tokens for item in items if isinstance(item, Picture)]
         raise context_full(n_prompt - sum(sizes), sizes, n_ctx, model)
-    return Job(
-        keys=keys,
-        expanded=expanded_positions(answer_positions(tokenizer, keys)),
+    return Request(
+        items=items,
+        is_answer=answer_positions(tokenizer, items),
         params=params,
         notices=notices,
         max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
@@ -187,12 +187,19 @@ def _check_indices(parts: Sequence[Part], n_images: int) -> None:
         )
 
 
-def _placed(part: Part, pictures: Sequence[Picture]) -> PromptPart:
-    return pictures[part.index] if isinstance(part, ImagePart) else part
+def placed(parts: Sequence[Part], pictures: Sequence[Picture]) -> list[Item]:
+    """The parts as one list of tokens and pictures."""
+    items: list[Item] = []
+    for part in parts:
+        if isinstance(part, ImagePart):
+            items.append(pictures[part.index])
+        else:
+            items.extend(part)
+    return items
 
 
-def answer_positions(tokenizer: Tokenizer, keys: Sequence[Key]) -> NDArray[np.bool_]:
-    """bool [n_positions(keys)]: True for the contents of assistant turns.
+def answer_positions(tokenizer: Tokenizer, items: Sequence[Item]) -> NDArray[np.bool_]:
+    """bool [n_positions(items)]: True for the contents of assistant turns.
 
     Found by the template's own tokens, which no text can write: `<|im_assistant|>` ... `<|im_middle|>` content
     `<|im_end|>`.
@@ -202,13 +209,13 @@ def answer_positions(tokenizer: Tokenizer, keys: Sequence[Key]) -> NDArray[np.bo
     opens, middle, ends = tokenizer.im_assistant_id, tokenizer.im_middle_id, tokenizer.im_end_id
     flags = bytearray()
     role = content = False
-    for key in keys:
-        if content and key == ends:
+    for item in items:
+        if content and item == ends:
             content = False
-        flags += bytes([content]) * (key.n_tokens if isinstance(key, Picture) else 1)
+        flags += bytes([content]) * (item.n_tokens if isinstance(item, Picture) else 1)
         if not content:
-            content = role and key == middle
-            role = (role or key == opens) and not content
+            content = role and item == middle
+            role = (role or item == opens) and not content
     return np.frombuffer(flags, dtype=np.bool_)
 
 

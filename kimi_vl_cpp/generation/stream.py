@@ -35,9 +35,14 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
         """The response, or None while the stream has not ended."""
         return self._result
 
+    def begin(self) -> None:
+        """Puts the request into the model's queue without waiting for anything: requests that begin before the first
+        of them is read share one computation of a common prompt. Raises BadRequest like `KimiVL.chat`."""
+        self._generation.begin()
+
     def cancel(self) -> None:
         """Asks the answer to end with finish_reason "cancelled"; what there is of it stays in `result`."""
-        self._generation.cancelled = True
+        self._generation.cancel()
 
     def end_thinking(self) -> None:
         """Ends the reasoning at the next token, from any thread; the answer follows. Without effect on an answer that
@@ -52,30 +57,30 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     @property
     def n_prompt(self) -> int:
         """Positions of the prompt."""
-        return self._generation.job.n_prompt
+        return self._generation.request.n_prompt
 
     @property
     def n_image(self) -> int:
         """Positions of the prompt that are pictures."""
-        return self._generation.job.n_image
+        return self._generation.request.n_image
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """The token ids of the prompt, -1 for every position of a picture."""
         ids: list[int] = []
-        for key in self._generation.job.keys:
-            ids += [key] if isinstance(key, int) else [-1] * key.n_tokens
+        for item in self._generation.request.items:
+            ids += [item] if isinstance(item, int) else [-1] * item.n_tokens
         return tuple(ids)
 
     @property
     def seed(self) -> int:
         """The seed in use."""
-        return self._generation.job.params.seed
+        return self._generation.request.params.seed
 
     @property
     def notices(self) -> list[str]:
         """What the caller should know about how the request was understood."""
-        return list(self._generation.job.notices)
+        return list(self._generation.request.notices)
 
     def send(self, value: None) -> Piece:
         try:
@@ -103,7 +108,7 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
 
     def close(self) -> None:
         """Ends the answer if it has not ended."""
-        self._generation.cancelled = True
+        self._generation.cancel()
         try:
             self._inner.close()
         except ValueError:  # another thread is inside: it ends at its next token
@@ -123,7 +128,7 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     def __del__(self) -> None:
         inner = getattr(self, "_inner", None)
         if inner is not None:
-            self._generation.cancelled = True
+            self._generation.cancel()
             try:
                 inner.close()
             except ValueError:

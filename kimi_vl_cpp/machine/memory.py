@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import OutOfMemory
 from ..files.model_files import ModelFiles
+from .system import memory
 
 # Scratch of prefill and of the vision tower, and the interpreter: about 0.7 GB beside the full-size file.
 WORK_BYTES_PER_WEIGHT_BYTE = 0.06
@@ -19,6 +20,11 @@ def memory_limit_bytes() -> int | None:
     """The smallest of: the machine's memory, the cgroup's limit, the process's address space limit. None: unknown."""
     limits = [limit for limit in (_total_bytes(), _cgroup_bytes(), _rlimit_bytes()) if limit is not None]
     return min(limits, default=None)
+
+
+def free_bytes() -> int | None:
+    """What this process may still take: the memory available, and what is left of the cgroup's limit. None: unknown."""
+    return memory().usable
 
 
 def estimate_bytes(weight_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> int:

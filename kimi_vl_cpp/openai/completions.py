@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checks import NotPicklable
+from ..generation.several import answer_seed, read_together
 from ..generation.stream import PieceStream
 from ..types import FinishReason, Piece, Response
 from .messages import translate_messages
@@ -15,7 +16,6 @@ from .shapes import (
     TokenBytes,
     TokenIds,
     choice_of,
-    choice_seed,
     first_chunk,
     last_chunk,
     logprobs_of,
@@ -109,11 +109,11 @@ def create(
             )
 
     first = begin(sampling.get("seed"))
-    streams = [first, *(begin(choice_seed(first.seed, index)) for index in range(1, read.n))]
+    streams = [first, *(begin(answer_seed(first.seed, index)) for index in range(1, read.n))]
     head = {"id": new_id(), "created": int(time.time()), "model": read.model or model_name}
     if read.stream:
         return ChatCompletionStream(streams, _chunks(streams, head, read, token_bytes))
-    responses = [stream.drain() for stream in streams]
+    responses = read_together(streams)
     choices = [
         choice_of(
             response,

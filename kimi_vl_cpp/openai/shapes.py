@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,13 +16,6 @@ TokenBytes = Callable[[int], bytes]
 def new_id(prefix: str = "chatcmpl") -> str:
     """A random id with 24 hexadecimal digits."""
     return f"{prefix}-{secrets.token_hex(12)}"
-
-
-def choice_seed(seed: int, index: int) -> int:
-    """The seed of choice `index` of several; that of choice 0 is the seed itself."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
 def message_of(response: Response, reasoning_field: str = "reasoning_content", exclude: bool = False) -> ChatMessage:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from ..errors import Cancelled
+from ..generation.several import answer_seed
 from ..openai.fields import bad
-from ..openai.shapes import choice_seed
 from ..types import FinishReason, Piece, Response
 from .context import Context, context_of
 from .engine import Engine
@@ -85,7 +85,7 @@ class Answer:
         """The streams of all answers, in a worker. Each draws from a seed of its own, known from the first."""
         streams = [prepare(0, self.runs[0].progress, self.seed)]
         for run in self.runs[1:]:
-            seed = choice_seed(streams[0].seed, run.index % self.per_prompt)
+            seed = answer_seed(streams[0].seed, run.index % self.per_prompt)
             streams.append(prepare(run.index, run.progress, seed))
         return streams
 

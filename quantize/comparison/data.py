@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from kimi_vl_cpp.cache.keys import Picture
 from kimi_vl_cpp.errors import BadRequest
-from kimi_vl_cpp.generation.sequence import Picture
 
 from ..importance.data import Prompt, load_data
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kimi_vl_cpp import _core
+from kimi_vl_cpp.cache.keys import Picture
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
 from kimi_vl_cpp.generation.raw import RawSession
-from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.media.processor import ProcessedImage
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.types import Progress

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from kimi_vl_cpp.cache.keys import Picture
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, shown
-from kimi_vl_cpp.generation.sequence import Picture
 from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
 
 if TYPE_CHECKING:

@@ -144,6 +144,9 @@ def test_context_is_what_is_asked_for_and_at_most_the_models(tiny):
         ("in_token_limit", 0),
         ("in_token_limit", -5),
         ("image_cache_bytes", -1),
+        ("kv_memory", 0),
+        ("kv_memory", 1000),
+        ("max_parallel", 0),
     ],
 )
 def test_bad_arguments_of_the_constructor_are_request_errors(tiny, argument, value):

@@ -66,13 +66,13 @@ def test_three_pictures_and_five_turns_encode_each_picture_once(script, model):
     assert [message["role"] for message in conversation.messages] == ["system"] + ["user", "assistant"] * 5
 
 
-def test_conversation_uses_the_models_only_timeline_when_it_is_free(script, model):
-    sessions = script.sessions
-    with model.conversation() as conversation:
-        conversation.ask("One")
-        assert script.sessions == sessions
-    model.chat("Two")
-    assert script.sessions == sessions
+def test_what_is_held_of_a_conversation_is_counted(script, model):
+    conversation = model.conversation()
+    assert conversation.n_past == 0
+    usage = conversation.ask("One", images=[picture(1)]).usage
+    assert conversation.n_past == usage.total_tokens
+    model.loaded.conductor.index.clear()
+    assert conversation.n_past == 0
 
 
 def test_undo_forgets_the_last_turn_and_keeps_the_cache_of_the_others(script, model):

@@ -19,8 +19,8 @@ from vectors import assert_same_bits
 
 from kimi_vl_cpp import BadRequest, KimiVL
 from kimi_vl_cpp._core import PAGE_POSITIONS, GGUFFile, Session
-from kimi_vl_cpp.generation.request import answer_positions
-from kimi_vl_cpp.generation.sequence import Picture, expanded_positions, flatten
+from kimi_vl_cpp.cache.keys import Picture, expanded_positions
+from kimi_vl_cpp.generation.request import answer_positions, placed
 from kimi_vl_cpp.testing import ROWS_OF_256
 from kimi_vl_cpp.text.chat_template import build_prompt
 from kimi_vl_cpp.text.tokenizer import Tokenizer
@@ -250,10 +250,10 @@ def test_answers_are_found_by_the_templates_tokens(tiny_model):
         {"role": "user", "content": "assistant"},
     ]
     parts = build_prompt(tokenizer, messages)
-    keys = flatten([Picture("x", 7) if not isinstance(part, list) else part for part in parts])
-    flags = answer_positions(tokenizer, keys)
+    items = placed(parts, [Picture("x", 7)])
+    flags = answer_positions(tokenizer, items)
     content = tokenizer.encode("<|im_end|> two words")
-    tokens = [token for key in keys for token in ([-1] * 7 if isinstance(key, Picture) else [key])]
+    tokens = [token for item in items for token in ([-1] * 7 if isinstance(item, Picture) else [item])]
     assert [token for token, flag in zip(tokens, flags, strict=True) if flag] == content
 
 

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError
+from kimi_vl_cpp.generation.several import answer_seed
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.openai.fields import whole
 from kimi_vl_cpp.openai.messages import translate_messages
 from kimi_vl_cpp.openai.options import read_options
 from kimi_vl_cpp.openai.reasoning import EFFORTS, read_reasoning
-from kimi_vl_cpp.openai.shapes import choice_seed, shortest_float32
+from kimi_vl_cpp.openai.shapes import shortest_float32
 
 HI = [{"role": "user", "content": "Hi"}]
 JSON = st.recursive(
@@ -143,7 +144,7 @@ def test_n_answers_of_one_prompt_choice_0_is_the_answer_of_n_1(script, model):
     assert texts[0] == one["choices"][0]["message"]["content"] and len(set(texts)) == 3
     assert three["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"]
     assert three["usage"]["completion_tokens"] == 36
-    again = model.create_chat_completion(HI, **{**options, "seed": choice_seed(5, 2)})
+    again = model.create_chat_completion(HI, **{**options, "seed": answer_seed(5, 2)})
     assert again["choices"][0]["message"]["content"] == texts[2]
     streamed = ["", "", ""]
     for chunk in model.create_chat_completion(HI, n=3, stream=True, **options):

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from server_support import HI, RunningServer, text_of, with_picture
 
+from kimi_vl_cpp.generation.several import answer_seed
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.openai.shapes import choice_seed
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_n_answers_each_with_a_seed_of_its_own(server, library):
     many = server.ask(n=3, **options)
     n_tokens = 0
     for index, choice in enumerate(many["choices"]):
-        alone = library.create_chat_completion(HI, **{**options, "seed": choice_seed(9, index)})
+        alone = library.create_chat_completion(HI, **{**options, "seed": answer_seed(9, index)})
         assert choice["index"] == index and choice["message"] == alone["choices"][0]["message"]
         n_tokens += alone["usage"]["completion_tokens"]
     chunks = server.stream(n=3, **options)

@@ -1,0 +1,159 @@
+"""One answer on its way: what was asked of the core, how far it is, and the tokens that wait for their reader.
+
+The conductor writes it, one thread at a time; its reader, in another thread, only takes tokens and sets `cancelled`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ..cache.keys import Positions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .._core import Sampler, Session
+    from .holding import Holding
+
+MAX_AHEAD = 8
+"""Tokens that an answer may be ahead of its reader: enough for readers of several streams to meet in one batch."""
+
+_REPORT_S = 0.05
+
+End = Literal["stop", "length"]
+
+
+class Chooser(Protocol):
+    """Chooses the tokens of one answer.
+
+    core_sampler: what the core may sample with itself, None where every token must go through `choose`. logprob: what
+    is noted about the token that was chosen or forced last.
+    """
+
+    @property
+    def core_sampler(self) -> Sampler | None: ...
+    @property
+    def logprob(self) -> Any: ...
+    def choose(self, session: Session) -> int: ...
+    def force(self, session: Session, token: int) -> int: ...
+
+
+class Job:
+    """A prompt and the tokens that follow it.
+
+    positions: the prompt, and every token once it is sampled. pixels: digest -> uint8 [H, W, 3] of its pictures.
+    stop_ids: tokens that end the answer. max_new_tokens: where it is cut; 0 computes the prompt only. max_ahead: tokens
+    that it may be ahead of its reader; 1 where the reader decides after each what is forced to come next. reports:
+    whether its reader wants to know about progress. prompt_rows(start, logits): called page by page with the logits of
+    the whole prompt, float32 [n, n_vocab], of which then nothing is taken from the cache; for prompts without pictures.
+    """
+
+    def __init__(
+        self,
+        positions: Positions,
+        *,
+        chooser: Chooser,
+        stop_ids: frozenset[int] = frozenset(),
+        max_new_tokens: int = 1,
+        max_ahead: int = MAX_AHEAD,
+        pixels: dict[str, NDArray[np.uint8]] | None = None,
+        reports: bool = False,
+        prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None,
+    ) -> None:
+        self.positions = positions
+        self.n_prompt = len(positions)
+        self.chooser = chooser
+        self.stop_ids = stop_ids
+        self.max_new_tokens = max_new_tokens
+        self.max_ahead = max_ahead
+        self.prompt_rows = prompt_rows
+        self.pixels = pixels or {}
+        self.reports = reports
+        # For the reader
+        self.tokens: list[int] = []
+        self.notes: dict[int, Any] = {}  # what the chooser notes about tokens[index]
+        self.end_note: Any = None  # and about the token that ended the answer
+        self.end: End | Exception | None = None
+        self.cancelled = False
+        self.n_read = 0
+        self.n_done_with = 0  # tokens after which the reader has come back
+        self.n_cached: int | None = None  # positions that were held when it began
+        self.encode_s = self.prefill_s = self.decode_s = 0.0
+        self.events: deque[tuple[str, int, int]] = deque()  # for its progress callback
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self.reader_waits = False
+        # The conductor's own
+        self.forced: deque[int] = deque()  # tokens that come next, whatever is chosen
+        self.given_s = 0.0  # when it got its last token, by time.perf_counter
+        self.number = 0  # in the order of arrival
+        self.holding: Holding | None = None
+        self.task: Any = None  # the prompt or picture task under way
+        self.features: dict[str, NDArray[Any]] = {}  # digest -> rows of its pictures, until the prompt is done
+        self.missing: deque[str] = deque()  # digests of pictures that are not encoded
+        self.n_pictures = 0  # that were not encoded when it began
+        self.first_row = 0  # that is computed for it
+        self.chunk = range(0)  # positions that the task computes
+        self.n_layers_done = 0  # of them
+        self.reported_s = 0.0  # when progress was last noted
+        self.served_s = 0.0  # by tasks
+        self.last_turn = 0  # in which it got a token
+
+    @property
+    def has_news(self) -> bool:
+        """Whether its reader has something to do."""
+        return self.n_read < len(self.tokens) or self.end is not None or self.cancelled or bool(self.events)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is to be worked on: not at its end, and its reader not too far behind."""
+        return self.end is None and not self.cancelled and len(self.tokens) - self.n_done_with < self.max_ahead
+
+    def is_twin_of(self, other: Job) -> bool:
+        """Whether both are at their first token after the same prompt, so that its rows serve both."""
+        return (
+            other is not self
+            and not (self.tokens or other.tokens or self.prompt_rows or other.prompt_rows)
+            and self.positions.same_as(other.positions)
+        )
+
+    @property
+    def core_sampler(self) -> Sampler | None:
+        """What the core samples its next token with; None: it is chosen or forced here."""
+        return None if self.forced else self.chooser.core_sampler
+
+    @property
+    def awaits_its_reader(self) -> bool:
+        """Whether it can go on only when its reader has seen the last token."""
+        return self.max_ahead == 1 and self.end is None and not self.cancelled and len(self.tokens) > self.n_done_with
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt is done, so that all it lacks is the row of its last token."""
+        return self.holding is not None and bool(self.tokens) and self.holding.n_past == len(self.positions) - 1
+
+    def note(self, stage: str, done: int, total: int, now: float) -> None:
+        """Progress for the reader, about every 50 ms and at the end of a stage."""
+        if self.reports and (done == total or now - self.reported_s >= _REPORT_S):
+            self.reported_s = now
+            self.events.append((stage, done, total))
+            self.ring()
+
+    def ring(self) -> None:
+        """Wakes its reader."""
+        if self._bell.empty():
+            self._bell.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until `ring`, or not longer than timeout_s. For the reader's thread; Ctrl-C ends it."""
+        self.reader_waits = True
+        try:
+            if not self.has_news:
+                self._bell.get(timeout=timeout_s)
+        except Empty:
+            return
+        finally:
+            self.reader_waits = False

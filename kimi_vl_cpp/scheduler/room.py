@@ -1,0 +1,140 @@
+"""Which jobs have memory: who is admitted, who waits, who gives pages back when others need them.
+
+A job that gives its pages back loses time and nothing else: what it computed stays in the index as long as there is
+room, and the rest is computed again, to the same bits. The oldest job is asked last, so one always ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .._core import PAGE_POSITIONS
+from ..cache.index import PrefixIndex
+from ..errors import OutOfMemory
+from .holding import Holding, n_pages
+from .job import Job
+from .tasks import Tasks
+
+if TYPE_CHECKING:
+    from .._core import Session
+
+
+class Room:
+    """The pages of one pool, shared out between jobs."""
+
+    def __init__(self, index: PrefixIndex, tasks: Tasks, new_session: Callable[[], Session]) -> None:
+        self._index = index
+        self._tasks = tasks
+        self._new_session = new_session
+        self._promised: dict[bytes, Job] = {}  # key of a page -> the job that computes it
+
+    def computed_elsewhere(self, job: Job, jobs: list[Job]) -> bool:
+        """Whether another job is computing the next whole page that the job needs, or its whole prompt: it will be
+        there sooner."""
+        if job.prompt_rows is not None:
+            return False
+        keys = self._missing_keys(job)
+        if keys and self._promised.get(keys[0], job) is not job:
+            return True
+        return any(other.holding is not None and job.is_twin_of(other) for other in jobs)
+
+    def fork_twins(self, job: Job, jobs: list[Job]) -> list[Job]:
+        """Gives the rows of a prompt that is done to the jobs that wait for the same one. Returns them."""
+        twins = [other for other in jobs if other.holding is None and other.wanted and other.is_twin_of(job)]
+        for twin in twins:
+            assert job.holding is not None
+            twin.holding = Holding.fork_of(job.holding, twin.positions)
+            twin.n_cached = twin.n_prompt
+        return twins
+
+    def admit(self, job: Job, jobs: list[Job]) -> bool:
+        """Gives the job a session with what is held of its positions, once its prompt and one token more would fit.
+        Raises OutOfMemory when they never would."""
+        limit = len(job.positions) - 1 if job.prompt_rows is None else 0  # the logits of the last are wanted
+        for whole_pages in (False, True):
+            job.holding = holding = Holding(
+                self._index, job.positions, self._new_session, limit=limit, whole_pages=whole_pages
+            )
+            part_of_a_page = holding.n_past % PAGE_POSITIONS != 0
+            n_needed = n_pages(len(job.positions) + 1) - len(holding.nodes)
+            if self.make(n_needed + part_of_a_page, job, jobs):
+                break
+            self.drop(job)
+            if part_of_a_page:
+                continue
+            if not any(other.holding for other in jobs):
+                raise self._never(job, n_needed)
+            return False
+        for key in self._missing_keys(job):
+            self._promised.setdefault(key, job)
+        if job.n_cached is None:
+            job.n_cached = holding.n_past
+            self._index.counts.hit_positions += holding.n_past
+            self._index.counts.missed_positions += len(job.positions) - holding.n_past
+        self._tasks.begin(job)
+        return True
+
+    def _missing_keys(self, job: Job) -> list[bytes]:
+        first = self._index.n_whole_pages(job.positions)
+        return [job.positions.key(number) for number in range(first, job.positions.n_whole_pages)]
+
+    def _never(self, job: Job, n_needed: int) -> OutOfMemory:
+        pool = self._index.pool
+        return OutOfMemory(
+            f"the request has {len(job.positions)} positions and needs {n_needed} more pages of {pool.page_bytes} "
+            f"bytes, but of the {pool.budget} bytes for pages only those of {self._index.n_free} can be freed: give "
+            "the model more kv_memory, or unpin what is pinned",
+            "memory.kv_pages",
+        )
+
+    def make(self, n: int, asking: Job, jobs: list[Job]) -> bool:
+        """Makes room for n pages, by dropping what nobody uses, then by taking pages from other jobs."""
+        while not self._index.make_room(n):
+            victim = self._victim(asking, jobs)
+            if victim is None:
+                return False
+            self.park(victim)
+        return True
+
+    def make_for_task(self, job: Job, jobs: list[Job]) -> None:
+        """Makes room for what the job's next task takes, as pages may have gone to others since it was admitted. Raises
+        OutOfMemory."""
+        n_needed = self._tasks.n_pages_of_next(job)
+        if n_needed and not self.make(n_needed, job, jobs):
+            raise self._never(job, n_needed)
+
+    def park(self, job: Job) -> None:
+        """Takes the job's memory away; it is admitted again when there is room."""
+        self._end_task(job)
+        holding, job.holding = job.holding, None
+        if holding is not None:
+            holding.release()
+
+    def drop(self, job: Job) -> None:
+        """As `park`, without keeping what is not a whole page: after an error nobody knows what it holds."""
+        self._end_task(job)
+        holding, job.holding = job.holding, None
+        if holding is not None:
+            holding.drop()
+
+    def recount(self, jobs: list[Job]) -> None:
+        """After an interrupt: the index's counts of users, from what the jobs hold."""
+        self._index.recount(job.holding.nodes for job in jobs if job.holding is not None)
+
+    def prompt_done(self, job: Job) -> None:
+        """The job computes no more pages that others wait for."""
+        for key in [key for key, owner in self._promised.items() if owner is job]:
+            del self._promised[key]
+
+    def _end_task(self, job: Job) -> None:
+        self.prompt_done(job)
+        self._tasks.drop(job)
+
+    @staticmethod
+    def _victim(asking: Job, jobs: list[Job]) -> Job | None:
+        """The youngest of those that are younger, else of those whose readers are away."""
+        holders = [job for job in jobs if job.holding is not None and job is not asking]
+        younger = [job for job in holders if job.number > asking.number]
+        away = [job for job in holders if not job.reader_waits]
+        return max(younger or away, key=lambda job: job.number, default=None)

@@ -41,6 +41,13 @@ class BadImage(KimiVLError):
         super().__init__(message, code)
 
 
+class BadDocument(BadImage):
+    """A document that cannot be opened, or whose pages cannot be drawn."""
+
+    def __init__(self, message: str, code: str = "document.invalid") -> None:
+        super().__init__(message, code)
+
+
 class BadRequest(KimiVLError, ValueError):
     """An argument of the caller that is wrong."""
 

@@ -27,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AV
 
 SCALE_DOWN = "scale it down first, for example with ImageMagick: magick PICTURE -resize 4000x4000 SMALLER.png"
 
+TO_PDF = "convert it to PDF: soffice --headless --convert-to pdf FILE"
+
 _MAX_NOTICES = 4  # of Pillow's warnings about one picture
 
 # First bytes -> the format they announce.
@@ -57,8 +59,13 @@ _STRANGERS = (
     (rb"<\?xml|(?i:<!doctype|<html)", "a page of markup, perhaps an answer to a download: save the picture itself"),
     (rb"data:", "a data URL given as bytes: give it as text"),
     (rb"version https://git-lfs", "a pointer to a file in Git LFS: fetch the file itself with git lfs pull"),
-    (rb"PK\x03\x04", "a zip archive or an office document: export the picture as PNG"),
-    (rb"\xd0\xcf\x11\xe0", "an office document: export the picture as PNG"),
+    (rb"PK\x03\x04.{26}mimetypeapplication/epub", "an EPUB book: convert it to PDF: ebook-convert BOOK.epub BOOK.pdf"),
+    (
+        rb"PK\x03\x04.{26}(?:\[Content_Types\]\.xml|_rels/|docProps/|word/|ppt/|xl/|mimetypeapplication/vnd\.oasis)",
+        f"an office document: {TO_PDF}",
+    ),
+    (rb"PK\x03\x04", "a zip archive: unpack it"),
+    (rb"\xd0\xcf\x11\xe0", f"an office document: {TO_PDF}"),
     (rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ|\x28\xb5\x2f\xfd|Rar!|7z\xbc\xaf", "a compressed archive: unpack it"),
     (rb"GGUF", "a model file"),
     (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "JPEG XL: convert it to PNG"),
@@ -226,12 +233,17 @@ def _errors(label: str, kind: str | None, max_pixels: int) -> Iterator[None]:
         ) from None
 
 
-def _refuse_stranger(data: bytes, label: str) -> None:
+def stranger(data: bytes) -> str | None:
+    """What a file that is not a picture is by its first bytes, and what to do with it; None when they say nothing."""
     head = data[:1024]
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for start, what in _STRANGERS_RE:
-        if start.match(head) or start.match(text):
-            raise BadImage(f"{label}: not a picture but {what}", code="image.format")
+    return next((what for start, what in _STRANGERS_RE if start.match(head) or start.match(text)), None)
+
+
+def _refuse_stranger(data: bytes, label: str) -> None:
+    what = stranger(data)
+    if what is not None:
+        raise BadImage(f"{label}: not a picture but {what}", code="image.format")
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, label: str, max_pixels: int) -> None:

@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BadImage, shown
+from . import drawn
 from .decode import check_pixels, decode, load_pixels
 from .rgb import to_rgb, upright
 
-ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
+ImageInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8] | drawn.Drawn"
+)
 
 MAX_PIXELS = 128_000_000
 """Pixels of a picture before it is scaled: more than any phone's camera. Decoding takes 4 to 12 bytes each."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BadImage, BadRequest, OutOfMemory, shown
+from .drawn import Drawn, label_of
 from .open import MAX_PIXELS, ImageInput, is_bare_base64, load_data_url, open_image
 
 __all__ = ["ImageInput", "ImageProcessor", "LimitedImage", "ProcessedImage", "is_bare_base64", "load_data_url"]
@@ -38,6 +39,8 @@ class ProcessedImage:
     """SHA-256 of grid and pixels: the same digest, the same embeddings."""
     notices: list[str] = field(default_factory=list, compare=False)
     """What the caller may want to know: first frame only, transparency on white, ..."""
+    label: str = field(default="", compare=False)
+    """The text that stands before it in a prompt, such as its page number."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class LimitedImage:
 
     image: ImageInput
     max_patches: int
+
+    @property
+    def label(self) -> str:
+        """The picture's own."""
+        return label_of(self.image)
 
 
 class ImageProcessor:
@@ -105,23 +113,44 @@ class ImageProcessor:
         if isinstance(image, ProcessedImage):
             return image
         if isinstance(image, LimitedImage):
-            limit = min(self.in_token_limit, image.max_patches)
-            limited = ImageProcessor(self.patch_size, self.merge, limit, self.max_grid_side, self.max_pixels)
-            return limited(image.image)
+            return self.limited(image.max_patches)(image.image)
+        if isinstance(image, Drawn):
+            size = self.filling(*image.size)
+            resized, padded = self.plan(*size)
+            return self._padded(image.draw(*resized), size, padded, [], image.label)
         opened = open_image(image, self.max_pixels, accept=self.plan)
-        width, height = opened.original_size
-        resized, padded = self.plan(width, height)
-        rgb = opened.image
-        if resized != (width, height):
-            rgb = _scaled(rgb, resized)
+        size = opened.original_size
+        resized, padded = self.plan(*size)
+        rgb = opened.image if resized == size else _scaled(opened.image, resized)
+        return self._padded(np.asarray(rgb), size, padded, opened.notices)
+
+    def limited(self, max_patches: int) -> ImageProcessor:
+        """This one with a limit of max_patches where its own is higher."""
+        limit = min(self.in_token_limit, max_patches)
+        return ImageProcessor(self.patch_size, self.merge, limit, self.max_grid_side, self.max_pixels)
+
+    def filling(self, width: float, height: float) -> tuple[int, int]:
+        """The largest size of this ratio that is not scaled down."""
+        scale = self.patch_size * math.sqrt(self.in_token_limit / (width * height))
+        return max(1, int(width * scale)), max(1, int(height * scale))
+
+    def _padded(
+        self,
+        rgb: NDArray[np.uint8],
+        original: tuple[int, int],
+        padded: tuple[int, int],
+        notices: list[str],
+        label: str = "",
+    ) -> ProcessedImage:
+        height, width = rgb.shape[:2]
         pixels = np.zeros((padded[1], padded[0], 3), np.uint8)
-        pixels[: resized[1], : resized[0]] = np.asarray(rgb)
+        pixels[:height, :width] = rgb
         pixels.setflags(write=False)
         grid = (padded[1] // self.patch_size, padded[0] // self.patch_size)
         digest = hashlib.sha256(f"{grid[0]}x{grid[1]}:".encode())
         digest.update(pixels.data)
         tokens = grid[0] * grid[1] // (self.merge * self.merge)
-        return ProcessedImage(pixels, grid, tokens, (width, height), resized, digest.hexdigest(), opened.notices)
+        return ProcessedImage(pixels, grid, tokens, original, (width, height), digest.hexdigest(), notices, label)
 
 
 def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,0 +1,56 @@
+"""Pictures that have no pixels of their own and are drawn at the size that the model sees: pages of a document."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Drawn(ABC):
+    """A picture that is drawn as large as the patch budget allows, so that nothing is scaled twice."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[float, float]:
+        """Width and height in any unit; only their ratio matters. Raises BadImage when it cannot be drawn."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The text that stands before the picture in a prompt; "" for none."""
+
+    @abstractmethod
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3]. Raises BadImage, OutOfMemory."""
+
+
+def label_of(image: object) -> str:
+    """The label of anything that a request takes as a picture; "" for pictures without one."""
+    label = getattr(image, "label", "")
+    return label if isinstance(label, str) else ""
+
+
+class Part(Drawn):
+    """A strip of a picture across its whole width: shares of its height from top to bottom."""
+
+    def __init__(self, whole: Drawn, top: float, bottom: float) -> None:
+        self.whole = whole
+        self.top, self.bottom = top, bottom
+
+    @property
+    def size(self) -> tuple[float, float]:
+        width, height = self.whole.size
+        return width, height * (self.bottom - self.top)
+
+    @property
+    def label(self) -> str:
+        return self.whole.label
+
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        all_of_it = round(height / (self.bottom - self.top))
+        start = min(round(all_of_it * self.top), all_of_it - height)
+        return self.whole.draw(width, all_of_it)[start : start + height]

@@ -1,0 +1,291 @@
+"""PDF documents: pages that are drawn at the size that the model sees, and their text.
+
+Owns opening, the limits, and PDFium's errors in this package's words. PDFium is not thread-safe: one lock for the whole
+process. Paths never reach it, so it opens no other file. Needs the extra `pdf` (pypdfium2).
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import NotPicklable
+from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported, shown
+from . import ranges
+from .decode import format_of, stranger
+from .drawn import Drawn
+
+MAX_BYTES = 1 << 30
+MAX_PAGES = 2000
+MIN_SIDE, MAX_SIDE = 10.0, 14_400.0  # points
+_HEAD_BYTES = 1024  # within which a PDF has its mark
+_ERR_PASSWORD = 4  # FPDF_ERR_PASSWORD
+_XFA_FORMS = (2, 3)  # FORMTYPE_XFA_FULL, FORMTYPE_XFA_FOREGROUND
+
+Markers = Literal["none", "short", "full"]
+"""What stands before a page in a prompt: nothing, "Page 3 of 50:", or that with the document's name."""
+
+_lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may have held it
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def is_pdf(head: bytes) -> bool:
+    """Whether a file's first bytes, 1024 of them, are those of a PDF."""
+    return b"%PDF-" in head[:_HEAD_BYTES] and format_of(head) is None
+
+
+class Document(NotPicklable):
+    """A PDF document. Use it as a context manager, or leave closing to the garbage collector."""
+
+    _instead = "open the file in the other process"
+
+    def __init__(
+        self, source: str | os.PathLike[str] | bytes, password: str | None = None, *, name: str | None = None
+    ) -> None:
+        """source: a path (`~` is expanded) or the bytes of a file. password: of a protected document. name: what
+        messages and markers call it; None is the file's name.
+
+        Raises BadDocument (codes document.*), Unsupported (code "unsupported.extra") without pypdfium2.
+        """
+        self.name = name or ("document" if isinstance(source, bytes) else os.path.basename(os.fspath(source)))
+        self._file = io.BytesIO(source) if isinstance(source, bytes) else _open_file(source)
+        try:
+            self._check_head()
+            with _lock:
+                self._pdf = self._open(password)
+                self.n_pages = len(self._pdf)
+            self._check_pages()
+        except BaseException:
+            self._file.close()
+            raise
+        self.notices: list[str] = []
+        with _lock:
+            kind = self._pdf.get_formtype()
+            if kind:
+                self._pdf.init_forms()
+        if kind in _XFA_FORMS:
+            self.notices.append(f"{self.name}: an XFA form, which may show only a request to wait: print it to PDF")
+
+    def close(self) -> None:
+        """Frees the document; its pages can no longer be drawn."""
+        with _lock:
+            self._pdf.close()
+        self._file.close()
+
+    def __enter__(self) -> Document:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.n_pages
+
+    def __repr__(self) -> str:
+        return f"<Document {self.name!r}, {self.n_pages} pages>"
+
+    def pages(self, which: str | Sequence[int] | None = None, markers: Markers = "short") -> list[Page]:
+        """Pages as pictures for a request, counted from 1. which: "3,7-9,40-", numbers, or None for all of them.
+
+        Raises BadDocument (code "document.pages").
+        """
+        if which is None:
+            numbers: Sequence[int] = range(1, self.n_pages + 1)
+        else:
+            text = which if isinstance(which, str) else ",".join(str(int(number)) for number in which)
+            numbers, notices = ranges.parse(text, self.n_pages, self.name)
+            self.notices += [notice for notice in notices if notice not in self.notices]
+        return [Page(self, number, markers) for number in numbers]
+
+    def page_size(self, number: int) -> tuple[float, float]:
+        """Width and height of a page in points, /Rotate applied. Raises BadDocument (code "document.page_size")."""
+        with self._page(number) as page:
+            width, height = page.get_size()
+        if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
+            raise BadDocument(
+                f"{self.name}, page {number}: {width:g} x {height:g} points, expected sides of {MIN_SIDE:g} to "
+                f"{MAX_SIDE:g}: print it to PDF on a common paper size",
+                "document.page_size",
+            )
+        return float(width), float(height)
+
+    def draw(self, number: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A page on white as uint8 [height, width, 3], with annotations and filled-in forms, stretched to the size."""
+        raw = importlib.import_module("pypdfium2.raw")
+        flags = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER
+        with self._page(number) as page:
+            bitmap = _pdfium().PdfBitmap.new_native(width, height, raw.FPDFBitmap_BGR, rev_byteorder=True)
+            bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
+            raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width, height, 0, flags)
+            if page.formenv:
+                raw.FPDF_FFLDraw(page.formenv, bitmap, page, 0, 0, width, height, 0, flags)
+            pixels: NDArray[np.uint8] = bitmap.to_numpy()[:, :width, :3].copy()
+            bitmap.close()
+        return pixels
+
+    def text(self, number: int) -> str:
+        """The text layer of a page, "" for a scan without one. It need not be what the page shows."""
+        with self._page(number) as page:
+            text_page = page.get_textpage()
+            text: str = text_page.get_text_bounded()
+            text_page.close()
+        return text.replace("\r\n", "\n")
+
+    @contextmanager
+    def _page(self, number: int) -> Iterator[Any]:
+        with _lock:
+            try:
+                page = self._pdf[number - 1]
+            except Exception as error:
+                raise self._damaged(f"page {number} cannot be read ({error})") from None
+            try:
+                yield page
+            except BadImage:
+                raise
+            except MemoryError:
+                raise OutOfMemory(f"{self.name}, page {number}: not enough memory to draw it", "memory.image") from None
+            except Exception as error:
+                raise self._damaged(f"page {number} cannot be drawn ({error})") from None
+            finally:
+                page.close()
+
+    def _check_head(self) -> None:
+        head = self._file.read(_HEAD_BYTES)
+        self._file.seek(0)
+        if not head:
+            raise BadDocument(f"{self.name}: the file is empty: download or save it again", "document.damaged")
+        if not is_pdf(head):
+            kind = format_of(head)
+            what = f"a picture ({kind}): give it as a picture" if kind else stranger(head)
+            raise BadDocument(f"{self.name}: not a PDF but {what or 'a file of another kind'}", "document.format")
+
+    def _open(self, password: str | None) -> Any:
+        pdfium = _pdfium()
+        try:
+            return pdfium.PdfDocument(self._file, password=password)
+        except pdfium.PdfiumError as error:
+            if getattr(error, "err_code", None) == _ERR_PASSWORD:
+                given = "the password given does not open it" if password is not None else "protected with a password"
+                raise BadDocument(f"{self.name}: {given}: give the right password", "document.password") from None
+            raise self._damaged(str(error)) from None
+
+    def _check_pages(self) -> None:
+        if self.n_pages == 0:
+            raise BadDocument(f"{self.name}: it has no pages", "document.empty")
+        if self.n_pages > MAX_PAGES:
+            raise BadDocument(
+                f"{self.name}: {self.n_pages} pages, expected at most {MAX_PAGES}: split the file", "document.too_large"
+            )
+
+    def _damaged(self, reason: str) -> BadDocument:
+        return BadDocument(
+            f"{self.name}: damaged or cut off: {reason}: download it again, or open it in another program and print it "
+            "to PDF",
+            "document.damaged",
+        )
+
+
+class Page(Drawn):
+    """A page of a document, to be given as a picture. number: from 1."""
+
+    def __init__(self, document: Document, number: int, markers: Markers = "short") -> None:
+        self.document = document
+        self.number = number
+        self.markers = markers
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return self.document.page_size(self.number)
+
+    @property
+    def label(self) -> str:
+        if self.markers == "none":
+            return ""
+        name = f"{self.document.name}, page" if self.markers == "full" else "Page"
+        return f"{name} {self.number} of {self.document.n_pages}:\n"
+
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        return self.document.draw(self.number, width, height)
+
+    def text(self) -> str:
+        """Its text layer, see `Document.text`."""
+        return self.document.text(self.number)
+
+    def __repr__(self) -> str:
+        return f"<Page {self.number} of {self.document!r}>"
+
+
+def open_pages(documents: Sequence[Document | str | os.PathLike[str]]) -> tuple[list[Page], list[str]]:
+    """All pages of documents in order, and notices about them. A path may end in "#3,7-9". Raises like `Document`."""
+    if isinstance(documents, (str, bytes, os.PathLike, Document)):
+        raise BadRequest(
+            f"documents: got {type(documents).__name__}, expected a list: documents=[document]", "request.documents"
+        )
+    found: list[Page] = []
+    notices: list[str] = []
+    markers: Markers = "short" if len(documents) == 1 else "full"
+    for source in documents:
+        document, which = (source, None) if isinstance(source, Document) else open_named(source)
+        found += document.pages(which, markers)
+        notices += document.notices
+    return found, notices
+
+
+def open_named(source: str | os.PathLike[str], password: str | None = None) -> tuple[Document, str | None]:
+    """The document of a path, and the pages that stand behind a "#" there."""
+    path, which = ranges.split(os.fspath(source))
+    return Document(path, password), which
+
+
+def _pdfium() -> Any:
+    try:
+        return importlib.import_module("pypdfium2")
+    except ImportError:
+        raise Unsupported(
+            "reading a PDF needs pypdfium2: pip install 'kimi-vl-cpp[pdf]'", "unsupported.extra"
+        ) from None
+
+
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file of at most MAX_BYTES. Never waits on a pipe or a device."""
+    name = os.path.expanduser(os.fspath(path))
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # not all exist everywhere
+        flags |= getattr(os, flag, 0)
+    try:
+        handle = os.open(name, flags)
+    except FileNotFoundError:
+        raise BadDocument(f"{shown(name)}: no such file: check the path", "document.not_found") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadDocument(f"{shown(name)}: cannot be read: {reason}", "document.not_readable") from None
+    status = os.fstat(handle)
+    problem = None
+    if not stat.S_ISREG(status.st_mode):
+        problem = ("not a regular file: give a PDF file", "document.not_a_file")
+    elif status.st_size > MAX_BYTES:
+        problem = (f"{status.st_size} bytes, expected at most {MAX_BYTES}: split the file", "document.too_large")
+    if problem:
+        os.close(handle)
+        raise BadDocument(f"{shown(name)}: {problem[0]}", problem[1])
+    return os.fdopen(handle, "rb")

@@ -102,7 +102,12 @@ class Engine:
         n_threads: int = 0,
         isa: str = "auto",
         activations: str = "int8",
-    ) -> None: ...
+        backend: str = "cpu",
+    ) -> None:
+        """backend: one of `backends()`; the options before it are those of the CPU.
+
+        Raises Unsupported "device.not_built" for a backend that was left out of this build, BadRequest "device.unknown"
+        for another name and "device.option" for an option that the backend does not have."""
     @property
     def config(self) -> dict[str, Any]: ...
     @property
@@ -333,6 +338,9 @@ ops: Any
 
 PAGE_POSITIONS: int
 """Positions of a page of the KV cache: the unit in which the form of rows is decided."""
+
+def backends() -> list[str]:
+    """What `Engine` takes as backend: the names that this version knows, built or not."""
 
 def check_text_model(gguf: GGUFFile) -> int: ...
 def check_vision_file(gguf: GGUFFile, hidden_size: int | None = None) -> None: ...

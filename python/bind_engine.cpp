@@ -52,8 +52,8 @@ py::dict config_dict(const Engine& engine) {
                    : py::object(py::str(""));
   d["weights_bytes"] = engine.file().file_bytes() +
                        (engine.vision_file() && engine.vision_file() != &engine.file() ? engine.vision_file()->file_bytes() : 0);
-  d["isa"] = std::string(engine.backend().name()).substr(4);
-  d["backend"] = engine.backend().name();
+  d["isa"] = engine.backend().isa();
+  d["backend"] = std::string(engine.backend().name()) + " " + engine.backend().isa();
   d["n_threads"] = engine.backend().n_threads();
   d["warnings"] = engine.warnings();
   return d;
@@ -86,17 +86,18 @@ FloatArray encode(PyEngine& self, const py::array& array, py::object progress, b
 void bind_engine(py::module_& m) {
   py::class_<PyEngine, std::shared_ptr<PyEngine>>(m, "Engine", "Files, weights and a backend; immutable.")
       .def(py::init([](const std::string& path, std::optional<std::string> mmproj, int n_threads, const std::string& isa,
-                       const std::string& activations) {
-             KIMI_CHECK(activations == "int8" || activations == "float", ErrorKind::bad_request, "request.activations",
-                        "activations is \"%s\", expected int8 or float", activations.c_str());
-             const EngineOptions options{mmproj.value_or(""), {n_threads, isa, activations == "float"}};
+                       const std::string& activations, const std::string& backend) {
+             EngineOptions options{mmproj.value_or(""), backend};
+             if (n_threads != 0) options.backend_options["n_threads"] = std::to_string(n_threads);
+             if (isa != "auto") options.backend_options["isa"] = isa;
+             if (activations != "int8") options.backend_options["activations"] = activations;
              auto self = std::make_shared<PyEngine>();
              py::gil_scoped_release release;
              self->engine = std::make_shared<Engine>(path, options);
              return self;
            }),
            py::arg("path"), py::arg("mmproj") = py::none(), py::arg("n_threads") = 0, py::arg("isa") = "auto",
-           py::arg("activations") = "int8")
+           py::arg("activations") = "int8", py::arg("backend") = "cpu")
       .def_property_readonly("config", [](const PyEngine& self) { return config_dict(self.get()); })
       .def_property_readonly("gguf", [](const PyEngine& self) { return shared_file(self.engine, &self.get().file()); })
       .def_property_readonly("vision_gguf",
@@ -118,6 +119,7 @@ void bind_engine(py::module_& m) {
           py::arg("pixels"), py::arg("progress") = py::none())
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
+  m.def("backends", backend_names, "What Engine takes as backend: the names that this version knows, built or not.");
   m.def(
       "check_text_model",
       [](const gguf::File& file) {

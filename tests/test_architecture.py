@@ -20,6 +20,7 @@ ALLOWED = {
     "quant": {"quant", "base"},
     "gguf": {"gguf", "quant", "base"},
     "backend": {"backend", "quant", "base"},
+    "backend/absent": {"backend", "base"},
     "backend/cpu": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
     "backend/cpu/ops": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
     "backend/cpu/kernels": {"backend", "backend/cpu/kernels", "quant", "base"},
@@ -71,6 +72,49 @@ def test_arrows_between_rooms_go_one_way() -> None:
 )
 def test_the_check_sees_a_wrong_arrow(path: str, include: str) -> None:
     assert violations({path: f'#include "{include}"\n'})
+
+
+def model_violations(files: dict[str, str]) -> list[str]:
+    """What model/ does with a backend beyond what backend.h offers, and with memory that is the backend's."""
+    wrong = []
+    for path, text in files.items():
+        if room_of(path) != "model":
+            continue
+        wrong += [
+            f"{path} includes {name}: of a backend, model/ sees backend/backend.h"
+            for name in includes(text)
+            if room_of(name).startswith("backend") and name not in {"backend/backend.h", "backend/kv_view.h"}
+        ]
+        calls = re.findall(r"\b(?:memcpy|memmove|memset)\b|\.floats\(\)\s*\[|\*\s*[\w.>-]+floats\(\)", text)
+        wrong += [f"{path} has {call}: memory is the backend's, let it do that" for call in calls]
+    return wrong
+
+
+def test_the_model_never_follows_a_pointer_into_a_buffer() -> None:
+    files = {str(p.relative_to(CSRC)): p.read_text() for p in (CSRC / "model").iterdir()}
+    assert len(files) > 10
+    assert model_violations(files) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '#include "backend/registry.h"',
+        "std::memcpy(out, x_.floats(), n);",
+        "std::memmove(x, x + 1, n);",
+        "if (x_.floats()[0] > 0) return;",
+        "const float first = *pass->x_.floats();",
+    ],
+)
+def test_the_check_sees_a_model_that_follows_pointers(text: str) -> None:
+    assert model_violations({"model/x.cpp": text + "\n"})
+
+
+def test_the_backend_names_no_backend() -> None:
+    """Outside their folders and the registry, nothing of a backend's own."""
+    for path in [*(CSRC / "backend").glob("*"), *(CSRC / "engine").glob("*"), *(CSRC / "model").glob("*")]:
+        if path.is_file() and path.stem != "registry":
+            assert not re.search(r"(?i)\bcpu_|\bcpuoptions|cuda", path.read_text()), path.name
 
 
 def test_every_file_opens_with_what_it_is() -> None:

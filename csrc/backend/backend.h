@@ -1,8 +1,11 @@
 // What the network may ask of a machine. The model is told once over these operations; a backend differs inside them only.
 //
-// Pointers are the backend's memory: the model passes them on and never looks behind them. Matrices are [rows, cols],
-// row-major, one format for a whole matrix. All operations are synchronous and throw Error: cancelled when the interrupt
-// of the running request asked for it, out_of_memory when scratch cannot be had.
+// Pointers are the backend's memory, from allocate() or adopt(), unless they say that they are the host's: the model passes them
+// on and never looks behind them. Matrices are [rows, cols], row-major, one format for a whole matrix, and have been prepared.
+//
+// Operations take effect in the order of their calls. They may return before they are done: errors surface at the latest in
+// download(), linear_to_host() or finish(). They throw Error: cancelled when the interrupt of the running request asked for it,
+// out_of_memory when scratch cannot be had.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -12,35 +15,12 @@
 
 #include "backend/kv_view.h"
 #include "backend/observer.h"
+#include "backend/step.h"
+#include "backend/tensor.h"
 #include "base/thread_pool.h"
-#include "quant/format.h"
 
 namespace kimi {
 
-// A weight matrix, or a stack of equal ones (experts, heads).
-struct Matrix {
-  quant::Type type = quant::Type::F32;
-  const uint8_t* data = nullptr;
-  int64_t rows = 0, cols = 0;  // out features, in features
-  int64_t row_bytes = 0;
-  int64_t count = 1;        // matrices in the stack
-  int64_t stack_bytes = 0;  // from one to the next
-  explicit operator bool() const { return data != nullptr; }
-  Matrix at(int64_t i) const {
-    Matrix one = *this;
-    one.data = data + i * stack_bytes;
-    one.count = 1;
-    return one;
-  }
-};
-
-// The form in which a row is computed: two ways to the same function, which round differently. The caller names the form of each
-// row, from the content of its sequence alone (docs/architecture.md, "The same bits"); a backend must give a row the same bits
-// whatever the batch holds besides. In a batch the expanded rows come first.
-//   expanded  attention over keys and values made of the latents; float weights are unpacked for a GEMM
-//   absorbed  attention in the latent space, keys split by the row's own position; float weights are streamed
-// Quantized weights times int8 activations give the same bits streamed or unpacked: there the backend takes what is faster.
-enum class RowForm : uint8_t { absorbed, expanded };
 constexpr int64_t kAllRows = INT64_MAX;
 
 // How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to
@@ -90,22 +70,11 @@ struct MoeArgs {
   int64_t n_expanded;
 };
 
-// The rows of one session and one form in a batch. Every position before the last one is in the cache or elsewhere in the batch.
-struct AttentionSlice {
-  int64_t row0;              // first row in the batch
-  int64_t n;                 // new tokens
-  const int32_t* positions;  // [n] ascending
-  RowForm form;
-  KvLayer cache;
-  int64_t n_out;  // results are wanted of the last n_out of them
-  int64_t out0;   // first row among the results
-};
-
 struct MlaArgs {
-  const float* x;  // [n, hidden] normed input
-  int64_t n;
-  int64_t n_out;                              // of all slices
-  const std::vector<AttentionSlice>* slices;  // the expanded ones first
+  const float* x;    // [step.n_rows, hidden] normed input
+  const Step* step;  // whose caches are appended to
+  int64_t layer;     // of the caches
+  bool wanted_only;  // results are wanted of the step's wanted rows only, else of all
   int64_t num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
   Matrix q;                // [num_heads * (nope + rope), hidden]
   Matrix kv_a;             // [kv_lora_rank + rope, hidden]
@@ -117,7 +86,7 @@ struct MlaArgs {
   float scale;                 // of the softmax
   const float* rope_inv_freq;  // [rope / 2]
   float rope_mscale;           // of the rotated part (1 without YaRN)
-  float* out;                  // [n_out, hidden], added to
+  float* out;                  // [rows wanted, hidden], added to
 };
 
 struct VitAttentionArgs {
@@ -130,36 +99,81 @@ struct VitAttentionArgs {
   float* out;            // [n, hidden], added to
 };
 
+struct PatchArgs {
+  const uint8_t* pixels;  // on the host, [height, width, 3]
+  int64_t height, width, patch_size;
+  const float *mean, *std;  // on the host, [3], of values 0 to 1
+  float* out;               // [height / patch_size * width / patch_size, (channel, y, x)]
+};
+
+struct MergeArgs {
+  const float* x;  // [grid_h * grid_w, dim]
+  int64_t grid_h, grid_w, merge, dim;
+  float* out;  // [grid_h / merge * grid_w / merge, merge * merge * dim]: neighbours side by side, in reading order
+};
+
+// What a prepared matrix is for: rows of it are read (embeddings), or it is multiplied with.
+enum class Use { rows, product };
+
+// Everything that the operations of a body and their shapes depend on, beside the values of the step.
+using StepKey = std::vector<int64_t>;
+
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual const char* name() const = 0;  // "cpu avx512"
+  virtual const char* name() const = 0;  // "cpu"
+  virtual const char* isa() const = 0;   // the variant of its kernels: "avx512"
   virtual int n_threads() const = 0;
+  virtual bool rounds_activations() const = 0;  // to int8, beside quantized weights
   virtual void set_interrupt(Interrupt* interrupt) = 0;
   virtual void check_interrupt() = 0;
   virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none
   virtual bool observed() const = 0;
 
+  // Memory. What it holds at first is undefined.
+  virtual Buffer allocate(size_t bytes) = 0;
+  // Room for n floats; the old contents are lost when it has to grow.
+  float* room(Buffer* buffer, int64_t n) {
+    const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+    if (buffer->bytes() < bytes) {
+      *buffer = Buffer();
+      *buffer = allocate(bytes);
+    }
+    return buffer->floats();
+  }
+  // n floats of the host (norms, biases, tables) for operations to read. They must outlive the handle and not change.
+  virtual Buffer adopt(const float* host, int64_t n) = 0;
+  // A matrix, or a part of one, of the host: asked once after loading. It must outlive the backend.
+  virtual Matrix prepare(const Matrix& w, Use use) = 0;
+  virtual void upload(float* out, const float* host, int64_t n) = 0;
+  virtual void download(float* host, const float* x, int64_t n) = 0;  // waits for x
+  virtual void finish() = 0;                                          // waits for all operations
+
+  virtual std::unique_ptr<Step> new_step() = 0;
+  // Runs the body, whose operations read the step, or what was kept of a body with the same key. The body looks at no values,
+  // neither of the step nor of memory.
+  virtual void run_step(const Step& step, const StepKey& key, const std::function<void()>& body) = 0;
+
   // body(0) to body(n - 1) on the backend's threads of this machine, a few at a time.
   virtual void for_each(int64_t n, const std::function<void(int64_t)>& body) = 0;
-  virtual void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) = 0;  // rows of the table
+  // The step's tokens, to their rows of out.
+  virtual void embed(const Matrix& table, const Step& step, float* out) = 0;
+  // The step's wanted rows of x, together. out may be x.
+  virtual void gather_rows(const Step& step, const float* x, int64_t dim, float* out) = 0;
   virtual void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) = 0;
   // out may be x.
   virtual void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim,
                           float* out) = 0;
+  virtual void add(const float* x, int64_t n, float* out) = 0;  // out += x
   virtual void linear(const LinearArgs& args) = 0;
+  // The same with args.out on the host: what leaves the machine needs no memory of its own here.
+  virtual void linear_to_host(const LinearArgs& args) = 0;
   virtual void ffn(const FfnArgs& args) = 0;
   virtual void moe_ffn(const MoeArgs& args) = 0;
   virtual void mla_attention(const MlaArgs& args) = 0;
+  virtual void patches(const PatchArgs& args) = 0;
+  virtual void merge_rows(const MergeArgs& args) = 0;
   virtual void vit_attention(const VitAttentionArgs& args) = 0;
-  virtual void add(const float* x, int64_t n, float* out) = 0;  // out += x
 };
-
-struct CpuOptions {
-  int n_threads = 0;               // 0: count_cpus().threads
-  std::string isa = "auto";        // or "generic", "avx2", "avx512"
-  bool float_activations = false;  // never round activations to int8: slower, exact on the file's own weights
-};
-std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 
 }  // namespace kimi

@@ -61,4 +61,11 @@ struct KvPageLayout {
   void unpack_rows(const uint8_t* in, int64_t n_rows, uint8_t* page) const;
 };
 
+// The cache of one session, for the time of a step.
+struct KvView {
+  uint8_t* const* pages = nullptr;
+  KvPageLayout layout{};
+  KvLayer layer(int64_t i) const { return layout.layer(pages, i); }
+};
+
 }  // namespace kimi

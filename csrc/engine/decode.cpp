@@ -45,7 +45,6 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
       for (DecodeRow* row : rows) row->session->drop(row->session->n_past());
     }
   } ready;
-  int64_t n_rows = 0;
   for (DecodeRow& row : rows) {
     try {
       for (const DecodeRow* other : ready.rows)
@@ -55,7 +54,6 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
         check_slice({row.session, {{row.tokens.data(), nullptr, n}}});
         row.session->reserve(n);
       });
-      n_rows += static_cast<int64_t>(row.tokens.size());
       ready.rows.push_back(&row);
     } catch (...) {
       row.error = std::current_exception();
@@ -63,20 +61,17 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
   }
   if (ready.rows.empty()) return;
 
-  DecoderPass pass;
-  float* input = pass.begin(n_rows, text_config_.hidden_size);
+  step_pass_.begin();
   for (DecodeRow* row : ready.rows) {
     const auto n = static_cast<int64_t>(row->tokens.size()), n_logits = row->sampler ? n : 1;
     Session& session = *row->session;
-    decoder_->embed(*backend_, row->tokens.data(), n, input);
-    input += n * text_config_.hidden_size;
     session.new_logits_.resize(static_cast<size_t>(n_logits * vocab));
-    DecoderSlice slice{&session.table_, {}, RowForm::absorbed, {}};
+    DecoderSlice slice{session.table_.view(), RowForm::absorbed, {{row->tokens.data(), nullptr, n}}, {}, {}};
     for (int64_t i = 0; i < n; ++i) slice.positions.push_back(static_cast<int32_t>(session.n_past() + i));
     for (int64_t i = 0; i < n_logits; ++i) slice.logits.push_back(session.new_logits_.data() + i * vocab);
-    pass.add(std::move(slice));
+    step_pass_.add(std::move(slice));
   }
-  decoder_->finish(*backend_, &pass);
+  decoder_->finish(*backend_, &step_pass_);
 
   backend_->set_interrupt(nullptr);  // from here on all rows are finished
   backend_->for_each(static_cast<int64_t>(ready.rows.size()), [&](int64_t r) {

@@ -12,14 +12,18 @@ namespace kimi {
 Engine::Engine(const std::string& path, const EngineOptions& options)
     : file_(gguf::File::open(path)), text_config_(read_text_config(file_)) {
   fork_generation_ = fork_generation();
-  backend_ = make_cpu_backend(options.cpu);
+  backend_ = make_backend(options.backend, options.backend_options);
   text_weights_ = load_text_weights(file_, &text_config_, &store_);
+  place(*backend_, text_config_, &text_weights_);
   if (!options.mmproj.empty()) vision_file_ = gguf::File::open(options.mmproj);
   const gguf::File& vision_source = vision_file_ ? *vision_file_ : file_;
   if (vision_file_ || has_vision(file_)) {
     vision_config_ = read_vision_config(vision_source, text_config_.hidden_size);
     vision_weights_ = load_vision_weights(vision_source, *vision_config_, &store_);
-    moonvit_.emplace(*vision_config_, *vision_weights_, picture_numbers(options.cpu.float_activations));
+    place(*backend_, &*vision_weights_);
+    const Numbers numbers = picture_numbers();
+    moonvit_.emplace(*vision_config_, *vision_weights_, numbers);
+    projector_.emplace(*vision_config_, *vision_weights_, numbers);
   }
   decoder_.emplace(text_config_, text_weights_);
   for (const gguf::File* file : {&file_, vision_file_ ? &*vision_file_ : nullptr})
@@ -64,10 +68,10 @@ KvPageLayout Engine::page_layout(std::optional<KvType> kv_type) const {
 
 // Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats,
 // and callers who ask for floats, get floats.
-Numbers Engine::picture_numbers(bool float_activations) const {
+Numbers Engine::picture_numbers() const {
   const bool bytes = !quant::format_of(text_weights_.layers.front().attn_output.type).is_float();
   const bool floats = vision_weights_->blocks.front().ffn_up.type == quant::Type::F32;
-  return bytes && !floats && !float_activations ? Numbers::bf16 : Numbers::floats;
+  return bytes && !floats && backend_->rounds_activations() ? Numbers::bf16 : Numbers::floats;
 }
 
 const VisionConfig& Engine::require_vision() const {

@@ -12,19 +12,21 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/kv_view.h"
+#include "backend/registry.h"
 #include "engine/read_ahead.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "model/moonvit.h"
+#include "model/projector.h"
 #include "model/weights.h"
 
 namespace kimi {
 
 struct EngineOptions {
-  std::string mmproj;  // empty: none, or vision inside the text file
-  CpuOptions cpu;
+  std::string mmproj;           // empty: none, or vision inside the text file
+  std::string backend = "cpu";  // one of backend_names()
+  BackendOptions backend_options{};
 };
 
 class Session;
@@ -46,7 +48,7 @@ class Engine {
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
   KvPageLayout page_layout(std::optional<KvType> kv_type) const;
-  Numbers picture_numbers(bool float_activations) const;
+  Numbers picture_numbers() const;
 
   // Throws Error(unsupported, "model.no_vision") when the model came without a vision file; so do the two below.
   const VisionConfig& require_vision() const;
@@ -89,7 +91,9 @@ class Engine {
   std::optional<VisionWeights> vision_weights_;
   std::unique_ptr<Backend> backend_;
   std::optional<Decoder> decoder_;
+  DecoderPass step_pass_;  // of decode: its memory stays where it is
   std::optional<MoonVit> moonvit_;
+  std::optional<Projector> projector_;
   const InputObserver* observer_ = nullptr;
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
   int fork_generation_ = 0;

@@ -52,13 +52,6 @@ class Session {
   bool busy_ = false;                              // a task is filling it
 };
 
-// A run of new positions: ids [n], or embeddings [n, hidden_size].
-struct Part {
-  const int32_t* ids = nullptr;
-  const float* embeddings = nullptr;
-  int64_t n = 0;
-};
-
 enum class Logits { none, last, all };
 
 struct Slice {

@@ -16,12 +16,23 @@ bool ForwardTask::advance() {
   return true;
 }
 
+// Rows [first, first + n) of the parts.
+void ForwardTask::add_parts(const std::vector<Part>& parts, int64_t first, int64_t n, std::vector<Part>* found) const {
+  const int64_t hidden = engine_.text().hidden_size;
+  int64_t start = 0;
+  for (const Part& part : parts) {
+    const int64_t from = std::max(first, start), to = std::min(first + n, start + part.n), at = from - start;
+    if (from < to)
+      found->push_back(
+          {part.ids ? part.ids + at : nullptr, part.embeddings ? part.embeddings + at * hidden : nullptr, to - from});
+    start += part.n;
+  }
+}
+
 // Expanded rows first.
 void ForwardTask::begin() {
-  const int64_t vocab = engine_.text().vocab_size, hidden = engine_.text().hidden_size;
-  int64_t n_rows = 0;
-  for (const Piece& piece : pieces_) n_rows += piece.n;
-  float* input = pass_.begin(n_rows, hidden);
+  const int64_t vocab = engine_.text().vocab_size;
+  pass_.begin();
   last_.resize(pieces_.size());
   for (const RowForm form : {RowForm::expanded, RowForm::absorbed}) {
     for (size_t p = 0; p < pieces_.size(); ++p) {
@@ -30,13 +41,12 @@ void ForwardTask::begin() {
       const std::vector<RowForm>& forms = slice.forms;
       const bool wants_last = slice.want == Logits::last && piece.first + piece.n == slice.n();
       if (wants_last) last_[p].resize(static_cast<size_t>(vocab));
-      DecoderSlice rows{&slice.session->table_, {}, form, {}};
+      DecoderSlice rows{slice.session->table_.view(), form, {}, {}, {}};
       for (int64_t i = piece.first, end = piece.first + piece.n; i < end;) {
         int64_t run = 1;
         while (i + run < end && forms[static_cast<size_t>(i + run)] == forms[static_cast<size_t>(i)]) ++run;
         if (forms[static_cast<size_t>(i)] == form) {
-          fill_rows(slice, i, run, input);
-          input += run * hidden;
+          add_parts(slice.parts, i, run, &rows.parts);
           for (int64_t r = i; r < i + run; ++r) {
             rows.positions.push_back(static_cast<int32_t>(slice.session->n_past_ + r - piece.first));
             if (slice.want == Logits::all) rows.logits.push_back(slice.logits + r * vocab);
@@ -47,23 +57,6 @@ void ForwardTask::begin() {
       }
       if (!rows.positions.empty()) pass_.add(std::move(rows));
     }
-  }
-}
-
-// Rows [first, first + n) of the slice's parts as embeddings.
-void ForwardTask::fill_rows(const Slice& slice, int64_t first, int64_t n, float* out) {
-  const int64_t hidden = engine_.text().hidden_size;
-  int64_t start = 0;
-  for (const Part& part : slice.parts) {
-    const int64_t from = std::max(first, start), to = std::min(first + n, start + part.n);
-    if (from < to) {
-      float* rows = out + (from - first) * hidden;
-      if (part.ids)
-        engine_.decoder_->embed(*engine_.backend_, part.ids + (from - start), to - from, rows);
-      else
-        std::memcpy(rows, part.embeddings + (from - start) * hidden, static_cast<size_t>((to - from) * hidden) * sizeof(float));
-    }
-    start += part.n;
   }
 }
 
@@ -104,11 +97,18 @@ bool TowerTask::advance() {
     vit.begin(backend, pixels_, &pass_);
   else if (n_done_ + 1 < n_total())
     vit.advance(backend, &pass_);
-  else if (output_ == TowerOutput::features)
-    vit.finish(backend, pass_, out_);
   else
-    vit.project(backend, pass_, out_);
+    finish();
   return ++n_done_ == n_total();
+}
+
+void TowerTask::finish() {
+  Backend& backend = *engine_.backend_;
+  const float* features = engine_.moonvit_->finish(backend, &pass_);
+  if (output_ == TowerOutput::features)
+    backend.download(out_, features, pass_.n_patches() * engine_.vision_config_->hidden_size);
+  else
+    engine_.projector_->run(backend, features, pass_.grid_h(), pass_.grid_w(), out_);
 }
 
 bool Task::advance(int64_t n, Interrupt* interrupt) {

@@ -36,7 +36,7 @@ class ForwardTask {
  private:
   void begin();
   void end();
-  void fill_rows(const Slice& slice, int64_t first, int64_t n, float* out);
+  void add_parts(const std::vector<Part>& parts, int64_t first, int64_t n, std::vector<Part>* found) const;
   Engine& engine_;
   std::vector<Piece> pieces_;
   bool begun_ = false;
@@ -71,6 +71,7 @@ class TowerTask {
   int64_t n_total() const;
 
  private:
+  void finish();
   Engine& engine_;
   const Pixels pixels_;
   const TowerOutput output_;

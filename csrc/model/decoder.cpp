@@ -1,85 +1,104 @@
 #include "model/decoder.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace kimi {
+namespace {
 
-float* DecoderPass::begin(int64_t n, int64_t hidden_size) {
+constexpr int64_t kShared = 4;  // spans of so many rows share one pass over the output matrix
+
+}  // namespace
+
+void DecoderPass::begin() {
   slices_.clear();
-  attended_.clear();
-  n_ = n;
+  spans_.clear();
   layer_ = 0;
-  wanted_only_ = false;
-  x_.resize(static_cast<size_t>(n * hidden_size));
-  return x_.data();
 }
 
-void Decoder::start(DecoderPass* pass) const {
-  int64_t row = 0;
-  pass->n_expanded_ = 0;
+// The rows of one slice after the other.
+void Decoder::start(Backend& backend, DecoderPass* pass) {
+  const int64_t hidden = config_.hidden_size;
+  if (!pass->step_) pass->step_ = backend.new_step();
+  Step& step = *pass->step_;
+  step.clear();
   for (const DecoderSlice& slice : pass->slices_) {
-    pass->attended_.push_back({row, slice.n(), slice.positions.data(), slice.form, {}, slice.n(), row});
-    row += slice.n();
-    if (slice.form == RowForm::expanded) pass->n_expanded_ = row;
+    for (size_t i = 0; i < slice.logits.size(); ++i) {
+      if (i > 0 && slice.logits[i] == slice.logits[i - 1] + config_.vocab_size)
+        ++pass->spans_.back().n;
+      else
+        pass->spans_.push_back({step.n_wanted() + static_cast<int64_t>(i), 1, slice.form, slice.logits[i]});
+    }
+    step.add_slice(slice.form, slice.cache, slice.positions, static_cast<int64_t>(slice.logits.size()));
   }
+  pass->n_shared_ = 0;
+  for (const DecoderPass::Span& span : pass->spans_) pass->n_shared_ += span.n <= kShared ? span.n : 0;
+  float* x = backend.room(&pass->x_, step.n_rows() * hidden);
+  int64_t row = 0;
+  for (const DecoderSlice& slice : pass->slices_) {
+    for (const Part& part : slice.parts) {
+      if (part.ids)
+        step.add_tokens(row, part.ids, part.n);
+      else
+        backend.upload(x + row * hidden, part.embeddings, part.n * hidden);
+      row += part.n;
+    }
+  }
+}
+
+// Everything but values that the operations of layers [begin, end) depend on.
+StepKey Decoder::key_of(const DecoderPass& pass, int64_t begin, int64_t end, bool observed) {
+  StepKey key = {reinterpret_cast<intptr_t>(&pass), begin, end, observed};
+  for (const Step::Slice& slice : pass.step_->slices())
+    key.insert(key.end(), {static_cast<int64_t>(slice.form), slice.n, slice.n_wanted});
+  for (const Step::Tokens& tokens : pass.step_->tokens()) key.insert(key.end(), {tokens.row0, tokens.n});
+  for (const DecoderPass::Span& span : pass.spans_) key.insert(key.end(), {span.row, span.n});
+  return key;
+}
+
+bool Decoder::advance_to(Backend& backend, DecoderPass* pass, int64_t end) {
+  const int64_t begin = pass->layer_;
+  const bool last = end == config_.num_hidden_layers;
+  if (begin == 0) start(backend, pass);
+  const Step& step = *pass->step_;
+  backend.room(&normed_, step.n_rows() * config_.hidden_size);
+  if (last) backend.room(&logits_, pass->n_shared_ * config_.vocab_size);
+  backend.run_step(step, key_of(*pass, begin, end, backend.observed()), [&] {
+    if (begin == 0) backend.embed(weights_.token_embd, step, pass->x_.floats());
+    for (int64_t i = begin; i < end; ++i) {
+      layer(backend, *pass, i);
+      backend.check_interrupt();
+    }
+    if (last) head(backend, *pass);
+  });
+  pass->layer_ = end;
+  if (last) hand_out_logits(backend, *pass);
+  return last;
 }
 
 // Of the last layer, rows without logits need their entries in the cache and nothing else; an observer still sees all rows.
-bool Decoder::advance(Backend& backend, DecoderPass* pass) {
+void Decoder::layer(Backend& backend, const DecoderPass& pass, int64_t i) {
   const TextConfig& c = config_;
-  const int64_t i = pass->layer_++, n = pass->n_;
-  const bool last = i + 1 == c.num_hidden_layers;
-  if (i == 0) start(pass);
   const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
-  float* x = pass->x_.data();
-  normed_.resize(static_cast<size_t>(n * c.hidden_size));
-  backend.rms_norm(x, w.attn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
-  int64_t n_out = n;
-  if (last && !backend.observed()) {
-    n_out = keep_wanted(pass);
-    int64_t out0 = 0;
-    for (size_t s = 0; s < pass->slices_.size(); ++s) {
-      pass->attended_[s].n_out = pass->slices_[s].n_logits();
-      pass->attended_[s].out0 = out0;
-      out0 += pass->slices_[s].n_logits();
-    }
-  }
-  for (size_t s = 0; s < pass->slices_.size(); ++s) pass->attended_[s].cache = pass->slices_[s].cache->layer(i);
-  attention(backend, w, pass->attended_, n, n_out, x);
-  if (n_out > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n_out, pass->n_expanded_, x);
-  backend.check_interrupt();
-  if (!last) return false;
-  if (!pass->wanted_only_) keep_wanted(pass);
-  logits(backend, *pass);
-  return true;
+  const Step& step = *pass.step_;
+  const bool last = i + 1 == c.num_hidden_layers, wanted_only = last && !backend.observed();
+  float* x = pass.x_.floats();
+  backend.rms_norm(x, w.attn_norm.floats(), c.rms_norm_eps, step.n_rows(), c.hidden_size, normed_.floats());
+  if (wanted_only) backend.gather_rows(step, x, c.hidden_size, x);
+  attention(backend, w, pass, i, wanted_only);
+  const int64_t n = wanted_only ? step.n_wanted() : step.n_rows(),
+                n_expanded = wanted_only ? step.n_wanted_expanded() : step.n_expanded();
+  if (n > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n, n_expanded, x);
+  if (last && !wanted_only) backend.gather_rows(step, x, c.hidden_size, x);
 }
 
-int64_t Decoder::keep_wanted(DecoderPass* pass) const {
-  const int64_t hidden = config_.hidden_size;
-  float* x = pass->x_.data();
-  int64_t row = 0, kept = 0;
-  pass->n_expanded_ = 0;
-  for (const DecoderSlice& slice : pass->slices_) {
-    row += slice.n();
-    std::memmove(x + kept * hidden, x + (row - slice.n_logits()) * hidden,
-                 static_cast<size_t>(slice.n_logits() * hidden) * sizeof(float));
-    kept += slice.n_logits();
-    if (slice.form == RowForm::expanded) pass->n_expanded_ = kept;
-  }
-  pass->wanted_only_ = true;
-  return kept;
-}
-
-// x [n_out] += attention of normed_ [n].
-void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const std::vector<AttentionSlice>& slices, int64_t n,
-                        int64_t n_out, float* x) {
+// x += attention of normed_ [n_rows].
+void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const DecoderPass& pass, int64_t i, bool wanted_only) {
   const TextConfig& c = config_;
   MlaArgs mla{};
-  mla.x = normed_.data();
-  mla.n = n;
-  mla.n_out = n_out;
-  mla.slices = &slices;
+  mla.x = normed_.floats();
+  mla.step = pass.step_.get();
+  mla.layer = i;
+  mla.wanted_only = wanted_only;
   mla.num_heads = c.num_attention_heads;
   mla.qk_nope_head_dim = c.qk_nope_head_dim;
   mla.qk_rope_head_dim = c.qk_rope_head_dim;
@@ -87,31 +106,31 @@ void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const st
   mla.kv_lora_rank = c.kv_lora_rank;
   mla.q = w.attn_q;
   mla.kv_a = w.attn_kv_a_mqa;
-  mla.kv_a_norm = w.attn_kv_a_norm.data();
+  mla.kv_a_norm = w.attn_kv_a_norm.floats();
   mla.kv_a_norm_eps = c.kv_a_norm_eps;
   mla.k_b = w.attn_k_b;
   mla.v_b = w.attn_v_b;
   mla.o = w.attn_output;
   mla.scale = c.softmax_scale;
-  mla.rope_inv_freq = c.rope_inv_freq.data();
+  mla.rope_inv_freq = weights_.rope_inv_freq.floats();
   mla.rope_mscale = c.rope_mscale;
-  mla.out = x;
+  mla.out = pass.x_.floats();
   backend.mla_attention(mla);
 }
 
 // x [n] += feed-forward of its norm; the first n_expanded rows are expanded.
 void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded, float* x) {
   const TextConfig& c = config_;
-  backend.rms_norm(x, w.ffn_norm.data(), c.rms_norm_eps, n, c.hidden_size, normed_.data());
+  backend.rms_norm(x, w.ffn_norm.floats(), c.rms_norm_eps, n, c.hidden_size, normed_.floats());
   if (dense) {
-    backend.ffn({normed_.data(), n, w.dense, x, n_expanded});
+    backend.ffn({normed_.floats(), n, w.dense, x, n_expanded});
     return;
   }
   MoeArgs moe{};
-  moe.x = normed_.data();
+  moe.x = normed_.floats();
   moe.n = n;
   moe.router = w.ffn_gate_inp;
-  moe.selection_bias = w.exp_probs_b.size() ? w.exp_probs_b.data() : nullptr;
+  moe.selection_bias = w.exp_probs_b.floats();
   moe.sigmoid = c.sigmoid_scores;
   moe.num_experts_per_tok = c.num_experts_per_tok;
   moe.norm_topk_prob = c.norm_topk_prob;
@@ -123,59 +142,46 @@ void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool 
   backend.moe_ffn(moe);
 }
 
-// The pass holds the wanted rows alone. Where the logits of a slice lie one after the other, a product of many rows writes them
-// there; the rows of all other slices share one pass over the output matrix.
-void Decoder::logits(Backend& backend, const DecoderPass& pass) {
-  constexpr int64_t kShared = 4;  // rows of a slice
-  const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
-  const auto project = [&](int64_t n, float* out, int64_t n_expanded) {
-    LinearArgs head{};
-    head.x = normed_.data();
-    head.n = n;
-    head.w = weights_.output;
-    head.out = out;
-    head.n_expanded = n_expanded;
-    backend.linear(head);
-  };
-  const auto norm = [&](int64_t row, int64_t n, int64_t at) {
-    backend.rms_norm(pass.x_.data() + row * hidden, weights_.output_norm.data(), config_.rms_norm_eps, n, hidden,
-                     normed_.data() + at * hidden);
-  };
-  struct Span {  // of rows whose logits lie one after the other
-    int64_t row, n;
-    RowForm form;
-    float* logits;
-  };
-  std::vector<Span> spans;
-  int64_t row = 0;
-  for (const DecoderSlice& slice : pass.slices_) {
-    for (size_t i = 0; i < slice.logits.size(); ++i, ++row) {
-      if (i > 0 && slice.logits[i] == slice.logits[i - 1] + vocab)
-        ++spans.back().n;
-      else
-        spans.push_back({row, 1, slice.form, slice.logits[i]});
+void Decoder::norm_output(Backend& backend, const DecoderPass& pass, const DecoderPass::Span& span, int64_t at) {
+  const int64_t hidden = config_.hidden_size;
+  backend.rms_norm(pass.x_.floats() + span.row * hidden, weights_.output_norm.floats(), config_.rms_norm_eps, span.n, hidden,
+                   normed_.floats() + at * hidden);
+}
+
+// The first n rows of normed_; the first n_expanded of them are expanded.
+LinearArgs Decoder::output_product(int64_t n, int64_t n_expanded, float* out) const {
+  LinearArgs args{};
+  args.x = normed_.floats();
+  args.n = n;
+  args.w = weights_.output;
+  args.out = out;
+  args.n_expanded = n_expanded;
+  return args;
+}
+
+// The pass holds the wanted rows alone. Short spans share one pass over the output matrix.
+void Decoder::head(Backend& backend, const DecoderPass& pass) {
+  int64_t n = 0, n_expanded = 0;
+  for (const DecoderPass::Span& span : pass.spans_) {
+    if (span.n > kShared) continue;
+    norm_output(backend, pass, span, n);
+    n += span.n;
+    if (span.form == RowForm::expanded) n_expanded = n;
+  }
+  if (n > 0) backend.linear(output_product(n, n_expanded, logits_.floats()));
+}
+
+// Where many logits lie one after the other, a product of their own writes them there.
+void Decoder::hand_out_logits(Backend& backend, const DecoderPass& pass) {
+  const float* from = logits_.floats();
+  for (const DecoderPass::Span& span : pass.spans_) {
+    if (span.n <= kShared) {
+      backend.download(span.logits, from, span.n * config_.vocab_size);
+      from += span.n * config_.vocab_size;
+    } else {
+      norm_output(backend, pass, span, 0);
+      backend.linear_to_host(output_product(span.n, span.form == RowForm::expanded ? span.n : 0, span.logits));
     }
-  }
-  int64_t n_shared = 0, n_expanded = 0;
-  for (const Span& span : spans) {
-    if (span.n <= kShared) continue;
-    norm(span.row, span.n, 0);
-    project(span.n, span.logits, span.form == RowForm::expanded ? span.n : 0);
-  }
-  for (const Span& span : spans) {
-    if (span.n > kShared) continue;
-    norm(span.row, span.n, n_shared);
-    n_shared += span.n;
-    if (span.form == RowForm::expanded) n_expanded = n_shared;
-  }
-  if (n_shared == 0) return;
-  logits_.resize(static_cast<size_t>(n_shared * vocab));
-  project(n_shared, logits_.data(), n_expanded);
-  n_shared = 0;
-  for (const Span& span : spans) {
-    if (span.n > kShared) continue;
-    std::memcpy(span.logits, logits_.data() + n_shared * vocab, static_cast<size_t>(span.n * vocab) * sizeof(float));
-    n_shared += span.n;
   }
 }
 

@@ -77,7 +77,7 @@ class PageTable {
   explicit PageTable(std::shared_ptr<PagePool> pool) : pool_(std::move(pool)) {}
   const std::shared_ptr<PagePool>& pool() const { return pool_; }
   const std::vector<PageRef>& pages() const { return pages_; }
-  KvLayer layer(int64_t i) const { return pool_->layout().layer(addresses_.data(), i); }
+  KvView view() const { return {addresses_.data(), pool_->layout()}; }  // until the next change
 
   // References to pages of this pool, instead of those held.
   void share(std::span<const PageRef> pages);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/error.h"
 
@@ -36,7 +35,7 @@ Taps cubic_taps(int64_t i, int64_t in, int64_t out) {
 
 void resample_position_table(const float* table, int64_t side, int64_t channels, int64_t height, int64_t width, float* out) {
   if (height == side && width == side) {
-    std::memcpy(out, table, static_cast<size_t>(side * side * channels) * sizeof(float));
+    std::copy_n(table, side * side * channels, out);
     return;
   }
   // Columns first, [side, width, channels], then rows.
@@ -96,42 +95,39 @@ void check_pixels(const VisionConfig& config, const Pixels& pixels) {
       static_cast<long long>(config.max_grid_side));
 }
 
-// Pixels to patch vectors [n, channel, y, x], normalised, through the convolution as a product, plus positions.
-void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, float* out) {
-  const int64_t p = config_.patch_size, grid_h = pixels.height / p, grid_w = pixels.width / p, n = grid_h * grid_w,
-                floats = 3 * p * p;
-  float value[3][256];
-  for (int c = 0; c < 3; ++c)
-    for (int v = 0; v < 256; ++v) value[c][v] = (static_cast<float>(v) / 255.0f - config_.image_mean[c]) / config_.image_std[c];
-  AlignedBuffer<float> patches(static_cast<size_t>(n * floats));
-  for (int64_t row = 0; row < grid_h; ++row)
-    for (int64_t column = 0; column < grid_w; ++column) {
-      float* patch = patches.data() + (row * grid_w + column) * floats;
-      for (int64_t y = 0; y < p; ++y) {
-        const uint8_t* source = pixels.data + ((row * p + y) * pixels.width + column * p) * 3;
-        for (int64_t x = 0; x < p; ++x)
-          for (int64_t c = 0; c < 3; ++c) patch[(c * p + y) * p + x] = value[c][source[3 * x + c]];
-      }
-    }
+// Patches through the convolution as a product, plus positions.
+void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, TowerPass* pass) {
+  const int64_t p = config_.patch_size, hidden = config_.hidden_size, n = pass->n_patches();
+  Buffer patches;
+  PatchArgs cut{};
+  cut.pixels = pixels.data;
+  cut.height = pixels.height;
+  cut.width = pixels.width;
+  cut.patch_size = p;
+  cut.mean = config_.image_mean;
+  cut.std = config_.image_std;
+  cut.out = backend.room(&patches, n * 3 * p * p);
+  backend.patches(cut);
   LinearArgs conv{};
-  conv.x = patches.data();
+  conv.x = patches.floats();
   conv.n = n;
   conv.w = weights_.patch_embd;
-  conv.bias = weights_.patch_embd_bias.data();
+  conv.bias = weights_.patch_embd_bias.floats();
   conv.numbers = numbers_;
-  conv.out = out;
+  conv.out = pass->x_.floats();
   backend.linear(conv);
-  AlignedBuffer<float> positions(static_cast<size_t>(n * config_.hidden_size));
-  resample_position_table(weights_.position_embd.data(), config_.position_side, config_.hidden_size, grid_h, grid_w,
+  AlignedBuffer<float> positions(static_cast<size_t>(n * hidden));
+  resample_position_table(weights_.position_embd.host().data(), config_.position_side, hidden, pass->grid_h_, pass->grid_w_,
                           positions.data());
-  backend.add(positions.data(), n * config_.hidden_size, out);
+  const Buffer adopted = backend.adopt(positions.data(), n * hidden);
+  backend.add(adopted.floats(), n * hidden, pass->x_.floats());
 }
 
 void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos_sin, int64_t n, float* x) {
   const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
-  backend.layer_norm(x, w.ln1_weight.data(), w.ln1_bias.data(), config_.layer_norm_eps, n, hidden, normed_.data());
+  backend.layer_norm(x, w.ln1_weight.floats(), w.ln1_bias.floats(), config_.layer_norm_eps, n, hidden, normed_.floats());
   VitAttentionArgs attention{};
-  attention.x = normed_.data();
+  attention.x = normed_.floats();
   attention.n = n;
   attention.hidden = hidden;
   attention.num_heads = config_.num_attention_heads;
@@ -139,32 +135,32 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
   attention.k = w.attn_k;
   attention.v = w.attn_v;
   attention.o = w.attn_out;
-  attention.q_bias = w.attn_q_bias.data();
-  attention.k_bias = w.attn_k_bias.data();
-  attention.v_bias = w.attn_v_bias.data();
-  attention.o_bias = w.attn_out_bias.data();
+  attention.q_bias = w.attn_q_bias.floats();
+  attention.k_bias = w.attn_k_bias.floats();
+  attention.v_bias = w.attn_v_bias.floats();
+  attention.o_bias = w.attn_out_bias.floats();
   attention.cos_sin = cos_sin;
   attention.numbers = numbers_;
   attention.out = x;
   backend.vit_attention(attention);
 
-  backend.layer_norm(x, w.ln2_weight.data(), w.ln2_bias.data(), config_.layer_norm_eps, n, hidden, normed_.data());
-  inner_.resize(static_cast<size_t>(std::min(n, kMlpRows) * inner));
+  backend.layer_norm(x, w.ln2_weight.floats(), w.ln2_bias.floats(), config_.layer_norm_eps, n, hidden, normed_.floats());
+  backend.room(&inner_, std::min(n, kMlpRows) * inner);
   for (int64_t row = 0; row < n; row += kMlpRows) {
     LinearArgs up{};
-    up.x = normed_.data() + row * hidden;
+    up.x = normed_.floats() + row * hidden;
     up.n = std::min(kMlpRows, n - row);
     up.w = w.ffn_up;
-    up.bias = w.ffn_up_bias.data();
+    up.bias = w.ffn_up_bias.floats();
     up.activation = Activation::gelu_tanh;
     up.numbers = numbers_;
-    up.out = inner_.data();
+    up.out = inner_.floats();
     backend.linear(up);
     LinearArgs down{};
-    down.x = inner_.data();
+    down.x = inner_.floats();
     down.n = up.n;
     down.w = w.ffn_down;
-    down.bias = w.ffn_down_bias.data();
+    down.bias = w.ffn_down_bias.floats();
     down.add = true;
     down.numbers = numbers_;
     down.out = x + row * hidden;
@@ -176,56 +172,25 @@ void MoonVit::begin(Backend& backend, const Pixels& pixels, TowerPass* pass) {
   pass->grid_h_ = pixels.height / config_.patch_size;
   pass->grid_w_ = pixels.width / config_.patch_size;
   pass->block_ = 0;
-  pass->x_.resize(static_cast<size_t>(pass->n_patches() * config_.hidden_size));
-  embed_patches(backend, pixels, pass->x_.data());
-  pass->cos_sin_ =
+  backend.room(&pass->x_, pass->n_patches() * config_.hidden_size);
+  embed_patches(backend, pixels, pass);
+  pass->angles_ =
       rope_2d_cos_sin(pass->grid_h_, pass->grid_w_, config_.hidden_size / config_.num_attention_heads, config_.split_rope);
+  pass->cos_sin_ = backend.adopt(pass->angles_.data(), static_cast<int64_t>(pass->angles_.size()));
 }
 
 void MoonVit::advance(Backend& backend, TowerPass* pass) {
-  normed_.resize(static_cast<size_t>(pass->n_patches() * config_.hidden_size));
-  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->cos_sin_.data(), pass->n_patches(), pass->x_.data());
+  backend.room(&normed_, pass->n_patches() * config_.hidden_size);
+  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->cos_sin_.floats(), pass->n_patches(),
+        pass->x_.floats());
   backend.check_interrupt();
 }
 
-void MoonVit::finish(Backend& backend, const TowerPass& pass, float* out) {
-  backend.layer_norm(pass.x_.data(), weights_.post_ln_weight.data(), weights_.post_ln_bias.data(), config_.layer_norm_eps,
-                     pass.n_patches(), config_.hidden_size, out);
-}
-
-void MoonVit::project(Backend& backend, const TowerPass& pass, float* out) {
-  AlignedBuffer<float> features(static_cast<size_t>(pass.n_patches() * config_.hidden_size));
-  finish(backend, pass, features.data());
-  const int64_t grid_h = pass.grid_h(), grid_w = pass.grid_w();
-  const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge),
-                merged = merge * merge * hidden;
-  AlignedBuffer<float> gathered(static_cast<size_t>(n * hidden)), inner(static_cast<size_t>(blocks * merged));
-  // Four neighbours side by side, in reading order.
-  for (int64_t row = 0; row < grid_h; ++row)
-    for (int64_t column = 0; column < grid_w; ++column) {
-      const int64_t block = row / merge * (grid_w / merge) + column / merge, part = row % merge * merge + column % merge;
-      std::memcpy(gathered.data() + block * merged + part * hidden, features.data() + (row * grid_w + column) * hidden,
-                  static_cast<size_t>(hidden) * sizeof(float));
-    }
-  backend.layer_norm(gathered.data(), weights_.mm_input_norm_weight.data(), weights_.mm_input_norm_bias.data(),
-                     config_.projector_norm_eps, n, hidden, gathered.data());
-  LinearArgs first{};
-  first.x = gathered.data();
-  first.n = blocks;
-  first.w = weights_.mm_1;
-  first.bias = weights_.mm_1_bias.data();
-  first.activation = Activation::gelu_erf;
-  first.numbers = numbers_;
-  first.out = inner.data();
-  backend.linear(first);
-  LinearArgs second{};
-  second.x = inner.data();
-  second.n = blocks;
-  second.w = weights_.mm_2;
-  second.bias = weights_.mm_2_bias.data();
-  second.numbers = numbers_;
-  second.out = out;
-  backend.linear(second);
+const float* MoonVit::finish(Backend& backend, TowerPass* pass) {
+  float* x = pass->x_.floats();
+  backend.layer_norm(x, weights_.post_ln_weight.floats(), weights_.post_ln_bias.floats(), config_.layer_norm_eps,
+                     pass->n_patches(), config_.hidden_size, x);
+  return x;
 }
 
 }  // namespace kimi

@@ -1,4 +1,4 @@
-// MoonViT and the projector: pixels of one picture -> features of its patches -> embeddings for the decoder.
+// MoonViT: pixels of one picture -> features of its patches.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -37,9 +37,10 @@ class TowerPass {
  private:
   friend class MoonVit;
   int64_t grid_h_ = 0, grid_w_ = 0;
-  int64_t block_ = 0;           // the next
-  AlignedBuffer<float> x_;      // [n_patches, hidden_size]
-  std::vector<float> cos_sin_;  // [n_patches, head_dim / 2, 2]
+  int64_t block_ = 0;          // the next
+  Buffer x_;                   // [n_patches, hidden_size]
+  std::vector<float> angles_;  // [n_patches, head_dim / 2, 2] on the host
+  Buffer cos_sin_;             // the same
 };
 
 class MoonVit {
@@ -52,19 +53,17 @@ class MoonVit {
   void begin(Backend& backend, const Pixels& pixels, TowerPass* pass);
   // The next of config.num_hidden_layers blocks.
   void advance(Backend& backend, TowerPass* pass);
-  // After the last block: the final norm. out [n_patches, hidden_size]
-  void finish(Backend& backend, const TowerPass& pass, float* out);
-  // The same through the projector. out [grid_h / merge * grid_w / merge, text_hidden_size]
-  void project(Backend& backend, const TowerPass& pass, float* out);
+  // After the last block: the final norm. -> features [n_patches, hidden_size], of the pass
+  const float* finish(Backend& backend, TowerPass* pass);
 
  private:
-  void embed_patches(Backend& backend, const Pixels& pixels, float* out);
+  void embed_patches(Backend& backend, const Pixels& pixels, TowerPass* pass);
   void block(Backend& backend, const VitBlockWeights& w, const float* cos_sin, int64_t n, float* x);
 
   const VisionConfig& config_;
   const VisionWeights& weights_;
   const Numbers numbers_;
-  AlignedBuffer<float> normed_, inner_;
+  Buffer normed_, inner_;
 };
 
 }  // namespace kimi

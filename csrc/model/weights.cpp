@@ -1,7 +1,7 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <set>
 
 #include "gguf/types.h"
@@ -69,9 +69,10 @@ class Finder {
                "%s: tensor %s has type %s, expected F32: norms and biases are never quantized, convert the file again", path(),
                name.c_str(), t.format->name);
     Vector out(static_cast<size_t>(t.n_elems()));
-    std::memcpy(out.data(), t.data, out.size() * sizeof(float));
-    for (size_t i = 0; i < out.size(); ++i)
-      KIMI_CHECK(std::isfinite(out[i]), ErrorKind::bad_model_file, "model.not_finite",
+    AlignedBuffer<float>& values = out.host();
+    std::copy_n(t.data, values.size() * sizeof(float), reinterpret_cast<uint8_t*>(values.data()));
+    for (size_t i = 0; i < values.size(); ++i)
+      KIMI_CHECK(std::isfinite(values[i]), ErrorKind::bad_model_file, "model.not_finite",
                  "%s: tensor %s has a value that is not finite at element %zu: the file is damaged", path(), name.c_str(), i);
     return out;
   }
@@ -270,7 +271,7 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
         parts[p]->rows = c.hidden_size;
         parts[p]->data += p * c.hidden_size * qkv.row_bytes;
         *biases[p] = Vector(static_cast<size_t>(c.hidden_size));
-        std::memcpy(biases[p]->data(), bias.data() + p * c.hidden_size, static_cast<size_t>(c.hidden_size) * sizeof(float));
+        std::copy_n(bias.host().data() + p * c.hidden_size, c.hidden_size, biases[p]->host().data());
       }
     } else {
       block.attn_q = find.matrix(b + "attn_q.weight", c.hidden_size, c.hidden_size, embedding);

@@ -12,7 +12,22 @@
 
 namespace kimi {
 
-using Vector = AlignedBuffer<float>;
+// Norms, biases, tables: floats of the host, which a backend adopts when the weights are placed.
+class Vector {
+ public:
+  Vector() = default;
+  explicit Vector(size_t n) : host_(n) {}
+  AlignedBuffer<float>& host() { return host_; }
+  const AlignedBuffer<float>& host() const { return host_; }
+  void place(Backend& backend) {
+    if (host_.size() != 0) placed_ = backend.adopt(host_.data(), static_cast<int64_t>(host_.size()));
+  }
+  const float* floats() const { return placed_.floats(); }  // the backend's; nullptr: empty
+
+ private:
+  AlignedBuffer<float> host_;
+  Buffer placed_;
+};
 
 struct DecoderLayerWeights {
   Vector attn_norm;       // [hidden_size]
@@ -31,9 +46,10 @@ struct DecoderLayerWeights {
 };
 
 struct TextWeights {
-  Matrix token_embd;   // [vocab_size, hidden_size]
-  Matrix output;       // [vocab_size, hidden_size]
-  Vector output_norm;  // [hidden_size]
+  Matrix token_embd;     // [vocab_size, hidden_size]
+  Matrix output;         // [vocab_size, hidden_size]
+  Vector output_norm;    // [hidden_size]
+  Buffer rope_inv_freq;  // [qk_rope_head_dim / 2], the backend's
   std::vector<DecoderLayerWeights> layers;
 };
 
@@ -48,7 +64,7 @@ struct VitBlockWeights {
 struct VisionWeights {
   Matrix patch_embd;  // [hidden_size, 3 * patch_size^2], inputs in the order channel, y, x
   Vector patch_embd_bias;
-  Vector position_embd;  // [side, side, hidden_size]
+  Vector position_embd;  // [side, side, hidden_size], on the host
   std::vector<VitBlockWeights> blocks;
   Vector post_ln_weight, post_ln_bias;
   Vector mm_input_norm_weight, mm_input_norm_bias;  // [hidden_size]
@@ -65,5 +81,9 @@ struct WeightStore {
 // Sets config->vocab_size. Throws Error(bad_model_file, "model.tensor_*") that names file, tensor, found and expected.
 TextWeights load_text_weights(const gguf::File& file, TextConfig* config, WeightStore* store);
 VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& config, WeightStore* store);
+
+// Hands them to the backend that is to compute with them. The config and what the weights point to must outlive them.
+void place(Backend& backend, const TextConfig& config, TextWeights* weights);
+void place(Backend& backend, VisionWeights* weights);
 
 }  // namespace kimi

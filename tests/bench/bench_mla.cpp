@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/cpu/cpu_options.h"
 #include "backend/kv_view.h"
 #include "base/aligned_buffer.h"
 #include "quant/encode.h"
@@ -68,15 +68,17 @@ struct Layer {
     for (int64_t i = 0; i < kRope / 2; ++i)
       frequencies.push_back(static_cast<float>(std::pow(800000.0, -2.0 * static_cast<double>(i) / kRope)));
   }
-  void run(Backend& backend, const std::vector<float>& x, int64_t n, int64_t past, KvLayer cache, std::vector<float>* out) const {
+  void run(Backend& backend, const std::vector<float>& x, int64_t n, int64_t past, const KvView& cache, int64_t layer,
+           std::vector<float>* out) const {
     std::vector<int32_t> positions(static_cast<size_t>(n));
     std::iota(positions.begin(), positions.end(), static_cast<int32_t>(past));
     const RowForm form = n >= kPagePositions ? RowForm::expanded : RowForm::absorbed;
-    const std::vector<AttentionSlice> slices{{0, n, positions.data(), form, cache, n, 0}};
+    Step step;
+    step.add_slice(form, cache, positions, n);
     MlaArgs args{};
     args.x = x.data();
-    args.n = args.n_out = n;
-    args.slices = &slices;
+    args.step = &step;
+    args.layer = layer;
     args.num_heads = kHeads;
     args.qk_nope_head_dim = kNope;
     args.qk_rope_head_dim = kRope;
@@ -106,23 +108,24 @@ std::unique_ptr<Backend> backend_with(bool float_activations) {
   return make_cpu_backend(cpu);
 }
 
-// kLayers caches of one type, filled to the depth.
+// A cache of kLayers layers, filled to the depth.
 struct Caches {
-  KvType type;
-  int64_t layer_bytes;
+  KvPageLayout layout;
   AlignedBuffer<uint8_t> bytes;
-  Caches(KvType kv_type, Backend& backend, const Layer& layer) : type(kv_type) {
-    const int64_t row = KvRow(type, kRank, kRope).bytes;
-    layer_bytes = row * (options.depth + options.tokens + kFilled);
-    bytes.resize(static_cast<size_t>(layer_bytes * kLayers));
+  std::vector<uint8_t*> pages;
+  Caches(KvType type, Backend& backend, const Layer& layer) : layout{type, kLayers, KvRow(type, kRank, kRope).bytes} {
+    const int64_t n_pages = (options.depth + options.tokens + kFilled) / kPagePositions + 1, filled = kFilled / kPagePositions;
+    bytes.resize(static_cast<size_t>(n_pages * layout.bytes()));
+    for (int64_t i = 0; i < n_pages; ++i) pages.push_back(bytes.data() + i * layout.bytes());
     std::vector<float> out;
-    layer.run(backend, random_floats(kFilled * kHidden, 1.0f, 9), kFilled, 0, at(0), &out);
-    for (int64_t i = kFilled; i < options.depth; i += kFilled)
-      std::memcpy(bytes.data() + i * row, bytes.data(), static_cast<size_t>(kFilled * row));
-    for (int64_t i = 1; i < kLayers; ++i)
-      std::memcpy(bytes.data() + i * layer_bytes, bytes.data(), static_cast<size_t>(layer_bytes));
+    layer.run(backend, random_floats(kFilled * kHidden, 1.0f, 9), kFilled, 0, view(), 0, &out);
+    for (int64_t page = 0; page < n_pages; ++page)
+      for (int64_t i = 0; i < kLayers; ++i)
+        if (page >= filled || i > 0)
+          std::memcpy(pages[static_cast<size_t>(page)] + i * layout.layer_bytes(), pages[static_cast<size_t>(page % filled)],
+                      static_cast<size_t>(layout.layer_bytes()));
   }
-  KvLayer at(int64_t layer) { return {bytes.data() + layer * layer_bytes, type}; }
+  KvView view() const { return {pages.data(), layout}; }
 };
 
 std::vector<double> timed(Backend& backend, const Layer& layer, const std::vector<float>& x, int64_t past, Caches& caches,
@@ -130,7 +133,7 @@ std::vector<double> timed(Backend& backend, const Layer& layer, const std::vecto
   std::vector<double> times;
   for (int call = 0; call < options.calls; ++call) {
     const double start = now();
-    for (int64_t i = 0; i < kLayers; ++i) layer.run(backend, x, options.tokens, past, caches.at(i), out);
+    for (int64_t i = 0; i < kLayers; ++i) layer.run(backend, x, options.tokens, past, caches.view(), i, out);
     times.push_back((now() - start) / kLayers);
   }
   std::sort(times.begin(), times.end());
@@ -156,7 +159,7 @@ int main(int argc, char** argv) {
     std::vector<float> got;
     const std::vector<double> empty = timed(*backend, layer, x, 0, caches, &got),
                               deep = timed(*backend, layer, x, options.depth, caches, &got);
-    if (want.empty()) layer.run(*exact, x, options.tokens, options.depth, caches.at(0), &want);
+    if (want.empty()) layer.run(*exact, x, options.tokens, options.depth, caches.view(), 0, &want);
     double difference = 0, size = 0;
     for (size_t i = 0; i < want.size(); ++i) {
       difference += (got[i] - want[i]) * (got[i] - want[i]);
@@ -165,7 +168,7 @@ int main(int argc, char** argv) {
     const double median = deep[deep.size() / 2], beyond = median - empty[empty.size() / 2];
     std::printf(
         "%-11s %-4s n=%ld depth %ld: %8.3f ms a layer (best %.3f), %8.3f ms of it for the depth = %6.1f ns a key; error %.1e\n",
-        backend->name(), name, static_cast<long>(options.tokens), static_cast<long>(options.depth), median * 1e3, deep[0] * 1e3,
+        backend->isa(), name, static_cast<long>(options.tokens), static_cast<long>(options.depth), median * 1e3, deep[0] * 1e3,
         beyond * 1e3, beyond * 1e9 / static_cast<double>(options.depth), std::sqrt(difference / size));
   }
 }

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/cpu/cpu_options.h"
 #include "backend/cpu/kernels/kernel_table.h"
 #include "backend/cpu/kernels/peak.h"
 #include "quant/encode.h"

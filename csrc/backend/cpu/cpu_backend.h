@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/cpu_options.h"
 #include "backend/cpu/kernels/kernel_table.h"
 #include "backend/kv_view.h"
 #include "base/aligned_buffer.h"
@@ -32,6 +33,23 @@ struct Product {
 
 constexpr int64_t kDotRows =
     4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
+
+// A step's slice in one layer.
+struct AttentionSlice {
+  int64_t row0, n;           // rows of the batch
+  const int32_t* positions;  // [n] ascending
+  RowForm form;
+  KvLayer cache;
+  int64_t n_out, out0;  // results are wanted of the last n_out; the first of them among all results
+};
+
+// The attention of one layer.
+struct MlaCall {
+  MlaArgs args;
+  std::vector<AttentionSlice> slices;  // the expanded ones first
+  int64_t n, n_out;                    // rows of the batch, and of all results
+  explicit MlaCall(const MlaArgs& given);
+};
 
 // Queries side by side in the lanes of a tile of absorbed attention: n_heads of every token, token by token. The tokens of a tile
 // are of one session and split their keys alike.
@@ -67,7 +85,9 @@ struct Panel {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const CpuOptions& options, int n_threads, const KernelTable& kernels);
-  const char* name() const override { return name_.c_str(); }
+  const char* name() const override { return "cpu"; }
+  const char* isa() const override { return kernels_.name; }
+  bool rounds_activations() const override { return !float_activations_; }
   int n_threads() const override { return pool_.n_threads(); }
   void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
   void check_interrupt() override { pool_.check_interrupt(); }
@@ -77,13 +97,26 @@ class CpuBackend final : public Backend {
   void for_each(int64_t n, const std::function<void(int64_t)>& body) override {
     pool_.parallel_for(n, [&](int64_t i, int) { body(i); });
   }
-  void embed(const Matrix& table, const int32_t* ids, int64_t n, float* out) override;
+  Buffer allocate(size_t bytes) override;
+  Buffer adopt(const float* host, int64_t n) override;
+  Matrix prepare(const Matrix& w, Use) override { return w; }
+  void upload(float* out, const float* host, int64_t n) override;
+  void download(float* host, const float* x, int64_t n) override;
+  void finish() override {}
+  std::unique_ptr<Step> new_step() override { return std::make_unique<Step>(); }
+  void run_step(const Step&, const StepKey&, const std::function<void()>& body) override { body(); }
+
+  void embed(const Matrix& table, const Step& step, float* out) override;
+  void gather_rows(const Step& step, const float* x, int64_t dim, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t dim, float* out) override;
   void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t dim, float* out) override;
   void linear(const LinearArgs& args) override;
+  void linear_to_host(const LinearArgs& args) override { linear(args); }
   void ffn(const FfnArgs& args) override;
   void moe_ffn(const MoeArgs& args) override;
   void mla_attention(const MlaArgs& args) override;
+  void patches(const PatchArgs& args) override;
+  void merge_rows(const MergeArgs& args) override;
   void vit_attention(const VitAttentionArgs& args) override;
   void add(const float* x, int64_t n, float* out) override;
 
@@ -149,7 +182,7 @@ class CpuBackend final : public Backend {
   void add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out, ThreadScratch* scratch);
 
   // mla.cpp
-  void append_to_cache(const MlaArgs& args, float* q, const float* ckv);
+  void append_to_cache(const MlaCall& call, float* q, const float* ckv);
   void store_latent(const KvLayer& cache, int64_t rank, int64_t rope, int64_t position, const float* latent) const;
   const float* latent_rows(const KvLayer& cache, int64_t rank, int64_t rope, int64_t first, int64_t n, float* scratch) const;
   // Whether keys and values are multiplied as bf16: where the weights around them are multiplied as bytes anyway.
@@ -183,7 +216,6 @@ class CpuBackend final : public Backend {
 
   const KernelTable& kernels_;
   const bool float_activations_;
-  std::string name_;
   ThreadPool pool_;
   InputObserver* observer_ = nullptr;
   std::vector<ThreadScratch> scratch_;

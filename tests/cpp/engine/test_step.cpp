@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -23,7 +24,7 @@ std::shared_ptr<Engine> open_tiny(int n_threads) {
     FAIL("KIMI_TINY_MODEL and KIMI_TINY_MMPROJ are not set: run tests/sanitize.sh, which writes a tiny model");
   EngineOptions options;
   options.mmproj = mmproj;
-  options.cpu.n_threads = n_threads;
+  options.backend_options["n_threads"] = std::to_string(n_threads);
   return std::make_shared<Engine>(path, options);
 }
 

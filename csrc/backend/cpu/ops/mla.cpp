@@ -18,19 +18,28 @@ constexpr int64_t kMaxRopeDim = 1024;
 
 }  // namespace
 
+MlaCall::MlaCall(const MlaArgs& given)
+    : args(given), n(given.step->n_rows()), n_out(given.wanted_only ? given.step->n_wanted() : n) {
+  for (const Step::Slice& slice : args.step->slices())
+    slices.push_back({slice.row0, slice.n, args.step->positions().data() + slice.row0, slice.form, slice.cache.layer(args.layer),
+                      args.wanted_only ? slice.n_wanted : slice.n, args.wanted_only ? slice.wanted0 : slice.row0});
+}
+
 void CpuBackend::mla_attention(const MlaArgs& args) {
+  const MlaCall call(args);
+  const int64_t n = call.n, n_out = call.n_out;
   KIMI_DCHECK(args.qk_rope_head_dim <= kMaxRopeDim);
   const int64_t q_dim = args.num_heads * (args.qk_nope_head_dim + args.qk_rope_head_dim);
   const int64_t width = args.kv_lora_rank + args.qk_rope_head_dim, v_dim = args.num_heads * args.v_head_dim;
-  if (observer_) show({{&args.q, args.x, args.n, args.q.cols, nullptr}, {&args.kv_a, args.x, args.n, args.q.cols, nullptr}});
-  Activations x{args.x, args.n, args.q.cols, args.q.cols, {}};
+  if (observer_) show({{&args.q, args.x, n, args.q.cols, nullptr}, {&args.kv_a, args.x, n, args.q.cols, nullptr}});
+  Activations x{args.x, n, args.q.cols, args.q.cols, {}};
   if (uses_int8(args.q) || uses_int8(args.kv_a)) quantize(&x, &q8_x_);
-  q_.resize(static_cast<size_t>(args.n_out * q_dim));
-  ckv_.resize(static_cast<size_t>(args.n * width));
-  attended_.resize(static_cast<size_t>(args.n_out * v_dim));
+  q_.resize(static_cast<size_t>(n_out * q_dim));
+  ckv_.resize(static_cast<size_t>(n * width));
+  attended_.resize(static_cast<size_t>(n_out * v_dim));
   std::vector<Product> products;
   int64_t end = -1, n_expanded = 0, n_out_expanded = 0;  // end: of the rows that the last product with q takes
-  for (const AttentionSlice& slice : *args.slices) {
+  for (const AttentionSlice& slice : call.slices) {
     if (slice.form == RowForm::expanded) {
       KIMI_DCHECK(slice.row0 == n_expanded);
       n_expanded += slice.n;
@@ -46,10 +55,10 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   }
   add_product(&products, args.kv_a, x, n_expanded, ckv_.data(), width);
   multiply(products, args.k_b.data);
-  append_to_cache(args, q_.data(), ckv_.data());
-  if (args.n_out == 0) return;
+  append_to_cache(call, q_.data(), ckv_.data());
+  if (n_out == 0) return;
   std::vector<const AttentionSlice*> absorbed;
-  for (const AttentionSlice& slice : *args.slices) {
+  for (const AttentionSlice& slice : call.slices) {
     if (slice.n_out == 0) continue;
     // The expanded form multiplies k_b and v_b with every latent, attended to or not: an observer must not count that.
     if (slice.form == RowForm::expanded && !observer_)
@@ -63,7 +72,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   }
   LinearArgs o{};
   o.x = attended_.data();
-  o.n = args.n_out;
+  o.n = n_out;
   o.w = args.o;
   o.add = true;
   o.out = args.out;
@@ -73,10 +82,11 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
 
 // Rotates queries in place and writes the new latent rows. Angles are computed in double: at position 100,000 a float
 // angle would be off by 0.004.
-void CpuBackend::append_to_cache(const MlaArgs& args, float* q, const float* ckv) {
+void CpuBackend::append_to_cache(const MlaCall& call, float* q, const float* ckv) {
+  const MlaArgs& args = call.args;
   const int64_t rank = args.kv_lora_rank, rope = args.qk_rope_head_dim, head = args.qk_nope_head_dim + rope, width = rank + rope;
-  const auto& slices = *args.slices;
-  for_rows(args.n, args.num_heads * head, [&](int64_t row) {
+  const auto& slices = call.slices;
+  for_rows(call.n, args.num_heads * head, [&](int64_t row) {
     const auto after = std::upper_bound(slices.begin(), slices.end(), row,
                                         [](int64_t r, const AttentionSlice& slice) { return r < slice.row0; });
     const AttentionSlice& slice = *(after - 1);

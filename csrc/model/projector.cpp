@@ -1,0 +1,32 @@
+#include "model/projector.h"
+
+namespace kimi {
+
+void Projector::run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) const {
+  const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge),
+                merged = merge * merge * hidden;
+  Buffer gathered, inner;
+  float* x = backend.room(&gathered, n * hidden);
+  backend.merge_rows({features, grid_h, grid_w, merge, hidden, x});
+  backend.layer_norm(x, weights_.mm_input_norm_weight.floats(), weights_.mm_input_norm_bias.floats(), config_.projector_norm_eps,
+                     n, hidden, x);
+  LinearArgs first{};
+  first.x = x;
+  first.n = blocks;
+  first.w = weights_.mm_1;
+  first.bias = weights_.mm_1_bias.floats();
+  first.activation = Activation::gelu_erf;
+  first.numbers = numbers_;
+  first.out = backend.room(&inner, blocks * merged);
+  backend.linear(first);
+  LinearArgs second{};
+  second.x = first.out;
+  second.n = blocks;
+  second.w = weights_.mm_2;
+  second.bias = weights_.mm_2_bias.floats();
+  second.numbers = numbers_;
+  second.out = out;
+  backend.linear_to_host(second);
+}
+
+}  // namespace kimi

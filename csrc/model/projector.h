@@ -1,0 +1,25 @@
+// The projector: features of neighbouring patches, merged -> embeddings for the decoder.
+#pragma once
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace kimi {
+
+class Projector {
+ public:
+  Projector(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
+      : config_(config), weights_(weights), numbers_(numbers) {}
+
+  // features [grid_h * grid_w, hidden_size] -> out, on the host, [grid_h / merge * grid_w / merge, text_hidden_size]
+  void run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) const;
+
+ private:
+  const VisionConfig& config_;
+  const VisionWeights& weights_;
+  const Numbers numbers_;
+};
+
+}  // namespace kimi

@@ -1,0 +1,120 @@
+// The network over memory that it cannot touch. KIMI_TINY_MODEL and KIMI_TINY_MMPROJ as in engine/test_step.cpp.
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "far_backend.h"
+#include "model/decoder.h"
+#include "model/kv_pages.h"
+#include "model/moonvit.h"
+#include "model/projector.h"
+
+using namespace kimi;
+
+namespace {
+
+std::string path_of(const char* variable) {
+  const char* path = std::getenv(variable);
+  if (!path) FAIL("KIMI_TINY_MODEL and KIMI_TINY_MMPROJ are not set: run tests/sanitize.sh, which writes a tiny model");
+  return path;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Logits of a prompt of ids and embeddings, of which the first page is expanded, then of a token more.
+std::vector<float> run_text(Backend& backend, bool by_layers) {
+  const gguf::File file = gguf::File::open(path_of("KIMI_TINY_MODEL"));
+  TextConfig config = read_text_config(file);
+  WeightStore store;
+  TextWeights weights = load_text_weights(file, &config, &store);
+  place(backend, config, &weights);
+  Decoder decoder(config, weights);
+  const int64_t row = KvRow(KvType::f32, config.kv_lora_rank, config.qk_rope_head_dim).bytes;
+  PageTable table(PagePool::without_budget({KvType::f32, config.num_hidden_layers, row}, 2));
+  table.reserve(0, 150);
+
+  std::vector<int32_t> ids(149);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 7 % static_cast<size_t>(config.vocab_size));
+  std::vector<float> embeddings(static_cast<size_t>(10 * config.hidden_size));
+  for (size_t i = 0; i < embeddings.size(); ++i) embeddings[i] = static_cast<float>(i % 13) / 13.0f - 0.5f;
+  std::vector<float> logits(static_cast<size_t>(7 * config.vocab_size));
+  const auto positions = [](int32_t first, int32_t n) {
+    std::vector<int32_t> all(static_cast<size_t>(n));
+    std::iota(all.begin(), all.end(), first);
+    return all;
+  };
+  const auto at = [&](int64_t i) { return logits.data() + i * config.vocab_size; };
+  DecoderPass pass;
+  const auto finish = [&] {
+    while (by_layers && !decoder.advance(backend, &pass)) continue;
+    if (!by_layers) decoder.finish(backend, &pass);
+  };
+  pass.begin();
+  pass.add({table.view(),
+            RowForm::expanded,
+            {{ids.data(), nullptr, 118}, {nullptr, embeddings.data(), 10}},
+            positions(0, 128),
+            {at(0), at(1), at(2), at(3), at(4)}});
+  pass.add({table.view(), RowForm::absorbed, {{ids.data() + 118, nullptr, 21}}, positions(128, 21), {at(5)}});
+  finish();
+  pass.begin();
+  pass.add({table.view(), RowForm::absorbed, {{ids.data(), nullptr, 1}}, positions(149, 1), {at(6)}});
+  finish();
+  return logits;
+}
+
+std::vector<float> run_picture(Backend& backend) {
+  const gguf::File file = gguf::File::open(path_of("KIMI_TINY_MODEL")), mmproj = gguf::File::open(path_of("KIMI_TINY_MMPROJ"));
+  const VisionConfig config = read_vision_config(mmproj, read_text_config(file).hidden_size);
+  WeightStore store;
+  VisionWeights weights = load_vision_weights(mmproj, config, &store);
+  place(backend, &weights);
+  MoonVit vit(config, weights, Numbers::floats);
+  std::vector<uint8_t> values(static_cast<size_t>(56 * 84 * 3));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(i * 31);
+  const Pixels pixels{values.data(), 56, 84};
+  TowerPass pass;
+  vit.begin(backend, pixels, &pass);
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) vit.advance(backend, &pass);
+  const float* features = vit.finish(backend, &pass);
+  std::vector<float> out(static_cast<size_t>(pass.n_patches() / 4 * config.text_hidden_size));
+  Projector(config, weights, Numbers::floats).run(backend, features, pass.grid_h(), pass.grid_w(), out.data());
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("the network gives the same bits over memory that it cannot touch, and gives it back") {
+  FarBackend far;
+  const std::unique_ptr<Backend> near = make_cpu_backend({});
+  CHECK(same_bits(run_text(far, false), run_text(*near, false)));
+  CHECK(same_bits(run_text(far, true), run_text(*near, false)));
+  CHECK(same_bits(run_picture(far), run_picture(*near)));
+  CHECK(far.n_operations() > 50);
+  CHECK(far.n_buffers() == 0);
+}
+
+TEST_CASE("memory of the far backend ends whoever follows a pointer into it") {
+  FarBackend far;
+  const Buffer buffer = far.allocate(64);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    std::signal(SIGSEGV, SIG_DFL);
+    std::signal(SIGBUS, SIG_DFL);
+    static_cast<void>(*static_cast<volatile float*>(buffer.floats()));
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK_FALSE((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}

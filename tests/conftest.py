@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ try:
 except ImportError as error:  # never a reason to skip
     raise pytest.UsageError(f"kimi_vl_cpp._core cannot be imported ({error}): build it with `pip install .`") from error
 
+import fake_core  # noqa: E402
+
+from kimi_vl_cpp import KimiVL  # noqa: E402
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model  # noqa: E402
 
 # No example is timed: machines are slow and busy.
@@ -52,6 +55,19 @@ def isa(request: pytest.FixtureRequest) -> str:
     if request.param not in supported:
         pytest.skip(f"this processor has no {request.param}")
     return str(request.param)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Models of this test have the fake core; what it says and what was asked of it."""
+    return fake_core.install(monkeypatch)
+
+
+@pytest.fixture
+def model(script: Any) -> Iterator[KimiVL]:
+    """An Instruct model with the fake core."""
+    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import json
 
-import fake_core
 import numpy as np
 import pytest
 
 from kimi_vl_cpp.chat.conversation import Conversation
 from kimi_vl_cpp.errors import BadRequest, ContextFull
 from kimi_vl_cpp.model import KimiVL
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
 
 
 def picture(seed: int = 0) -> np.ndarray:

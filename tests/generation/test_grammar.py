@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import fake_core
 import pytest
 
 from kimi_vl_cpp.errors import BadRequest, Unsupported
@@ -30,11 +29,6 @@ PERSON = {
 def real():
     with KimiVL.builtin(n_ctx=1024) as loaded:
         yield loaded
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
 
 
 @pytest.fixture

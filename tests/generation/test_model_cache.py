@@ -11,17 +11,6 @@ from kimi_vl_cpp import BadRequest, KimiVL
 LONG = [{"role": "user", "content": "word " * 60}]
 
 
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
-
-
 def test_figures_are_those_of_what_was_asked(script, model):
     before = model.cache.info()
     assert (before.pages, before.bytes, before.pictures) == (0, 0, 0) and before.budget >= 9 * fake_core.PAGE_BYTES

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import fake_core
 import numpy as np
 import pytest
 
 from kimi_vl_cpp import BadRequest, KimiVL
 from kimi_vl_cpp.generation.several import answer_seed, normalized
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
 
 
 def test_each_of_several_answers_is_the_one_that_its_seed_gives_alone(script, model):

@@ -18,11 +18,6 @@ END = 256 + fake_core.SPECIAL.index("<|im_end|>")
 
 
 @pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
 def model(script):
     with KimiVL("fake-Instruct.gguf", n_ctx=2048) as loaded:
         yield loaded

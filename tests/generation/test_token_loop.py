@@ -18,17 +18,6 @@ from kimi_vl_cpp.text.stop_strings import StopMatcher
 
 
 @pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
-
-
-@pytest.fixture
 def thinker(script):
     script.metadata = {"general.name": "Kimi VL Fake Thinking"}
     with KimiVL("fake-Thinking.gguf", n_ctx=1024) as loaded:

@@ -6,28 +6,15 @@ import base64
 import io
 import json
 
-import fake_core
 import numpy as np
 import pytest
 from PIL import Image
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError, Unsupported
-from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.openai.messages import translate_messages
 from kimi_vl_cpp.openai.options import read_options
 
 HI = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
 
 
 def png(seed: int = 0) -> bytes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 
-import fake_core
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError
 from kimi_vl_cpp.generation.several import answer_seed
-from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.openai.fields import whole
 from kimi_vl_cpp.openai.messages import translate_messages
 from kimi_vl_cpp.openai.options import read_options
@@ -31,17 +29,6 @@ NAMES = (
     "thinking_budget enable_thinking reasoning chat_template_kwargs response_format tool_choice "
     "continue_final_message return_token_ids answer_reserve xyz"
 ).split()
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
-
-
-@pytest.fixture
-def model(script):
-    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as loaded:
-        yield loaded
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))

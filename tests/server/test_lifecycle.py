@@ -14,7 +14,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import fake_core
 import httpx
 import pytest
 from server_support import HI, RunningServer, events_of, text_of, with_picture
@@ -24,11 +23,6 @@ from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.server.runs import Run
 from kimi_vl_cpp.server.serving import open_socket
 from kimi_vl_cpp.server.settings import Settings
-
-
-@pytest.fixture
-def script(monkeypatch):
-    return fake_core.install(monkeypatch)
 
 
 @pytest.fixture

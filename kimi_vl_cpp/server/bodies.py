@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -48,6 +49,11 @@ async def _read(request: Request) -> bytes:
         raise Refused(411, "the request has no body: send JSON with its Content-Length", "request.length")
     if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(int(length), limit)
+    return await read_bytes(request, limit, lambda got: _too_large(got, limit))
+
+
+async def read_bytes(request: Request, limit: int, too_large: Callable[[int], Exception]) -> bytes:
+    """The body of a request as it comes. Raises too_large(bytes so far), and Refused 408 when it stops coming."""
     parts: list[bytes] = []
     total = 0
     stream = request.stream()
@@ -60,7 +66,7 @@ async def _read(request: Request) -> bytes:
             break
         total += len(part)
         if total > limit:
-            raise _too_large(total, limit)
+            raise too_large(total)
         parts.append(part)
     return b"".join(parts)
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import BadRequest
+from .bodies import read_bytes
 from .render import MAX_TEXT, Block, render
 
 SECURITY_HEADERS = {
@@ -103,7 +104,7 @@ def _render_endpoint() -> Callable[[Request], Awaitable[Response]]:
     async def send(request: Request) -> Response:
         if not limiter:
             limiter.append(anyio.CapacityLimiter(_RENDERERS))
-        body = await _read(request)
+        body = await read_bytes(request, _MAX_BODY, _too_large)
         answer = await anyio.to_thread.run_sync(_rendered, body, limiter=limiter[0])
         return Response(
             answer, media_type="application/json", headers={"Cache-Control": "no-store", **SECURITY_HEADERS}
@@ -112,13 +113,8 @@ def _render_endpoint() -> Callable[[Request], Awaitable[Response]]:
     return send
 
 
-async def _read(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MAX_BODY:
-            raise BadRequest(f"body: more than {_MAX_BODY} bytes: send the text in parts", code="request.text_too_long")
-    return bytes(body)
+def _too_large(_got: int) -> BadRequest:
+    return BadRequest(f"body: more than {_MAX_BODY} bytes: send the text in parts", code="request.text_too_long")
 
 
 def _rendered(body: bytes) -> bytes:

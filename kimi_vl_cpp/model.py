@@ -47,6 +47,7 @@ from .types import Progress, Response, SamplingDefaults
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
+    from .generation.tools import ToolUse
     from .media.processor import ImageInput, LimitedImage
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
@@ -355,17 +356,25 @@ class KimiVL(NotPicklable):
         progress: Progress | None = None,
         started: float | None = None,
         continue_final: bool = False,
+        tools: ToolUse | None = None,
         **sampling_options: Unpack[SamplingOptions],
     ) -> PieceStream:
         """Checks a whole conversation (see prompt.build_prompt; images by index) and returns its answer's stream.
 
         What `chat` and `create_chat_completion` are made of. started: the time.perf_counter() from which first_token_s
-        counts. continue_final: the answer continues the last message, an assistant's. Raises like `chat`.
+        counts. continue_final: the answer continues the last message, an assistant's. tools: the functions that the
+        answer may call. Raises like `chat`.
         """
         started = time.perf_counter() if started is None else started
         options = dict(sampling_options)
         request = build_request(
-            self.loaded, messages, images, options=options, started=started, continue_final=continue_final
+            self.loaded,
+            messages,
+            images,
+            options=options,
+            started=started,
+            continue_final=continue_final,
+            tools=tools,
         )
         return self._stream(request, progress)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import BadRequest, KimiVLError, Unsupported
 from ..text.thinking import CLOSING, OPENING, ThinkingSplitter
 from ..types import Reasoning
+from .tools import Tool, ToolUse, reply_rules
 
 if TYPE_CHECKING:
     import llguidance
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS = 256 << 10
 _WHITE_SPACE = r"[ \n\t\r]{0,20}"
-_REPLY = """start: {begin}WS? @answer
-thought: "{opening}" body
+_REPLY = """start: {begin}{reply}thought: "{opening}" body
 body[suffix="{closing}"]: /(?s:.*)/
 WS: /[ \\t\\r\\n]{{1,8}}/
 """
@@ -52,9 +52,16 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._prepared: llguidance.LLTokenizer | None = None
 
-    def matcher(self, source: GrammarSource, reasoning: Reasoning = "no", begun: str = "") -> GrammarMatcher:
-        """What follows the tokens of one reply. reasoning: whether one may come before the answer. begun: the beginning
-        of the reply that is there already.
+    def matcher(
+        self,
+        source: GrammarSource | None,
+        reasoning: Reasoning = "no",
+        begun: str = "",
+        tools: ToolUse | None = None,
+    ) -> GrammarMatcher:
+        """What follows the tokens of one reply. source: what its text follows, None for any text. reasoning: whether
+        one may come before the answer. begun: the beginning of the reply that is there already. tools: the functions
+        that it may call.
 
         Raises BadRequest (code "request.grammar") for a grammar that cannot be compiled, or that `begun` does not fit;
         Unsupported (code "grammar.not_installed") without llguidance.
@@ -63,19 +70,24 @@ class GrammarCompiler:
         import llguidance
 
         begin, fixed = _beginning(reasoning, begun)
-        answer = _grammar_of(source)
-        text = answer
-        if begin is not None:
-            reply = _REPLY.format(begin=begin, opening=OPENING, closing=CLOSING)
-            named = _as_json(answer)
-            named["name"] = "answer"
-            text = json.dumps({"grammars": [{"lark_grammar": reply}, named]})
+        text = "" if source is None else _grammar_of(source)
+        if begin is not None or tools is not None:
+            named = [] if source is None else [{**_as_json(text), "name": "answer"}]
+            reply = "WS? @answer\n" if tools is None else f"reply\n{reply_rules(tools, follows_grammar=bool(named))}"
+            rules = _REPLY.format(begin=begin or "", reply=reply, opening=OPENING, closing=CLOSING)
+            for index, tool in enumerate(() if tools is None else tools.callable):
+                named.append({**_as_json(_grammar_of(_arguments(tool))), "name": f"arguments_{index}"})
+            text = json.dumps({"grammars": [{"lark_grammar": rules}, *named]})
         matcher = llguidance.LLMatcher(prepared, text, log_level=0)
         if matcher.is_error():
-            raise _bad(source, f"cannot be compiled: {matcher.get_error().strip()[:500]}")
+            for tool in () if tools is None else tools.callable:
+                self.matcher(_arguments(tool))  # its own error, where it is the cause
+            raise _bad(source or GrammarSource("lark", "", "tools"), _why_not(matcher))
         ids = self._tokenizer.encode(fixed)
         if matcher.try_consume_tokens(ids) < len(ids):
-            raise _bad(source, "the message that is to be continued does not fit it")
+            raise _bad(
+                source or GrammarSource("lark", "", "tools"), "the message that is to be continued does not fit it"
+            )
         return GrammarMatcher(matcher, self._n_vocab)
 
     def _prepare(self) -> llguidance.LLTokenizer:
@@ -147,6 +159,14 @@ def _beginning(reasoning: Reasoning, begun: str) -> tuple[str | None, str]:
     if splitter.thinking:
         return "body ", ""
     return None, begun.rpartition(CLOSING)[2].lstrip()
+
+
+def _arguments(tool: Tool) -> GrammarSource:
+    return GrammarSource("json_schema", tool.parameters, tool.field)
+
+
+def _why_not(matcher: llguidance.LLMatcher) -> str:
+    return f"cannot be compiled: {matcher.get_error().strip()[:500]}"
 
 
 def _grammar_of(source: GrammarSource) -> str:

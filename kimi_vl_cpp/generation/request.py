@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
     from ..types import Reasoning
     from .loaded import LoadedModel
+    from .tools import ToolUse
 
 _LISTED = 8  # pictures named one by one in a message
 
@@ -47,22 +48,28 @@ def build_request(
     started: float,
     answers: Mapping[int, Sequence[int]] | None = None,
     continue_final: bool = False,
+    tools: ToolUse | None = None,
 ) -> Request:
-    """Checks a request and spells its prompt.
+    """Checks a request and writes its prompt.
 
     images: what the messages' image parts count through. answers: assistant turn (0 is the first) -> the token ids it
     was given in, used instead of its text, which would not always be cut into the same tokens again. continue_final:
-    the answer continues the last message, an assistant's.
+    the answer continues the last message, an assistant's. tools: the functions that the answer may call.
 
     Raises BadRequest, BadImage, ContextFull.
     """
     model.gate.check()
     n_ctx = model.n_ctx
     params = sampling.resolve(model.defaults, **options)
+    if tools is not None and continue_final:
+        raise BadRequest("tools: a message that is continued cannot call functions: leave tools out", "request.tools")
     tokenizer = model.tokenizer
     reasoning = REASONING[model.variant]
     opening = NO_THINKING if params.thinking_budget == 0 and reasoning != "no" and not continue_final else ""
-    prompt = build_prompt(tokenizer, messages, continue_final=continue_final, opening=opening)
+    instructions = "" if tools is None else tools.instructions
+    prompt = build_prompt(
+        tokenizer, messages, continue_final=continue_final, opening=opening, instructions=instructions
+    )
     parts = splice_answers(tokenizer, prompt, answers or {})
     if images:
         model.require_vision()
@@ -93,6 +100,7 @@ def build_request(
         reasoning=reasoning,
         begun=_text_of(messages[-1]) if continue_final else opening,
         may_reason=not opening,
+        tools=tools,
     )
 
 
@@ -137,18 +145,19 @@ def _finish_request(
     *,
     length_given: bool,
     may_reason: bool = False,
+    tools: ToolUse | None = None,
     **fields: Any,
 ) -> Request:
     """The request of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
     tokenizer, n_ctx = model.tokenizer, model.n_ctx
     check_ids("logit_bias", (token for token, _ in params.logit_bias), model.n_vocab)
     check_ids("stop_token_ids", params.stop_token_ids, model.n_vocab)
-    if params.grammar is not None:
+    if params.grammar is not None or tools is not None:
         if params.min_tokens:
             raise BadRequest("min_tokens: a grammar says where the answer ends: leave it out", "request.min_tokens")
         begun = fields.get("begun", "") if may_reason else ""
         reasoning: Reasoning = fields["reasoning"] if may_reason else "no"
-        fields["grammar"] = model.grammars.matcher(params.grammar, reasoning, begun)
+        fields["grammar"] = model.grammars.matcher(params.grammar, reasoning, begun, tools)
     n_prompt = n_positions(items)
     notices = fields.pop("notices", [])
     if n_ctx - n_prompt < params.max_new_tokens < sampling.MAX_NEW_TOKENS and length_given:

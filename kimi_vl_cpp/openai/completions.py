@@ -9,21 +9,12 @@ from typing import Any
 from ..checks import NotPicklable
 from ..generation.several import answer_seed, read_together
 from ..generation.stream import PieceStream
-from ..types import FinishReason, Piece, Response
+from ..types import Piece, Response
+from .choices import ChoiceChunks, ChoiceStyle, choice_of
 from .messages import translate_messages
-from .options import AnswerOptions, read_options, refuse_unknown
-from .shapes import (
-    TokenBytes,
-    TokenIds,
-    choice_of,
-    first_chunk,
-    last_chunk,
-    logprobs_of,
-    new_id,
-    piece_chunk,
-    usage_of,
-)
-from .types import ChatCompletion, ChatCompletionChunk, ChoiceLogprobs, ChunkChoice
+from .options import read_options, refuse_unknown
+from .shapes import TokenBytes, new_id, usage_of
+from .types import ChatCompletion, ChatCompletionChunk, ChunkChoice
 
 
 class ChatCompletionStream(NotPicklable, Generator[ChatCompletionChunk, None, None]):
@@ -75,7 +66,7 @@ def create(
 ) -> ChatCompletion | ChatCompletionStream:
     """Answers `messages`, a list of {"role", "content"} dicts, with the streams that `start` returns: `KimiVL.start`.
 
-    role: system (developer is the same), user or assistant.
+    role: system (developer is the same), user, assistant, or tool with the result of a call.
     content: a string, or a list of {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or url} and
     {"type": "image", "image": picture} parts, in the order in which the model is to see them. url: a data: URL; with
     allow_local_images also a path or a file: URL. http and https are refused: fetch the picture and pass its bytes.
@@ -83,9 +74,9 @@ def create(
     it continued.
 
     options: max_tokens or max_completion_tokens, temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n,
-    frequency_penalty, presence_penalty, logit_bias, seed, stop, n, logprobs, top_logprobs, reasoning_effort and the
-    other fields of docs/server.md; model is the name that the answer carries. None is the default. Others of OpenAI's
-    options are accepted with values that ask for nothing.
+    frequency_penalty, presence_penalty, logit_bias, seed, stop, n, logprobs, top_logprobs, tools, tool_choice,
+    parallel_tool_calls, reasoning_effort and the other fields of docs/server.md; model is the name that the answer
+    carries. None is the default. Others of OpenAI's options are accepted with values that ask for nothing.
 
     Returns a dict, or with stream=True a generator of chunks. Nothing is computed before its first chunk is asked for,
     but everything is checked here.
@@ -105,55 +96,47 @@ def create(
                 translated.images,
                 started=started,
                 continue_final=translated.continue_final,
+                tools=read.tools,
                 **{**sampling, "seed": seed},
             )
 
     first = begin(sampling.get("seed"))
     streams = [first, *(begin(answer_seed(first.seed, index)) for index in range(1, read.n))]
     head = {"id": new_id(), "created": int(time.time()), "model": read.model or model_name}
+    style = ChoiceStyle(
+        token_bytes,
+        tools=read.tools is not None,
+        logprobs=read.logprobs,
+        token_ids=read.return_token_ids,
+        exclude=read.reasoning.exclude,
+    )
     if read.stream:
-        return ChatCompletionStream(streams, _chunks(streams, head, read, token_bytes))
+        return ChatCompletionStream(streams, _chunks(streams, head, read.include_usage, style))
     responses = read_together(streams)
-    choices = [
-        choice_of(
-            response,
-            index,
-            logprobs=logprobs_of(response.logprobs, token_bytes) if read.logprobs else None,
-            with_ids=read.return_token_ids,
-            exclude=read.reasoning.exclude,
-        )
-        for index, response in enumerate(responses)
-    ]
+    choices = [choice_of(response, index, style) for index, response in enumerate(responses)]
     return {**head, "object": "chat.completion", "choices": choices, "usage": usage_of(responses)}  # type: ignore[return-value]
 
 
 def _chunks(
-    streams: Sequence[PieceStream], head: Mapping[str, Any], options: AnswerOptions, token_bytes: TokenBytes
+    streams: Sequence[PieceStream], head: Mapping[str, Any], include_usage: bool, style: ChoiceStyle
 ) -> Generator[ChatCompletionChunk, None, None]:
     """The chunks of all choices, one after the other."""
 
     def bare(choices: list[ChunkChoice]) -> ChatCompletionChunk:
         return {**head, "object": "chat.completion.chunk", "choices": choices}  # type: ignore[typeddict-item]
 
-    def logprobs(piece: Piece) -> ChoiceLogprobs | None:
-        wanted = options.logprobs and piece.kind == "text"
-        return logprobs_of(piece.logprobs, token_bytes) if wanted else None
-
     responses: list[Response] = []
     for index, stream in enumerate(streams):
         first = next(stream, None)  # before the role: an error is then an error, not half an answer
-        yield bare([first_chunk(index)])
-        ids = TokenIds(options.return_token_ids)
+        chunks = ChoiceChunks(index, style)
+        yield bare([chunks.opening()])
         for piece in _with_first(first, stream):
-            ids.note(piece)
-            if piece.kind == "text" or not options.reasoning.exclude:
-                yield bare([piece_chunk(piece, index, logprobs=logprobs(piece), ids=ids.take())])
+            yield from (bare([choice]) for choice in chunks.piece(piece))
         response = stream.result
         assert response is not None
         responses.append(response)
-        reason: FinishReason = response.finish_reason
-        yield bare([last_chunk(reason, index, ids.rest(response))])
-    if options.include_usage:
+        yield from (bare([choice]) for choice in chunks.end(response))
+    if include_usage:
         yield {**bare([]), "usage": usage_of(responses)}
 
 

@@ -1,14 +1,16 @@
 """OpenAI's messages as those of the chat template, and the pictures in them.
 
 Pictures come as data URLs, as {"type": "image", "image": ...} parts with a picture object, or, only where the caller
-allows it, as paths of local files. Nothing is ever fetched from a network.
+allows it, as paths of local files. Other URLs are for the caller to open: nothing is fetched from a network here.
+
+Calls of functions and their results, for which the template has no form, become text: see text/tool_calls.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import KimiVLError, shown
 from ..media.processor import LimitedImage, is_bare_base64, load_data_url
+from ..text import tool_calls
 from ..text.thinking import CLOSING, OPENING
 from .fields import about, bad, boolean, integer, unsupported
+from .tools import CallHistory
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 """Role of a message -> role in the model's template."""
 MAX_MESSAGES = 10_000
 MAX_PARTS = 10_000
@@ -79,8 +83,16 @@ class Translated:
             raise
 
 
+OpenUrl = Callable[[str], Any]
+"""What stands behind a URL that is not a data: URL, as `KimiVL.chat` takes pictures; None where it is not opened."""
+
+
 def translate_messages(
-    messages: Sequence[Mapping[str, Any]], *, allow_local_images: bool = False, continue_final: bool = False
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    allow_local_images: bool = False,
+    continue_final: bool = False,
+    open_url: OpenUrl = lambda url: None,
 ) -> Translated:
     """Reads the messages of a request. continue_final: the last is to be continued, as its own fields may say too.
 
@@ -91,10 +103,11 @@ def translate_messages(
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise bad("messages", f"got {len(messages)}, expected 1 to {MAX_MESSAGES}")
     result = Translated()
+    reader = _Reader(result.pictures, allow_local_images, open_url)
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
-            raise bad(where, f"got {shown(message)}, expected a dict")
+            raise bad(where, f"got {shown(message)}, expected an object")
         continued = _continued(where, message)
         if continued and index != len(messages) - 1:
             raise bad(f"{where}.{continued}", "only the last message can be continued")
@@ -102,7 +115,12 @@ def translate_messages(
         if final and message.get("role") != "assistant":
             raise bad(where, "is to be continued, but its role is not 'assistant'")
         result.continue_final = final
-        result.messages.append(_message(where, message, result.pictures, allow_local_images, final))
+        read = reader.message(where, message, final)
+        after_result = index and messages[index - 1].get("role") == message.get("role") == "tool"
+        if after_result:  # the results of one message's calls are one turn
+            result.messages[-1]["content"] += read["content"]
+        else:
+            result.messages.append(read)
     return result
 
 
@@ -114,14 +132,88 @@ def _continued(where: str, message: Mapping[str, Any]) -> str:
     return ""
 
 
-def _message(
-    where: str, message: Mapping[str, Any], pictures: list[Picture], allow_local: bool, final: bool
-) -> dict[str, Any]:
-    role = message.get("role")
-    if role in ("tool", "function") or any(message.get(key) for key in ("tool_calls", "tool_call_id", "function_call")):
-        raise unsupported(where, "tool calls are not supported by this model's template", "unsupported.tools")
-    if not isinstance(role, str) or role not in ROLES:
-        raise bad(f"{where}.role", f"got {shown(role)}, expected one of {', '.join(ROLES)}", "request.role")
+@dataclass
+class _Reader:
+    """Reads one message after the other. pictures: those found so far."""
+
+    pictures: list[Picture]
+    allow_local: bool
+    open_url: OpenUrl
+    history: CallHistory = field(default_factory=CallHistory)
+
+    def message(self, where: str, message: Mapping[str, Any], final: bool) -> dict[str, Any]:
+        """One message as the template takes it. final: it is to be continued."""
+        role = message.get("role")
+        if role == "function" or message.get("function_call"):
+            raise unsupported(
+                where, "function_call is out of date: use tool_calls and the role 'tool'", "unsupported.tools"
+            )
+        if not isinstance(role, str) or role not in ROLES:
+            raise bad(f"{where}.role", f"got {shown(role)}, expected one of {', '.join(ROLES)}", "request.role")
+        _check_keys(where, message)
+        content = message.get("content")
+        calls = ""
+        if message.get("tool_calls"):
+            if role != "assistant" or final:
+                raise bad(f"{where}.tool_calls", "expected in a whole message of the assistant's", "request.tool_calls")
+            calls = self.history.calls(f"{where}.tool_calls", message["tool_calls"])
+            content = content or ""
+        read = self._content(f"{where}.content", content)
+        if role == "tool":
+            name = self.history.called(f"{where}.tool_call_id", message.get("tool_call_id"))
+            read = _wrapped(tool_calls.result_opening(name), read, tool_calls.RESULT_CLOSING)
+        elif calls:
+            read = _wrapped("", read, calls)
+        return {"role": ROLES[role], "content": _with_reasoning(where, message, role, read, final)}
+
+    def _content(self, where: str, content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, (list, tuple)):
+            raise bad(where, f"got {shown(content)}, expected a string or a list of parts", "request.content")
+        if len(content) > MAX_PARTS:
+            raise bad(where, f"got {len(content)} parts, expected at most {MAX_PARTS}", "request.content")
+        return [self._part(f"{where}[{index}]", part) for index, part in enumerate(content)]
+
+    def _part(self, where: str, part: Any) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("text", "input_text", "output_text"):
+            text = part.get("text")
+            if not isinstance(text, str):
+                raise bad(f"{where}.text", f"got {shown(text)}, expected a string", "request.content")
+            return {"type": "text", "text": text}
+        if kind in ("image_url", "input_image"):
+            value = part.get("image_url")
+            inner = value if isinstance(value, Mapping) else part
+            url = inner.get("url") if isinstance(value, Mapping) else value
+            place = f"{where}.image_url"
+            if not isinstance(url, str):
+                raise bad(place, f"got {shown(url)} as its url, expected a string", "request.image_url")
+            limit = _max_patches(place, inner)
+            self.pictures.append(Picture(self._from_url(place, url), place, limit))
+        elif kind == "image":
+            image = part.get("image")
+            place = f"{where}.image"
+            if image is None:
+                raise bad(place, "missing, expected a picture", "request.content")
+            if isinstance(image, (str, os.PathLike)):
+                image = self._from_url(place, image)
+            self.pictures.append(Picture(image, place))
+        elif isinstance(kind, str) and kind in _REFUSED_PARTS:
+            raise unsupported(f"{where}.type", f"got {shown(kind)}: {_REFUSED_PARTS[kind]}", "unsupported.part")
+        else:
+            got = shown(part) if kind is None else shown(kind)
+            raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url' or 'image'", "request.content")
+        return {"type": "image", "image": len(self.pictures) - 1}
+
+    def _from_url(self, where: str, url: str | os.PathLike[str]) -> Any:
+        is_data = isinstance(url, str) and url.lstrip()[:5].lower() == "data:"
+        opened = self.open_url(url) if isinstance(url, str) and not is_data else None
+        return _image_from_url(where, url, self.allow_local) if opened is None else opened
+
+
+def _check_keys(where: str, message: Mapping[str, Any]) -> None:
+    """Raises BadRequest for a key that nobody knows."""
     for key, value in message.items():
         if key not in _MESSAGE_KEYS and not _asks_for_nothing(value):
             hint = (
@@ -130,18 +222,12 @@ def _message(
                 else "; leave it out"
             )
             raise bad(f"{where}.{key}", f"not a key of a message{hint}", "request.messages")
-    content = message.get("content")
-    if isinstance(content, str):
-        translated: Any = content
-    elif isinstance(content, (list, tuple)):
-        if len(content) > MAX_PARTS:
-            raise bad(f"{where}.content", f"got {len(content)} parts, expected at most {MAX_PARTS}", "request.content")
-        translated = [
-            _part(f"{where}.content[{index}]", part, pictures, allow_local) for index, part in enumerate(content)
-        ]
-    else:
-        raise bad(f"{where}.content", f"got {shown(content)}, expected a string or a list of parts", "request.content")
-    return {"role": ROLES[role], "content": _with_reasoning(where, message, role, translated, final)}
+
+
+def _wrapped(before: str, content: Any, after: str) -> list[dict[str, Any]]:
+    """Content between two texts, as parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "text", "text": before}, *parts, {"type": "text", "text": after}]
 
 
 def _with_reasoning(where: str, message: Mapping[str, Any], role: str, content: Any, final: bool) -> Any:
@@ -164,38 +250,6 @@ def _with_reasoning(where: str, message: Mapping[str, Any], role: str, content: 
 
 def _asks_for_nothing(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
-
-
-def _part(where: str, part: Any, pictures: list[Picture], allow_local: bool) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("text", "input_text", "output_text"):
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise bad(f"{where}.text", f"got {shown(text)}, expected a string", "request.content")
-        return {"type": "text", "text": text}
-    if kind in ("image_url", "input_image"):
-        value = part.get("image_url")
-        inner = value if isinstance(value, Mapping) else part
-        url = inner.get("url") if isinstance(value, Mapping) else value
-        place = f"{where}.image_url"
-        if not isinstance(url, str):
-            raise bad(place, f"got {shown(url)} as its url, expected a string", "request.image_url")
-        limit = _max_patches(place, inner)
-        pictures.append(Picture(_image_from_url(place, url, allow_local), place, limit))
-    elif kind == "image":
-        image = part.get("image")
-        place = f"{where}.image"
-        if image is None:
-            raise bad(place, "missing, expected a picture", "request.content")
-        if isinstance(image, (str, os.PathLike)):
-            image = _image_from_url(place, image, allow_local)
-        pictures.append(Picture(image, place))
-    elif isinstance(kind, str) and kind in _REFUSED_PARTS:
-        raise unsupported(f"{where}.type", f"got {shown(kind)}: {_REFUSED_PARTS[kind]}", "unsupported.part")
-    else:
-        got = shown(part) if kind is None else shown(kind)
-        raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url' or 'image'", "request.content")
-    return {"type": "image", "image": len(pictures) - 1}
 
 
 def _max_patches(where: str, options: Mapping[str, Any]) -> int | None:

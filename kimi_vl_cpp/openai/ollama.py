@@ -30,10 +30,15 @@ def read_chat(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise bad("messages", f"got {shown(messages)}, expected a list")
-    read = [_message(f"messages[{index}]", mapping(f"messages[{index}]", one)) for index, one in enumerate(messages)]
-    if body.get("tools"):
-        raise unsupported("tools", "tool calls are not supported by this model's template")
-    return _common(body, read)
+    calls: list[tuple[str, str]] = []
+    read = []
+    for index, one in enumerate(messages):
+        where = f"messages[{index}]"
+        read.append(_with_calls(where, _message(where, mapping(where, one)), one, calls))
+    chat, ignored = _common(body, read)
+    if body.get("tools") is not None:
+        chat["tools"] = body["tools"]
+    return chat, ignored
 
 
 def read_generate(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -60,8 +65,32 @@ def _message(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
         translated["content"] = [*pictures, {"type": "text", "text": content}]
     if message.get("thinking"):
         translated["reasoning_content"] = message["thinking"]
-    if message.get("tool_calls"):
-        translated["tool_calls"] = message["tool_calls"]
+    return translated
+
+
+def _with_calls(
+    where: str, translated: dict[str, Any], message: Mapping[str, Any], calls: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """A message with its calls, or, of a result, with the id of its call. Calls have no ids here: a result is that of
+    the first call of its tool_name (of any call where it names none) that has no result yet. calls: (id, name) of those
+    without a result."""
+    given = message.get("tool_calls")
+    if given:
+        if not isinstance(given, list):
+            raise bad(f"{where}.tool_calls", f"got {shown(given)}, expected a list of calls")
+        translated["tool_calls"] = []
+        for index, one in enumerate(given):
+            call_id = f"{where}.tool_calls[{index}]"
+            function = mapping(call_id, one).get("function")
+            translated["tool_calls"].append({"id": call_id, "function": function})
+            calls.append((call_id, str(mapping(f"{call_id}.function", function).get("name"))))
+    if message.get("role") == "tool":
+        wanted = message.get("tool_name") or message.get("name")
+        found = next((one for one in calls if wanted in (None, one[1])), None)
+        if found is None:
+            raise bad(f"{where}.tool_name", f"got {shown(wanted)}, but no call of an earlier message waits for it")
+        calls.remove(found)
+        translated["tool_call_id"] = found[0]
     return translated
 
 

@@ -13,21 +13,22 @@ from typing import Any
 from ..errors import BadRequest, shown
 from ..generation import sampling
 from ..generation.budget import default_reserve
+from ..generation.tools import ToolUse
 from .fields import bad, boolean, integer, mapping, number, read, string, unsupported, whole
 from .formats import FIELDS as FORMAT_FIELDS
 from .formats import read_format
 from .reasoning import FIELDS as REASONING_FIELDS
 from .reasoning import NOTHING_SAID, Reasoning, read_reasoning
+from .tools import FIELDS as TOOL_FIELDS
+from .tools import read_tools
 
 MAX_CHOICES = 16
 MAX_MODEL_CHARS = 256
 
 # Options that ask for something that this runtime does not do: accepted with the values that ask for nothing.
 _NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (([],), "leave it out, or give tool_choice 'none'"),
-    "tool_choice": (("none", "auto"), "leave it out"),
-    "functions": (([],), "leave it out"),
-    "function_call": (("none", "auto"), "leave it out"),
+    "functions": (([],), "use tools"),
+    "function_call": (("none", "auto"), "use tool_choice"),
     "modalities": ((["text"],), "leave it out: answers are text"),
     "audio": ((), "leave it out"),
     "web_search_options": ((), "leave it out"),
@@ -36,10 +37,9 @@ _NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "tfs_z": ((1,), "leave it out"),
     "mirostat_mode": ((0,), "leave it out"),
 }
-_TOOLS = ("tools", "tool_choice", "functions", "function_call")
 NO_EFFECT = frozenset(
     "user metadata store service_tier safety_identifier verbosity prediction prompt_cache_key prompt_cache_options "
-    "prompt_cache_retention moderation parallel_tool_calls cache_salt cache_prompt".split()
+    "prompt_cache_retention moderation cache_salt cache_prompt".split()
 )
 """Known options that change nothing here."""
 
@@ -60,9 +60,9 @@ _SAMPLED = {
 class AnswerOptions:
     """The options of one request.
 
-    sampling: those of `KimiVL.chat`. model: the name that the answer is to carry. n: how many answers. logprobs:
-    whether log probabilities are wanted. ignored: the fields that have no effect, unknown: those of them that nobody
-    knows.
+    sampling: those of `KimiVL.chat`. tools: the functions that it may call. model: the name that the answer is to
+    carry. n: how many answers. logprobs: whether log probabilities are wanted. ignored: the fields that have no effect,
+    unknown: those of them that nobody knows.
     """
 
     sampling: dict[str, Any]
@@ -72,6 +72,7 @@ class AnswerOptions:
     n: int = 1
     logprobs: bool = False
     reasoning: Reasoning = NOTHING_SAID
+    tools: ToolUse | None = None
     continue_final: bool = False
     return_token_ids: bool = False
     return_progress: bool = False
@@ -111,6 +112,7 @@ def read_options(fields: Mapping[str, Any]) -> AnswerOptions:
         n=integer("n", given.get("n", 1), 1, MAX_CHOICES),
         logprobs=logprobs,
         reasoning=reasoning,
+        tools=read_tools(given),
         continue_final=boolean("continue_final_message", given.get("continue_final_message", False)),
         return_token_ids=boolean("return_token_ids", given.get("return_token_ids", False)),
         return_progress=boolean("return_progress", given.get("return_progress", False)),
@@ -120,15 +122,12 @@ def read_options(fields: Mapping[str, Any]) -> AnswerOptions:
 
 
 def _refuse_what_is_not_done(given: Mapping[str, Any]) -> None:
-    if given.get("tool_choice") == "none":
-        given = {name: value for name, value in given.items() if name != "tools"}
     for name, (neutral, advice) in _NOT_DONE.items():
         if name not in given:
             continue
         value = given[name]
         if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
-            code = "unsupported.tools" if name in _TOOLS else ""
-            raise unsupported(name, f"got {shown(value)}, which is not supported: {advice}", code)
+            raise unsupported(name, f"got {shown(value)}, which is not supported: {advice}")
 
 
 def _length(given: Mapping[str, Any]) -> int | None:
@@ -232,4 +231,6 @@ _READ = (
     "answer_reserve frequency_penalty presence_penalty seed stop logit_bias stop_token_ids min_tokens ignore_eos "
     "loop_guard"
 ).split()
-_KNOWN = NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))
+_KNOWN = (
+    NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *TOOL_FIELDS, *_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))
+)

@@ -1,56 +1,70 @@
-"""OpenAI's Responses as chat requests, and answers as its objects and events. Stateless: nothing is stored."""
+"""OpenAI's Responses as chat requests. Stateless: nothing is stored."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import KimiVLError, shown
-from ..types import FinishReason, Piece, Response
 from .fields import bad, mapping, string, unsupported
-from .shapes import usage_of
 
 _STATE = ("previous_response_id", "conversation", "background", "prompt")
 _RENAMED = {"max_output_tokens": "max_tokens"}
-_NO_EFFECT = ("store", "metadata", "include", "truncation", "max_tool_calls", "parallel_tool_calls", "tool_choice")
-_OWN = frozenset(("input", "instructions", "text", *_STATE, *_RENAMED, *_NO_EFFECT))
+_NO_EFFECT = ("store", "metadata", "include", "truncation", "max_tool_calls")
+_OWN = frozenset(("input", "instructions", "text", "tools", "tool_choice", *_STATE, *_RENAMED, *_NO_EFFECT))
+_ITEMS = ("message", "reasoning", "function_call", "function_call_output")
 
 
-def read_responses_request(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of the chat request that asks for the same. Raises BadRequest and Unsupported."""
+@dataclass
+class ResponsesRequest:
+    """chat: the body of the chat request that asks for the same. places: its fields -> those of this API."""
+
+    chat: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def own_names(self) -> Iterator[None]:
+        """Errors raised inside name the fields of this API, not those of the chat request."""
+        try:
+            yield
+        except KimiVLError as error:
+            param = error.param or ""
+            for chat_name in sorted(self.places, key=len, reverse=True):
+                if param == chat_name or param.startswith((f"{chat_name}.", f"{chat_name}[")):
+                    error.param = self.places[chat_name] + param[len(chat_name) :]
+                    error.args = (str(error).replace(param, error.param, 1),)
+                    break
+            raise
+
+
+def read_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
+    """The chat request that asks for the same. Raises BadRequest and Unsupported."""
     for name in _STATE:
         if body.get(name):
             raise unsupported(name, "nothing is stored here: send the whole conversation in `input`")
-    chat = {name: value for name, value in body.items() if name not in _OWN}
+    request = ResponsesRequest({name: value for name, value in body.items() if name not in _OWN})
+    chat = request.chat
     for name, chat_name in _RENAMED.items():
         if body.get(name) is not None:
             chat[chat_name] = body[name]
+            request.places[chat_name] = name
     text = body.get("text")
     if text is not None and mapping("text", text).get("format") is not None:
         chat["response_format"] = _format(mapping("text.format", text["format"]))
-    messages = _messages(body.get("input"))
+        request.places |= {"response_format.json_schema": "text.format", "response_format": "text.format"}
+    if body.get("tools") is not None:
+        chat["tools"] = _tools(request, body["tools"])
+    if body.get("tool_choice") is not None:
+        chat["tool_choice"] = _tool_choice(body["tool_choice"])
+        request.places |= {"tool_choice.function": "tool_choice", "tool_choice.allowed_tools": "tool_choice"}
+    chat["messages"] = []
     if body.get("instructions") is not None:
-        messages.insert(0, {"role": "system", "content": string("instructions", body["instructions"])})
-    return {**chat, "messages": messages}
-
-
-_CHAT_NAMES = {"response_format.json_schema": "text.format", "response_format": "text.format", "messages": "input"}
-
-
-@contextmanager
-def own_names() -> Iterator[None]:
-    """Errors raised inside name the fields of this API, not those of the chat request."""
-    try:
-        yield
-    except KimiVLError as error:
-        for chat_name, name in {**_CHAT_NAMES, **{new: old for old, new in _RENAMED.items()}}.items():
-            if (error.param or "").startswith(chat_name):
-                error.args = (str(error).replace(chat_name, name, 1),)
-                error.param = (error.param or "").replace(chat_name, name, 1)
-                break
-        raise
+        chat["messages"].append({"role": "system", "content": string("instructions", body["instructions"])})
+        request.places["messages[0].content"] = "instructions"
+    _Input(request).read(body.get("input"))
+    return request
 
 
 def ignored_fields(body: Mapping[str, Any]) -> list[str]:
@@ -65,163 +79,91 @@ def _format(value: Mapping[str, Any]) -> dict[str, Any]:
     return dict(value)
 
 
-def _messages(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise bad("input", f"got {shown(value)}, expected a text or a list of items")
-    messages: list[dict[str, Any]] = []
-    thought = ""
-    for index, item in enumerate(value):
-        where = f"input[{index}]"
-        kind = mapping(where, item).get("type", "message")
-        if kind == "reasoning":
-            thought += _thought(where, item)
-        elif kind == "message":
-            message = {"role": item.get("role"), "content": item.get("content")}
-            if thought and item.get("role") == "assistant":
-                message["reasoning_content"] = thought
-            thought = ""
-            messages.append(message)
-        else:
-            raise unsupported(f"{where}.type", f"got {shown(kind)}, expected 'message' or 'reasoning'")
-    return messages
+def _tools(request: ResponsesRequest, value: Any) -> Any:
+    """The functions, which are one level higher than in chat requests."""
+    if not isinstance(value, list):
+        return value
+    tools = []
+    for index, tool in enumerate(value):
+        kind = mapping(f"tools[{index}]", tool).get("type")
+        tools.append({"type": kind, "function": {name: one for name, one in tool.items() if name != "type"}})
+        request.places[f"tools[{index}].function"] = f"tools[{index}]"
+    return tools
 
 
-def _thought(where: str, item: Mapping[str, Any]) -> str:
-    parts = item.get("content") or []
-    if not isinstance(parts, list):
-        raise bad(f"{where}.content", f"got {shown(parts)}, expected a list of parts")
-    return "".join(
-        string(f"{where}.content[{index}].text", mapping(f"{where}.content[{index}]", part).get("text"))
-        for index, part in enumerate(parts)
-    )
+def _tool_choice(value: Any) -> Any:
+    """A choice that names functions does so one level higher than in chat requests."""
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("type") == "function":
+        return {"type": "function", "function": {"name": value.get("name")}}
+    if value.get("type") == "allowed_tools":
+        listed = value.get("tools")
+        tools = [{"function": one} for one in listed] if isinstance(listed, list) else listed
+        return {"type": "allowed_tools", "allowed_tools": {"mode": value.get("mode"), "tools": tools}}
+    return value
 
 
-class ResponseWriter:
-    """One answer as a Response, whole or as its events."""
+class _Input:
+    """Reads the items of `input` into the messages of a chat request."""
 
-    def __init__(self, body: Mapping[str, Any], *, answer_id: str, created: int, model: str) -> None:
-        self._head: dict[str, Any] = {
-            "id": answer_id,
-            "object": "response",
-            "created_at": created,
-            "model": model,
-            "error": None,
-            "instructions": body.get("instructions"),
-            "max_output_tokens": body.get("max_output_tokens"),
-            "metadata": body.get("metadata") or {},
-            "parallel_tool_calls": False,
-            "previous_response_id": None,
-            "reasoning": {"effort": _effort(body), "summary": None},
-            "store": False,
-            "temperature": body.get("temperature"),
-            "text": body.get("text") or {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_p": body.get("top_p"),
-            "truncation": "disabled",
-        }
-        self._sequence = 0
-        self._items: list[dict[str, Any]] = []
-        self._open: dict[str, Any] | None = None
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._messages: list[dict[str, Any]] = request.chat["messages"]
+        self._places = request.places
+        self._thought = ""
+        self._open = False  # the last message is the assistant's, and calls that come next belong to it
 
-    def whole(self, response: Response, reason: FinishReason) -> dict[str, Any]:
-        """The finished Response."""
-        if response.thinking:
-            self._items.append(_item("thinking", response.thinking))
-        self._items.append(_item("text", response.text))
-        return self._finished(response, reason)
+    def read(self, value: Any) -> None:
+        """Raises BadRequest and Unsupported."""
+        if isinstance(value, str):
+            self._add("input", {"role": "user", "content": value}, content="input")
+            return
+        if not isinstance(value, list) or not value:
+            raise bad("input", f"got {shown(value)}, expected a string or a list of items")
+        for index, item in enumerate(value):
+            where = f"input[{index}]"
+            kind = mapping(where, item).get("type", "message")
+            if kind not in _ITEMS:
+                raise unsupported(f"{where}.type", f"got {shown(kind)}, expected one of {', '.join(_ITEMS)}")
+            getattr(self, f"_{kind}")(where, item)
 
-    def _finished(self, response: Response, reason: FinishReason) -> dict[str, Any]:
-        cut = reason != "stop"
-        usage = usage_of([response])
-        return {
-            **self._head,
-            "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": self._items,
-            "usage": {
-                "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
-                "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
-                "total_tokens": usage["total_tokens"],
-            },
-        }
+    def _add(self, where: str, message: dict[str, Any], **places: str) -> None:
+        """Adds a message. places: its keys -> the fields that they come from."""
+        chat_place = f"messages[{len(self._messages)}]"
+        self._places[chat_place] = where
+        self._places |= {f"{chat_place}.{key}": place for key, place in places.items()}
+        self._messages.append(message)
+        self._open = message["role"] == "assistant"
 
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        event = {"type": kind, "sequence_number": self._sequence, **fields}
-        self._sequence += 1
-        return event
+    def _message(self, where: str, item: Mapping[str, Any]) -> None:
+        message = {"role": item.get("role"), "content": item.get("content")}
+        if self._thought and item.get("role") == "assistant":
+            message["reasoning_content"] = self._thought
+        self._thought = ""
+        self._add(where, message)
 
-    def opening(self) -> list[dict[str, Any]]:
-        """The events before the first piece."""
-        begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
-        return [self._event("response.created", response=begun), self._event("response.in_progress", response=begun)]
+    def _reasoning(self, where: str, item: Mapping[str, Any]) -> None:
+        parts = item.get("content") or []
+        if not isinstance(parts, list):
+            raise bad(f"{where}.content", f"got {shown(parts)}, expected a list of parts")
+        for index, part in enumerate(parts):
+            place = f"{where}.content[{index}]"
+            self._thought += string(f"{place}.text", mapping(place, part).get("text"))
+        self._open = False
 
-    def piece(self, piece: Piece) -> list[dict[str, Any]]:
-        """The events of one piece."""
-        events: list[dict[str, Any]] = []
-        if self._open is None or self._open["kind"] != piece.kind:
-            events += [*self._close(), *self._begin(piece.kind)]
-        assert self._open is not None
-        self._open["text"] += piece.text
-        name = "reasoning_text" if piece.kind == "thinking" else "output_text"
-        extra: dict[str, Any] = {} if piece.kind == "thinking" else {"logprobs": []}
-        return [*events, self._event(f"response.{name}.delta", **self._place(), delta=piece.text, **extra)]
+    def _function_call(self, where: str, item: Mapping[str, Any]) -> None:
+        if not self._open:
+            message: dict[str, Any] = {"role": "assistant", "content": ""}
+            if self._thought:
+                message["reasoning_content"] = self._thought
+            self._thought = ""
+            self._add(where, message)
+        calls: list[dict[str, Any]] = self._messages[-1].setdefault("tool_calls", [])
+        place = f"messages[{len(self._messages) - 1}].tool_calls[{len(calls)}]"
+        self._places |= {place: where, f"{place}.function": where, f"{place}.id": f"{where}.call_id"}
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        calls.append({"id": item.get("call_id"), "type": "function", "function": function})
 
-    def end(self, response: Response, reason: FinishReason) -> list[dict[str, Any]]:
-        """The events after the last piece."""
-        events = [] if response.text else [*self._close(), *self._begin("text")]
-        events += self._close()
-        finished = self._finished(response, reason)
-        return [*events, self._event(f"response.{finished['status']}", response=finished)]
-
-    def _place(self) -> dict[str, Any]:
-        assert self._open is not None
-        return {"item_id": self._open["id"], "output_index": len(self._items), "content_index": 0}
-
-    def _begin(self, kind: str) -> list[dict[str, Any]]:
-        item = _item(kind, "")
-        self._open = {"kind": kind, "text": "", "id": item["id"]}
-        begun = {**item, "content": [], "status": "in_progress"}
-        return [
-            self._event("response.output_item.added", output_index=len(self._items), item=begun),
-            self._event("response.content_part.added", **self._place(), part=item["content"][0]),
-        ]
-
-    def _close(self) -> list[dict[str, Any]]:
-        if self._open is None:
-            return []
-        kind, text = self._open["kind"], self._open["text"]
-        item = {**_item(kind, text), "id": self._open["id"]}
-        name = "reasoning_text" if kind == "thinking" else "output_text"
-        extra: dict[str, Any] = {} if kind == "thinking" else {"logprobs": []}
-        events = [
-            self._event(f"response.{name}.done", **self._place(), text=text, **extra),
-            self._event("response.content_part.done", **self._place(), part=item["content"][0]),
-            self._event("response.output_item.done", output_index=len(self._items), item=item),
-        ]
-        self._items.append(item)
-        self._open = None
-        return events
-
-
-def _item(kind: str, text: str) -> dict[str, Any]:
-    if kind == "thinking":
-        content = [{"type": "reasoning_text", "text": text}]
-        return {"type": "reasoning", "id": f"rs_{secrets.token_hex(12)}", "summary": [], "content": content}
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    return {
-        "type": "message",
-        "id": f"msg_{secrets.token_hex(12)}",
-        "status": "completed",
-        "role": "assistant",
-        "content": [part],
-    }
-
-
-def _effort(body: Mapping[str, Any]) -> Any:
-    reasoning = body.get("reasoning")
-    return reasoning.get("effort") if isinstance(reasoning, Mapping) else None
+    def _function_call_output(self, where: str, item: Mapping[str, Any]) -> None:
+        message = {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+        self._add(where, message, tool_call_id=f"{where}.call_id", content=f"{where}.output")

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ..types import FinishReason
 
+AnswerReason = FinishReason | Literal["tool_calls"]
+"""Why an answer ended; "tool_calls": by itself, with calls of functions."""
+
+
+class CalledFunction(TypedDict):
+    """arguments: the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a function. The result goes back in a message of the role "tool" with this id as its tool_call_id."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
 
 class ChatMessage(TypedDict, total=False):
-    """An assistant's message. reasoning_content is there only when the model reasoned."""
+    """An assistant's message. reasoning_content is there only when the model reasoned, tool_calls when it calls
+    functions; content is then None where it says nothing else."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
     reasoning_content: str
+    tool_calls: list[ToolCall]
 
 
 class CompletionUsage(TypedDict):
@@ -54,7 +74,7 @@ class Choice(TypedDict, total=False):
     index: int
     message: ChatMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: AnswerReason
     token_ids: list[int]
 
 
@@ -70,13 +90,14 @@ class ChatCompletion(TypedDict):
 
 
 class ChunkChoice(TypedDict, total=False):
-    """A piece of one answer. delta: role in the first chunk, then content or reasoning_content, empty in the last,
-    which has the finish_reason. token_ids only when asked for."""
+    """A piece of one answer. delta: role in the first chunk, then content, reasoning_content or tool_calls (each with
+    its index; id and name in its first piece), empty in the last, which has the finish_reason. token_ids only when
+    asked for."""
 
     index: int
-    delta: ChatMessage
+    delta: dict[str, Any]
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: AnswerReason | None
     token_ids: list[int]
 
 

@@ -8,6 +8,7 @@ endpoints' own.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -179,9 +180,14 @@ class Answer:
 
     # What it says beside the answer
 
+    def ended(self, response: Response) -> Response:
+        """A response whose finish reason is one of OpenAI's: an answer that was ended from outside is "length"."""
+        cancelled = response.finish_reason == "cancelled"
+        return dataclasses.replace(response, finish_reason="length") if cancelled else response
+
     def finish_reason(self, response: Response) -> FinishReason:
-        """Why an answer ended, in OpenAI's words: one that was ended from outside is "length"."""
-        return "length" if response.finish_reason == "cancelled" else response.finish_reason
+        """Why an answer ended, in OpenAI's words."""
+        return self.ended(response).finish_reason
 
     def stop_reason(self, run: Run, response: Response) -> str | None:
         """What ended an answer that neither the model nor max_tokens did."""

@@ -13,10 +13,11 @@ from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp
 
 from ..errors import KimiVLError, shown
+from ..openai.choices import ChoiceChunks, ChoiceStyle, choice_of
 from ..openai.fields import bad, string
 from ..openai.messages import Translated, translate_messages
 from ..openai.options import AnswerOptions, read_options, refuse_unknown
-from ..openai.shapes import TokenIds, choice_of, first_chunk, last_chunk, logprobs_of, new_id, piece_chunk, usage_of
+from ..openai.shapes import new_id, usage_of
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
@@ -102,6 +103,7 @@ def preparer(
             progress=progress,
             started=started,
             continue_final=translated.continue_final,
+            tools=options.tools,
             **{**options.sampling, "seed": seed},
         )
 
@@ -151,7 +153,14 @@ class ChatShapes:
     def __init__(self, answer: Answer, options: AnswerOptions) -> None:
         self._answer = answer
         self._options = options
-        self._token_bytes = answer.state.model.loaded.tokenizer.token_bytes
+        self._style = ChoiceStyle(
+            answer.state.model.loaded.tokenizer.token_bytes,
+            tools=options.tools is not None,
+            logprobs=options.logprobs,
+            token_ids=options.return_token_ids,
+            exclude=options.reasoning.exclude,
+            reasoning_field=answer.state.settings.reasoning_field,
+        )
         engine = answer.engine
         self._head = {
             "id": answer.id,
@@ -159,27 +168,16 @@ class ChatShapes:
             "model": answer.state.names[0],
             "system_fingerprint": engine.fingerprint,
         }
-        self._opened: set[int] = set()
-        self._ids = [TokenIds(options.return_token_ids) for _ in range(answer.n)]
+        self._choices: dict[int, ChoiceChunks] = {}
         self._usage: dict[str, None] = {"usage": None} if options.include_usage else {}
 
     def whole(self, responses: list[Response]) -> dict[str, Any]:
         """The JSON of a completion."""
         answer, options = self._answer, self._options
-        choices: list[dict[str, Any]] = []
-        for run, response in zip(answer.runs, responses, strict=True):
-            choice: dict[str, Any] = dict(
-                choice_of(
-                    response,
-                    run.index,
-                    logprobs=logprobs_of(response.logprobs, self._token_bytes) if options.logprobs else None,
-                    with_ids=options.return_token_ids,
-                    exclude=options.reasoning.exclude,
-                    reasoning_field=answer.state.settings.reasoning_field,
-                )
-            )
-            choice["finish_reason"] = answer.finish_reason(response)
-            choices.append(choice)
+        choices = [
+            choice_of(answer.ended(response), run.index, self._style)
+            for run, response in zip(answer.runs, responses, strict=True)
+        ]
         result: dict[str, Any] = {
             **self._head,
             "object": "chat.completion",
@@ -200,21 +198,14 @@ class ChatShapes:
         """The chunks of one event."""
         if isinstance(happened, ProgressEvent):
             return [self._progress(run, happened)]
-        chunks = [] if run.index in self._opened else [self._opening(run)]
+        chunks = [] if run.index in self._choices else [self._opening(run)]
+        choice = self._choices[run.index]
         if isinstance(happened, Piece):
-            self._ids[run.index].note(happened)
-            if happened.kind == "text" or not self._options.reasoning.exclude:
-                chunks.append(self._chunk(self._piece(run, happened)))
+            chunks += map(self._chunk, choice.piece(happened))
         elif isinstance(happened, Response):
             answer = self._answer
-            reason = answer.finish_reason(happened)
-            chunks.append(
-                {
-                    **self._chunk(last_chunk(reason, run.index, self._ids[run.index].rest(happened))),
-                    "timings": answer.timings(happened, run),
-                    "kimi": answer.kimi(happened, run),
-                }
-            )
+            chunks += map(self._chunk, choice.end(answer.ended(happened)))
+            chunks[-1] |= {"timings": answer.timings(happened, run), "kimi": answer.kimi(happened, run)}
         return chunks
 
     def last(self) -> list[dict[str, Any]]:
@@ -225,22 +216,12 @@ class ChatShapes:
         return [{**self._bare([]), "usage": usage_of(responses)}]
 
     def _opening(self, run: Run) -> dict[str, Any]:
-        first = not self._opened
-        self._opened.add(run.index)
-        chunk = self._chunk(first_chunk(run.index))
+        first = not self._choices
+        choice = self._choices[run.index] = ChoiceChunks(run.index, self._style)
+        chunk = self._chunk(choice.opening())
         if first and self._options.return_token_ids:
             chunk["prompt_token_ids"] = self._prompt_ids(run)
         return chunk
-
-    def _piece(self, run: Run, piece: Piece) -> Any:
-        wanted = self._options.logprobs and piece.kind == "text"
-        return piece_chunk(
-            piece,
-            run.index,
-            reasoning_field=self._answer.state.settings.reasoning_field,
-            logprobs=logprobs_of(piece.logprobs, self._token_bytes) if wanted else None,
-            ids=self._ids[run.index].take(),
-        )
 
     def _progress(self, run: Run, happened: ProgressEvent) -> dict[str, Any]:
         assert run.stream is not None
@@ -271,7 +252,13 @@ async def input_tokens(request: Request) -> HttpResponse:
     def count() -> dict[str, Any]:
         translated = _translate(state, options, body)
         images = open_pictures(model, translated)
-        stream = model.start(translated.messages, images, continue_final=translated.continue_final, **options.sampling)
+        stream = model.start(
+            translated.messages,
+            images,
+            continue_final=translated.continue_final,
+            tools=options.tools,
+            **options.sampling,
+        )
         stream.close()
         return {"object": "response.input_tokens", "input_tokens": stream.n_prompt, "image_tokens": stream.n_image}
 

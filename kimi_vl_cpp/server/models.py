@@ -42,6 +42,7 @@ def _entry(state: State, name: str) -> dict[str, Any]:
         "created": int(path.stat().st_mtime) if path.exists() else int(state.started),
         "owned_by": "kimi-vl-cpp",
         "max_model_len": model.n_ctx,
+        "experimental": ["tools"],
         "architecture": {"input_modalities": modalities, "output_modalities": ["text"]},
         "meta": {
             "n_ctx_train": model.context_length,

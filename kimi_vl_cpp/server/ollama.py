@@ -15,7 +15,9 @@ from starlette.types import ASGIApp
 from ..errors import KimiVLError
 from ..files.variants import REASONING
 from ..openai.ollama import read_chat, read_generate
+from ..openai.said import AnswerReader, Called
 from ..openai.shapes import new_id
+from ..text.tool_calls import CallPiece
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
@@ -37,26 +39,39 @@ def _frame(line: Any) -> bytes:
 FRAMING = Framing("application/x-ndjson", _frame, lambda error: _frame({"error": str(refusal(error))}))
 
 
+Said = Callable[[str, str, list[Called]], dict[str, Any]]
+"""said(text, thought, calls): the part of a line that is about the answer."""
+
+
 async def chat(request: Request) -> ASGIApp:
     """`/api/chat`."""
-    return await _answered(request, read_chat, lambda text, thought: {"message": _message(text, thought)})
+    return await _answered(request, read_chat, _as_message)
 
 
 async def generate(request: Request) -> ASGIApp:
     """`/api/generate`."""
-    return await _answered(
-        request, read_generate, lambda text, thought: {"response": text, **({"thinking": thought} if thought else {})}
-    )
+    return await _answered(request, read_generate, _as_response)
 
 
-def _message(text: str, thought: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text, **({"thinking": thought} if thought else {})}
+def _as_message(text: str, thought: str, calls: list[Called]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thought:
+        message["thinking"] = thought
+    if calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": msgspec.json.decode(call.arguments)}} for call in calls
+        ]
+    return {"message": message}
+
+
+def _as_response(text: str, thought: str, calls: list[Called]) -> dict[str, Any]:
+    return {"response": text, **({"thinking": thought} if thought else {})}
 
 
 async def _answered(
     request: Request,
     read: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]],
-    said: Callable[[str, str], dict[str, Any]],
+    said: Said,
 ) -> ASGIApp:
     try:
         return await _answer(request, read, said)
@@ -70,7 +85,7 @@ async def _answered(
 async def _answer(
     request: Request,
     read: Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]],
-    said: Callable[[str, str], dict[str, Any]],
+    said: Said,
 ) -> ASGIApp:
     state = state_of(request)
     state.check_ready()
@@ -84,29 +99,63 @@ async def _answer(
     answer = Answer(request, new_id(), 1, options.sampling.get("seed"))
     note_ignored(answer, options)
     answer.notices += [f"{field[:100]}: this option has no effect" for field in ignored]
-    started = time.perf_counter()
+    lines = _Lines(answer, name, said, options.tools is not None)
     await answer.start(preparer(state, answer, options, chat_body))
-
-    def line(text: str, thought: str, **fields: Any) -> dict[str, Any]:
-        return {"model": name, "created_at": _now(), **said(text, thought), "done": False, **fields}
-
-    def last(response: Response, text: str = "", thought: str = "") -> dict[str, Any]:
-        reason = answer.finish_reason(response)
-        figures = _figures(state, response, time.perf_counter() - started)
-        return line(text, thought, **{"done": True, "done_reason": reason, **figures})
-
-    def lines(run: Run, happened: Event) -> list[dict[str, Any]]:
-        if isinstance(happened, Piece):
-            thinking = happened.kind == "thinking"
-            return [line("" if thinking else happened.text, happened.text if thinking else "")]
-        return [last(happened)] if isinstance(happened, Response) else []
-
     if streamed:
-        return answer.event_stream(lines, list, FRAMING)
-    return answer.late_json(lambda found: last(found[0], found[0].text, found[0].thinking))
+        return answer.event_stream(lines.of, list, FRAMING)
+    return answer.late_json(lines.whole)
 
 
-def _figures(state: State, response: Response, total_s: float) -> dict[str, int]:
+class _Lines:
+    """The lines of one answer, or the one that holds all of it. A call of a function comes whole."""
+
+    def __init__(self, answer: Answer, name: str, said: Said, tools: bool) -> None:
+        self._answer = answer
+        self._name = name
+        self._said = said
+        self._reader = AnswerReader(tools)
+        self._started = time.perf_counter()
+
+    def of(self, run: Run, happened: Event) -> list[dict[str, Any]]:
+        """The lines of one event."""
+        if isinstance(happened, Piece):
+            if happened.kind == "thinking":
+                return [self._line("", happened.text)]
+            return self._written(self._reader.push(happened.text))
+        if isinstance(happened, Response):
+            return [*self._written(self._reader.flush()), self._last(happened)]
+        return []
+
+    def whole(self, responses: list[Response]) -> dict[str, Any]:
+        """Everything in one line."""
+        pieces = [*self._reader.push(responses[0].text), *self._reader.flush()]
+        n_whole = sum(piece.kind == "end" for piece in pieces)
+        said = self._reader.said
+        return self._last(responses[0], said.content, responses[0].thinking, said.calls[:n_whole])
+
+    def _written(self, pieces: list[CallPiece]) -> list[dict[str, Any]]:
+        calls = self._reader.said.calls
+        n_open = sum(piece.kind == "call" for piece in pieces)
+        lines = []
+        for piece in pieces:
+            if piece.kind == "text":
+                lines.append(self._line(piece.text))
+            elif piece.kind == "call":
+                n_open -= 1
+            elif piece.kind == "end":
+                lines.append(self._line("", "", [calls[len(calls) - 1 - n_open]]))
+        return lines
+
+    def _line(self, text: str = "", thought: str = "", calls: list[Called] | None = None) -> dict[str, Any]:
+        return {"model": self._name, "created_at": _now(), **self._said(text, thought, calls or []), "done": False}
+
+    def _last(self, response: Response, *said: Any) -> dict[str, Any]:
+        figures = _figures(response, time.perf_counter() - self._started)
+        reason = self._answer.finish_reason(response)
+        return {**self._line(*said), "done": True, "done_reason": reason, **figures}
+
+
+def _figures(response: Response, total_s: float) -> dict[str, int]:
     usage, timings = response.usage, response.timings
 
     def ns(seconds: float) -> int:
@@ -173,6 +222,7 @@ async def show(request: Request) -> HttpResponse:
         return json_reply({"error": str(error)}, error.status)
     model = state.model
     capabilities = ["completion", *(["vision"] if model.has_vision else [])]
+    capabilities.append("tools")
     if REASONING[model.variant] != "no":
         capabilities.append("thinking")
     info = {"general.architecture": "kimi-vl", "kimi-vl.context_length": model.n_ctx, "general.name": model.name}

@@ -9,7 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from ..openai.responses import ResponseWriter, ignored_fields, own_names, read_responses_request
+from ..openai.response_writer import ResponseWriter
+from ..openai.responses import ignored_fields, read_responses_request
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
@@ -37,20 +38,22 @@ async def responses(request: Request) -> ASGIApp:
     state = state_of(request)
     state.check_ready()
     body = await read_object(request)
-    chat = read_responses_request(body)
-    with own_names():
-        options = options_of(state, chat)
+    asked = read_responses_request(body)
+    with asked.own_names():
+        options = options_of(state, asked.chat)
     answer = Answer(request, f"resp_{secrets.token_hex(24)}", 1, options.sampling.get("seed"))
     note_ignored(answer, options)
     answer.notices += [f"{name}: this field has no effect" for name in ignored_fields(body)]
-    writer = ResponseWriter(body, answer_id=answer.id, created=answer.created, model=state.names[0])
-    with own_names():
-        await answer.start(preparer(state, answer, options, chat))
+    writer = ResponseWriter(
+        body, answer_id=answer.id, created=answer.created, model=state.names[0], tools=options.tools is not None
+    )
+    with asked.own_names():
+        await answer.start(preparer(state, answer, options, asked.chat))
 
     def whole(found: list[Response]) -> dict[str, Any]:
         run = answer.runs[0]
         extra = {"timings": answer.timings(found[0], run), "kimi": answer.kimi(found[0], run)}
-        return {**writer.whole(found[0], answer.finish_reason(found[0])), **extra}
+        return {**writer.whole(answer.ended(found[0])), **extra}
 
     opened = False
 
@@ -61,7 +64,7 @@ async def responses(request: Request) -> ASGIApp:
         if isinstance(happened, Piece):
             return [*before, *writer.piece(happened)]
         if isinstance(happened, Response):
-            return [*before, *writer.end(happened, answer.finish_reason(happened))]
+            return [*before, *writer.end(answer.ended(happened))]
         return before
 
     if options.stream:

@@ -37,13 +37,14 @@ def build_prompt(
     *,
     continue_final: bool = False,
     opening: str = "",
+    instructions: str = "",
 ) -> list[Part]:
     """The prompt of a conversation.
 
     The tokenizer's default system message goes first unless the first message is a system message. Text is encoded with
     special tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's
     answer, and with `opening`, text that the answer begins with. continue_final: the last message, an assistant's, is
-    left open instead, so that the answer continues it.
+    left open instead, so that the answer continues it. instructions: text for the end of the first system message.
 
     Raises BadRequest "request.messages" that names messages[i].content[j]; BadModelFile when a picture is asked for and
     the vocabulary has no media tokens.
@@ -60,9 +61,12 @@ def build_prompt(
         role = message.get("role")
         if not isinstance(role, str) or role not in writer.role_ids:
             _bad(f"{where}.role", f"got {shown(role)}, expected 'system', 'user' or 'assistant'")
-        if i == 0 and role != "system" and tokenizer.default_system is not None:
-            writer.message("system", [tokenizer.default_system])
-        writer.message(role, _content(message.get("content"), f"{where}.content"))
+        content = _content(message.get("content"), f"{where}.content")
+        if i == 0 and role == "system" and instructions:
+            content[-1] = _joined(str(content[-1]), instructions)
+        elif i == 0 and role != "system" and (tokenizer.default_system is not None or instructions):
+            writer.message("system", [_joined(tokenizer.default_system or "", instructions)])
+        writer.message(role, content)
     if continue_final:
         if messages[-1].get("role") != "assistant":
             _bad(f"messages[{len(messages) - 1}]", "is to be continued, but its role is not 'assistant'")
@@ -71,6 +75,10 @@ def build_prompt(
         writer.begin("assistant")
         writer.text(opening)
     return writer.parts
+
+
+def _joined(*texts: str) -> str:
+    return "\n\n".join(filter(None, texts))
 
 
 def _content(content: object, where: str) -> list[str | ImagePart]:

@@ -137,7 +137,7 @@ def test_neutral_options_of_the_api_are_accepted(model):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("tools", [{"type": "function"}]),
+        ("functions", [{"name": "f"}]),
         ("audio", {"voice": "x"}),
         ("modalities", ["audio"]),
     ],
@@ -219,9 +219,9 @@ def test_bad_messages_are_request_errors(model, messages):
 
 @pytest.mark.parametrize(
     "message",
-    [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
+    [{"role": "function", "content": "x"}, {"role": "assistant", "content": "x", "function_call": {"name": "f"}}],
 )
-def test_tool_messages_are_unsupported(message):
+def test_the_old_form_of_calls_is_unsupported(message):
     with pytest.raises(Unsupported) as caught:
         translate_messages([message])
     assert caught.value.code == "unsupported.tools"

@@ -58,7 +58,7 @@ def test_any_messages_are_read_or_refused_by_place(value):
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"reasoning_effort": "none", "enable_thinking": True}, "enable_thinking"),
         ({"thinking_budget": 3, "thinking_token_budget": 4}, "thinking_budget"),
-        ({"tools": [{}]}, "tools"),
+        ({"tools": [{}]}, "tools[0].function"),
         ({"stop": ["a", ""]}, "stop"),
         ({"seed": 2**64}, "seed"),
     ],

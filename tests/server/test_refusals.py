@@ -52,7 +52,8 @@ def refused(response, status, code):
         ({"messages": []}, "messages", "request.messages"),
         ({}, "messages", "request.messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "request.content"),
-        ({"messages": HI, "tools": [{}]}, "tools", "unsupported.tools"),
+        ({"messages": HI, "tools": [{}]}, "tools[0].function", "request.tools"),
+        ({"messages": HI, "functions": [{}]}, "functions", "unsupported.functions"),
         (
             {"messages": HI, "response_format": {"type": "xml"}},
             "response_format.type",

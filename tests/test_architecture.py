@@ -21,6 +21,7 @@ ALLOWED = {
     "gguf": {"gguf", "quant", "base"},
     "backend": {"backend", "quant", "base"},
     "backend/absent": {"backend", "base"},
+    "backend/cuda": {"backend", "backend/cuda", "quant", "base"},
     "backend/cpu": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
     "backend/cpu/ops": {"backend", "backend/cpu", "backend/cpu/ops", "backend/cpu/kernels", "quant", "base"},
     "backend/cpu/kernels": {"backend", "backend/cpu/kernels", "quant", "base"},

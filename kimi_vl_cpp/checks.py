@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -45,6 +46,13 @@ def check_text(name: str, value: Any) -> str:
     """`value` if it is a str, else BadRequest."""
     if not isinstance(value, str):
         raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a string", f"request.{name}")
+    return value
+
+
+def check_choice(name: str, value: Any, allowed: Collection[str]) -> str:
+    """`value` if it is one of the allowed strings, else BadRequest."""
+    if not isinstance(value, str) or value not in allowed:
+        raise BadRequest(f"{name}: got {shown(value)}, expected one of {', '.join(allowed)}", f"request.{name}")
     return value
 
 

@@ -80,6 +80,7 @@ class KimiVL(NotPicklable):
         image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
         kv_memory: int | None = None,
         max_parallel: int = DEFAULT_MAX_PARALLEL,
+        speculate: Literal["auto", "off"] = "auto",
         memory_check: bool = True,
         progress: Progress | None = None,
     ) -> None:
@@ -103,6 +104,8 @@ class KimiVL(NotPicklable):
         kv_memory: bytes that the KV cache of all requests and conversations may take, those of the past included. None:
             a quarter of what is free after loading, at least one context. What does not fit waits.
         max_parallel: answers that are decoded together; more take turns.
+        speculate: "auto" drafts tokens that have followed the same ones earlier in the prompt or the answer, where that
+            pays (tables, JSON, edits of a text); the answer is the same, it comes sooner. "off": never.
         memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit) instead of
             letting it crawl.
         progress: called as progress(stage, done, total) by this and every later call, see `types.Progress`.
@@ -119,6 +122,7 @@ class KimiVL(NotPicklable):
             image_cache_bytes=image_cache_bytes,
             kv_memory=kv_memory,
             max_parallel=max_parallel,
+            speculate=speculate,
             memory_check=memory_check,
         )
         self.loaded = load(path, mmproj, options, progress)

@@ -66,7 +66,8 @@ class Usage:
     prompt_tokens: positions of the prompt, pictures included. completion_tokens: tokens produced, without the
     end-of-turn token. image_tokens: positions of the prompt that are pictures. cached_tokens: positions at the start of
     the prompt that were still in the KV cache from an earlier call and were not computed again. reasoning_tokens: those
-    of completion_tokens up to the end of the reasoning, its marks included.
+    of completion_tokens up to the end of the reasoning, its marks included. drafted_tokens: tokens that were guessed
+    from what had followed the same ones before. accepted_tokens: those of them that the model then chose.
     """
 
     prompt_tokens: int = 0
@@ -74,6 +75,8 @@ class Usage:
     image_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

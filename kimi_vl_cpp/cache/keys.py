@@ -151,6 +151,14 @@ class Positions:
         self._values[len(self._tags) :] = array("i", [token])
         self._tags.append(_ANSWER)
 
+    def tokens(self, first: int) -> list[int]:
+        """The token ids from position `first` on, -1 at the positions of pictures."""
+        ids = self._values[first:].tolist()
+        for start, picture in self._pictures_between(first, len(self)):
+            for position in range(max(start, first), start + picture.n_tokens):
+                ids[position - first] = -1
+        return ids
+
     def cut(self, n: int) -> None:
         """Forgets what comes after the first n positions, which are tokens."""
         del self._tags[n:], self._values[n:]

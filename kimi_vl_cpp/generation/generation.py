@@ -156,6 +156,8 @@ class Generation:
                 image_tokens=request.n_image,
                 cached_tokens=n_cached,
                 reasoning_tokens=self._n_reasoning,
+                drafted_tokens=job.n_drafted,
+                accepted_tokens=job.n_accepted,
             ),
             timings=Timings(
                 load_s=self.host.load_s,

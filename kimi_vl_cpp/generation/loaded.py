@@ -14,7 +14,7 @@ from typing import Protocol
 from .. import _core
 from ..cache.images import ImageCache
 from ..cache.keys import root_key
-from ..checks import check_int, check_text
+from ..checks import check_choice, check_int, check_text
 from ..errors import BadRequest, OutOfMemory
 from ..files import model_files
 from ..files.model_files import ModelFiles
@@ -55,6 +55,7 @@ class LoadOptions:
     image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES
     kv_memory: int | None = None
     max_parallel: int = DEFAULT_MAX_PARALLEL
+    speculate: str = "auto"
     memory_check: bool = True
 
     def check(self) -> None:
@@ -72,6 +73,7 @@ class LoadOptions:
         if self.kv_memory is not None:
             check_int("kv_memory", self.kv_memory, 1, 1 << 62)
         check_int("max_parallel", self.max_parallel, 1, 1024)
+        check_choice("speculate", self.speculate, ("auto", "off"))
 
 
 @dataclass(kw_only=True)
@@ -182,7 +184,15 @@ def load(
         def new_session() -> _core.Session:
             return _core.Session(engine, n_ctx, options.kv_type, pool)
 
-        conductor = Conductor(engine, gate, pool, images, new_session, max_parallel=options.max_parallel)
+        conductor = Conductor(
+            engine,
+            gate,
+            pool,
+            images,
+            new_session,
+            max_parallel=options.max_parallel,
+            drafts=options.speculate == "auto",
+        )
         loaded = LoadedModel(
             files=files,
             kv_type=options.kv_type,

@@ -42,11 +42,12 @@ class Conductor:
         new_session: Callable[[], Session],
         *,
         max_parallel: int = 16,
+        drafts: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.gate = gate
         self.index = PrefixIndex(pool)
-        self._turns = Turns(engine, self.index, features, new_session, max_parallel, clock)
+        self._turns = Turns(engine, self.index, features, new_session, max_parallel, clock, drafts=drafts)
         self._driver = 0  # the thread that drives
         self._has_own_thread = False
         self._work: SimpleQueue[None] = SimpleQueue()  # wakes `drive`

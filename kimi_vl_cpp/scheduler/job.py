@@ -10,7 +10,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from .._core import PAGE_POSITIONS
 from ..cache.keys import Positions
+from .drafts import MAX_DRAFT, Drafter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,11 +85,13 @@ class Job:
         self.n_done_with = 0  # tokens after which the reader has come back
         self.n_cached: int | None = None  # positions that were held when it began
         self.encode_s = self.prefill_s = self.decode_s = 0.0
+        self.n_drafted = self.n_accepted = 0  # tokens that were drafted, and those of them that came
         self.events: deque[tuple[str, int, int]] = deque()  # for its progress callback
         self._bell: SimpleQueue[None] = SimpleQueue()
         self.reader_waits = False
         # The conductor's own
         self.forced: deque[int] = deque()  # tokens that come next, whatever is chosen
+        self.drafter = Drafter()
         self.given_s = 0.0  # when it got its last token, by time.perf_counter
         self.number = 0  # in the order of arrival
         self.holding: Holding | None = None
@@ -124,6 +128,16 @@ class Job:
     def core_sampler(self) -> Sampler | None:
         """What the core samples its next token with; None: it is chosen or forced here."""
         return None if self.forced else self.chooser.core_sampler
+
+    @property
+    def most_drafts(self) -> int:
+        """Tokens that may be drafted beyond the next one: where they are sampled in the core, none that the reader
+        would not take, and none that would take another page."""
+        if self.core_sampler is None or self.holding is None:
+            return 0
+        n_ahead = len(self.tokens) - self.n_done_with
+        n_wanted = min(self.max_ahead - n_ahead, self.max_new_tokens - len(self.tokens))
+        return max(min(n_wanted - 1, MAX_DRAFT, PAGE_POSITIONS - 1 - self.holding.n_past % PAGE_POSITIONS), 0)
 
     @property
     def awaits_its_reader(self) -> bool:

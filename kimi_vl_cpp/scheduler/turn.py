@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.index import PrefixIndex
 from ..errors import OutOfMemory
+from .drafts import MAX_ANSWERS, Drafter, DraftLength
 from .job import Job
 from .room import Room
 from .tasks import Features, Tasks
@@ -28,7 +29,8 @@ _TASK_SHARE = 3  # seconds of prompts and pictures for each second of decoding, 
 
 
 class Turns:
-    """The jobs of one engine. max_parallel: answers that are decoded in one step."""
+    """The jobs of one engine. max_parallel: answers that are decoded in one step. drafts: whether tokens are drafted
+    that have followed the same ones before."""
 
     def __init__(
         self,
@@ -38,6 +40,8 @@ class Turns:
         new_session: Callable[[], Session],
         max_parallel: int = 16,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        drafts: bool = True,
     ) -> None:
         self.index = index
         self.jobs: list[Job] = []  # in the order of arrival
@@ -45,6 +49,7 @@ class Turns:
         self._engine = engine
         self._clock = clock
         self._max_parallel = max_parallel
+        self._draft_length = DraftLength() if drafts else None
         self._tasks = Tasks(engine, features, clock)
         self._room = Room(index, self._tasks, new_session)
         self._n_turns = self._n_arrived = 0
@@ -87,6 +92,7 @@ class Turns:
             self._change(job, self._room.park, job)
             del job.tokens[job.n_read :]
             job.positions.cut(job.n_prompt + job.n_read)
+            job.drafter = Drafter()
             if job.end is not None and not isinstance(job.end, Exception):
                 job.end = None
                 self.arrivals.append(job)
@@ -136,7 +142,8 @@ class Turns:
         if not due:
             return False
         started = self._clock()
-        rows = [(job.holding.session, job.tokens[-1], job.core_sampler) for job in due if job.holding is not None]
+        tokens = self._with_drafts(due)
+        rows = [(job.holding.session, tokens[job.number], job.core_sampler) for job in due if job.holding is not None]
         self._unsettled = [(job, len(job.tokens)) for job in due]
         try:
             # In C from the call to the list: an interrupt finds the results in it, or the sessions as they were.
@@ -144,9 +151,12 @@ class Turns:
         except Exception as error:  # of the step as a whole
             self._outcomes.append([error] * len(due))
         seconds = self._clock() - started
-        for job in due:
+        if self._draft_length is not None:
+            self._draft_length.note(sum(map(len, tokens.values())), seconds)
+        for job, outcome in zip(due, self._outcomes[-1], strict=True):
             job.decode_s += seconds
             job.last_turn = self._n_turns
+            job.n_accepted += len(outcome) - 1 if isinstance(outcome, list) else 0
         self._debt_s -= _TASK_SHARE * seconds
         self._settle()
         return True
@@ -165,13 +175,29 @@ class Turns:
             due = [job for job in due if job.holding is not None]
         return [job for job in due if job.holding is not None]
 
+    def _with_drafts(self, due: list[Job]) -> dict[int, list[int]]:
+        """By the number of each job, its last token and the drafts of those that follow it."""
+        tokens = {job.number: job.tokens[-1:] for job in due}
+        if self._draft_length is not None and len(due) <= MAX_ANSWERS:
+            n_rows = len(due)
+            for job in due:
+                if n_most := job.most_drafts:
+                    job.drafter.follow(job.positions)
+                    n = self._draft_length.best(job.drafter.hit_rate, n_rows, n_most)
+                    drafted = job.drafter.draft(n, job.stop_ids)
+                    tokens[job.number] += drafted
+                    job.n_drafted += len(drafted)
+                    n_rows += len(drafted)
+        return tokens
+
     def _settle(self) -> None:
         """Hands out what a step has sampled. Begun again after an interrupt it hands out what is left."""
         if self._outcomes:
             outcomes = self._outcomes[0] if isinstance(self._outcomes[0], list) else self._outcomes
             for (job, n_before), outcome in zip(self._unsettled, outcomes, strict=True):
-                if job.end is None:
-                    self._take(job, n_before, outcome)
+                for n_after, one in enumerate(outcome if isinstance(outcome, list) else [outcome]):
+                    if job.end is None:
+                        self._take(job, n_before + n_after, one)
         self._unsettled, self._outcomes = [], []
 
     def _take(self, job: Job, n_before: int, outcome: int | Exception | None) -> None:

@@ -66,6 +66,11 @@ def root_key(*, model: bytes, arithmetic: str, kv_type: str, salt: str = "") -> 
     return digest.digest()
 
 
+def salted(key: bytes, salt: str) -> bytes:
+    """A root or the digest of a picture for those alone who give this salt; without one, the key itself."""
+    return hashlib.sha256(key + salt.encode("utf-8", "surrogatepass")).digest() if salt else key
+
+
 @dataclass(frozen=True)
 class PageContent:
     """What stands at the positions of one page, and their form.

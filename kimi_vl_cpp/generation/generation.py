@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..cache.keys import Item, Picture, Positions, n_positions
+from ..cache.keys import Item, Picture, Positions, n_positions, salted
 from ..errors import BadRequest, Cancelled
 from ..scheduler.job import MAX_AHEAD, Job
 from ..text.thinking import ThinkingSplitter
@@ -102,7 +102,7 @@ class Generation:
         self._prompt_logprobs: list[TokenLogprob | None] = [] if params.prompt_logprobs is None else [None]
         decides = limit is not None or self._guard is not None or request.grammar is not None  # after each token
         self._job = Job(
-            Positions(host.root, request.items, request.is_answer),
+            Positions(salted(host.root, params.cache_salt), request.items, request.is_answer),
             chooser=TokenChooser(params, request.stop_ids, request.grammar),
             stop_ids=request.stop_ids,
             max_new_tokens=request.max_new_tokens,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..cache.keys import Item, Picture, n_positions
+from ..cache.keys import Item, Picture, n_positions, salted
 from ..errors import BadRequest, ContextFull, KimiVLError, shown
 from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
@@ -84,11 +84,12 @@ def build_request(
         except KimiVLError as error:
             error.param = f"images[{index}]"
             raise
-        pictures.append(Picture(seen.digest, seen.n_tokens))
+        digest = salted(bytes.fromhex(seen.digest), params.cache_salt).hex()
+        pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
         n_image += seen.n_tokens
         if n_image <= n_ctx:  # else the request is refused below, and pixels would only take memory until then
-            pixels[seen.digest] = seen.pixels
+            pixels[digest] = seen.pixels
     return _finish_request(
         model,
         placed(parts, pictures),

@@ -27,6 +27,7 @@ MAX_SEED = (1 << 64) - 1
 MAX_STOP_IDS = 64
 MAX_BIASED = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_SALT_CHARS = 256
 OPENAI_PENALTY = (-2.0, 2.0)
 FORBIDDING_BIAS = -100.0
 """A bias of this much or less forbids the token."""
@@ -60,6 +61,7 @@ class SamplingOptions(TypedDict, total=False):
     loop_guard: bool | None
     prompt_only: bool | None
     grammar: GrammarSource | None
+    cache_salt: str | None
 
 
 OPTIONS = tuple(SamplingOptions.__annotations__)
@@ -77,7 +79,8 @@ class SamplingParams:
     each token of the answer and of the prompt; None reports none. thinking_budget: tokens that the reasoning may take,
     0 leaves it out, None is no limit. thinking_close: what ends a reasoning that is cut. answer_reserve: tokens of
     max_new_tokens that are kept for the answer where no budget is given; None keeps none. loop_guard: whether a
-    repetition ends the answer. grammar: what the answer has to follow.
+    repetition ends the answer. grammar: what the answer has to follow. cache_salt: only requests with the same one
+    share what is cached of prompts and pictures.
     """
 
     temperature: float
@@ -102,6 +105,7 @@ class SamplingParams:
     answer_reserve: int | None = None
     loop_guard: bool = False
     grammar: GrammarSource | None = None
+    cache_salt: str = ""
 
     @property
     def adjusts_logits(self) -> bool:
@@ -175,6 +179,7 @@ def _resolve_extra(given: Mapping[str, Any]) -> dict[str, Any]:
         "answer_reserve": lambda value: check_int("answer_reserve", value, 0, MAX_NEW_TOKENS),
         "loop_guard": lambda value: _check_bool("loop_guard", value),
         "grammar": _check_grammar,
+        "cache_salt": _check_salt,
     }
     return {name: check(given[name]) for name, check in checks.items() if name in given}
 
@@ -214,6 +219,15 @@ def _check_grammar(value: Any) -> GrammarSource:
     if not isinstance(value, GrammarSource):
         raise BadRequest(f"grammar: got {shown(value)}, expected a GrammarSource", "request.grammar")
     return value
+
+
+def _check_salt(value: Any) -> str:
+    salt = check_text("cache_salt", value)
+    if len(salt) > MAX_SALT_CHARS:
+        raise BadRequest(
+            f"cache_salt: got {len(salt)} characters, expected at most {MAX_SALT_CHARS}", "request.cache_salt"
+        )
+    return salt
 
 
 def _check_bool(name: str, value: Any) -> bool:

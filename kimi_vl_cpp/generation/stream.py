@@ -65,6 +65,16 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
         return self._generation.request.n_image
 
     @property
+    def pictures(self) -> list[tuple[str, int]]:
+        """Of every picture of the prompt, what it is cached under and the position behind it."""
+        found, position = [], 0
+        for item in self._generation.request.items:
+            position += 1 if isinstance(item, int) else item.n_tokens
+            if not isinstance(item, int):
+                found.append((item.digest, position))
+        return found
+
+    @property
     def prompt_ids(self) -> tuple[int, ...]:
         """The token ids of the prompt, -1 for every position of a picture."""
         ids: list[int] = []

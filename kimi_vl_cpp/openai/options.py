@@ -6,6 +6,7 @@ effect is listed, so that it can be reported; whether an unknown one is an error
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ _NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 NO_EFFECT = frozenset(
     "user metadata store service_tier safety_identifier verbosity prediction prompt_cache_key prompt_cache_options "
-    "prompt_cache_retention moderation cache_salt cache_prompt".split()
+    "prompt_cache_retention moderation".split()
 )
 """Known options that change nothing here."""
 
@@ -170,12 +171,22 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
         options["logit_bias"] = _logit_bias(given["logit_bias"])
     if "stop_token_ids" in given:
         options["stop_token_ids"] = read("stop_token_ids", given["stop_token_ids"], _stop_ids)
+    salt = cache_salt(given)
+    if salt:
+        options["cache_salt"] = salt
     if "min_tokens" in given:
         options["min_tokens"] = integer("min_tokens", given["min_tokens"], 0, sampling.MAX_NEW_TOKENS)
     for name in ("ignore_eos", "loop_guard"):
         if name in given:
             options[name] = boolean(name, given[name])
     return options
+
+
+def cache_salt(given: Mapping[str, Any]) -> str:
+    """What separates the caches of a request from others': cache_salt, or, where nothing may be taken from them or be
+    left in them for others, one that nobody else has."""
+    salt = string("cache_salt", given.get("cache_salt", ""), sampling.MAX_SALT_CHARS)
+    return salt if boolean("cache_prompt", given.get("cache_prompt", True)) else secrets.token_hex(16)
 
 
 def _sampled(name: str, inner: str, value: Any) -> Any:
@@ -229,7 +240,7 @@ def refuse_unknown(options: AnswerOptions) -> None:
 _READ = (
     "model stream stream_options n logprobs top_logprobs continue_final_message return_token_ids return_progress "
     "answer_reserve frequency_penalty presence_penalty seed stop logit_bias stop_token_ids min_tokens ignore_eos "
-    "loop_guard"
+    "loop_guard cache_salt cache_prompt"
 ).split()
 _KNOWN = (
     NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *TOOL_FIELDS, *_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))

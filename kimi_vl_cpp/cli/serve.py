@@ -85,6 +85,18 @@ def command(
     ] = 60,
     max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Largest request, as 64MiB.")] = "64MiB",
     max_images: Annotated[int, typer.Option("--max-images", metavar="N", help="Pictures of one request.")] = 64,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-host",
+            metavar="NAME",
+            help="A host that pictures are fetched from, *.NAME for its subdomains. Without one nothing is fetched.",
+        ),
+    ] = None,
+    image_dir: Annotated[
+        list[str] | None,
+        typer.Option("--image-dir", metavar="DIR", help="A folder of pictures that file: URLs may name."),
+    ] = None,
     thinking_budget: Annotated[
         int | None,
         typer.Option("--thinking-budget", metavar="N", help="Most tokens of a reasoning; 0 turns it off."),
@@ -140,6 +152,8 @@ def command(
         grace=grace,
         slow_client=slow_client,
         max_images=max_images,
+        image_hosts=tuple(image_host or ()),
+        image_dirs=tuple(image_dir or ()),
         thinking_budget=thinking_budget,
         answer_reserve=answer_reserve,
         thinking_close=thinking_close,

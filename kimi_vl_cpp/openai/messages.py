@@ -208,7 +208,8 @@ class _Reader:
 
     def _from_url(self, where: str, url: str | os.PathLike[str]) -> Any:
         is_data = isinstance(url, str) and url.lstrip()[:5].lower() == "data:"
-        opened = self.open_url(url) if isinstance(url, str) and not is_data else None
+        with about(where):
+            opened = self.open_url(url) if isinstance(url, str) and not is_data else None
         return _image_from_url(where, url, self.allow_local) if opened is None else opened
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..errors import Cancelled
 from ..generation.several import answer_seed
 from ..openai.fields import bad
 from ..types import FinishReason, Piece, Response
+from .chat_request import ChatRequest
 from .context import Context, context_of
 from .engine import Engine
 from .runs import Event, Run
@@ -57,9 +58,23 @@ class Answer:
         self.runs: list[Run] = []
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
+        self._encoded: list[bool] = []
+
+    async def start_chat(self, asked: ChatRequest, *, progress: bool = False) -> None:
+        """`start` of a chat request, whose pictures may have to be fetched."""
+
+        async def prepared() -> list[PieceStream]:
+            await asked.read()
+            return await self.engine.prepare(lambda: self._prepare(lambda _, tick, seed: asked.stream(tick, seed)))
+
+        await self._start(prepared, progress)
+        self.images += asked.images
 
     async def start(self, prepare: Prepare, *, progress: bool = False) -> None:
         """Checks the request and puts it into the queue. Raises KimiVLError, ClientLeft."""
+        await self._start(lambda: self.engine.prepare(lambda: self._prepare(prepare)), progress)
+
+    async def _start(self, prepared: Callable[[], Awaitable[list[PieceStream]]], progress: bool) -> None:
         most = self.state.settings.max_running
         if self.per_prompt > most:
             raise bad("n", f"got {self.per_prompt}, but this server computes {most} answers at once")
@@ -67,12 +82,13 @@ class Answer:
         try:
             for run in self.runs:
                 run.wants_progress = progress
-            streams = await or_left(self.request.receive, self.engine.prepare(lambda: self._prepare(prepare)))
+            streams = await or_left(self.request.receive, prepared())
         except BaseException:
             self.engine.release(self.id)
             raise
         first = streams[0]
         self.seed = first.seed
+        self._encoded = [self.engine.is_encoded(key) for key, _ in first.pictures]
         self.notices += first.notices
         self.context.fields |= {"prompt": first.n_prompt, "image": first.n_image}
         for run, stream in zip(self.runs, streams, strict=True):
@@ -216,10 +232,21 @@ class Answer:
         return {
             "seed": response.seed,
             "notices": self.notices,
-            "images": self.images,
+            "images": self._images(response, run),
             "stop_reason": self.stop_reason(run, response),
             "stop_string": response.stop_string,
         }
+
+    def _images(self, response: Response, run: Run) -> list[dict[str, Any]]:
+        """What is known of the pictures. cached: "kv" where their positions were held already, "embedding" where they
+        had been encoded, else None."""
+        if run.stream is None or not self.images:
+            return []
+        found = []
+        for image, (_, end), encoded in zip(self.images, run.stream.pictures, self._encoded, strict=True):
+            held = "kv" if end <= response.usage.cached_tokens else "embedding" if encoded else None
+            found.append({**image, "cached": held})
+        return found
 
     def _note_figures(self) -> None:
         if not self.responses:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp
 
-from ..errors import KimiVLError, shown
+from ..errors import shown
 from ..openai.choices import ChoiceChunks, ChoiceStyle, choice_of
 from ..openai.fields import bad, string
-from ..openai.messages import Translated, translate_messages
-from ..openai.options import AnswerOptions, read_options, refuse_unknown
+from ..openai.options import AnswerOptions
 from ..openai.shapes import new_id, usage_of
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
+from .chat_request import ChatRequest, options_of
 from .context import context_of
 from .errors import Refused
 from .replies import json_reply
 from .runs import Event, ProgressEvent, Run
 from .sse import or_left
-from .state import State, state_of
+from .state import state_of
 
 if TYPE_CHECKING:
-    from ..generation.stream import PieceStream
-    from ..media.processor import ProcessedImage
-    from ..model import KimiVL
+    pass
 
 _ACTIONS = ("reasoning_end", "cancel")
 
@@ -46,32 +41,10 @@ async def chat_completions(request: Request) -> ASGIApp:
     answer = Answer(request, new_id(), n, options.sampling.get("seed"), per_prompt=n)
     note_ignored(answer, options)
     shapes = ChatShapes(answer, options)
-    await answer.start(preparer(state, answer, options, body), progress=options.return_progress)
+    await answer.start_chat(ChatRequest(state, options, body, answer.context.key), progress=options.return_progress)
     if options.stream:
         return answer.event_stream(shapes.chunks, shapes.last)
     return answer.late_json(shapes.whole)
-
-
-def options_of(state: State, body: dict[str, Any]) -> AnswerOptions:
-    """The options of a chat request under the settings of the server."""
-    options = read_options({name: value for name, value in body.items() if name != "messages"})
-    apply_settings(state, options, body)
-    return options
-
-
-def apply_settings(state: State, options: AnswerOptions, body: dict[str, Any]) -> None:
-    """What the server was started with, put into the options of a request. Raises BadRequest, Refused."""
-    if state.settings.strict:
-        refuse_unknown(options)
-    state.check_name(options.model)
-    settings, sampling = state.settings, options.sampling
-    if settings.thinking_budget is not None:
-        sampling["thinking_budget"] = min(settings.thinking_budget, sampling.get("thinking_budget", 1 << 30))
-    if settings.answer_reserve is not None and body.get("answer_reserve") is None and "answer_reserve" in sampling:
-        sampling["answer_reserve"] = settings.answer_reserve
-    if settings.thinking_close:
-        sampling["thinking_close"] = settings.thinking_close
-    sampling.setdefault("loop_guard", True)
 
 
 def note_ignored(answer: Answer, options: AnswerOptions) -> None:
@@ -80,71 +53,6 @@ def note_ignored(answer: Answer, options: AnswerOptions) -> None:
     unknown = [name for name in options.unknown if name.isascii() and name.isprintable()]
     if unknown:
         answer.context.fields["ignored"] = ",".join(name[:60] for name in unknown[:20])
-
-
-def preparer(
-    state: State, answer: Answer, options: AnswerOptions, body: dict[str, Any]
-) -> Callable[[int, Callable[[str, int, int], None], int | None], PieceStream]:
-    """What makes the streams of an answer, in a worker. The pictures are opened once for all of them."""
-    model = state.model
-    started = time.perf_counter()
-    read: list[tuple[Translated, list[ProcessedImage]]] = []
-
-    def prepare(index: int, progress: Callable[[str, int, int], None], seed: int | None) -> PieceStream:
-        if not read:
-            translated = _translate(state, options, body)
-            images = open_pictures(model, translated)
-            read.append((translated, images))
-            answer.images += [_about(image) for image in images]
-        translated, images = read[0]
-        return model.start(
-            translated.messages,
-            images,
-            progress=progress,
-            started=started,
-            continue_final=translated.continue_final,
-            tools=options.tools,
-            **{**options.sampling, "seed": seed},
-        )
-
-    return prepare
-
-
-def _translate(state: State, options: AnswerOptions, body: dict[str, Any]) -> Translated:
-    translated = translate_messages(body.get("messages"), continue_final=options.continue_final)  # type: ignore[arg-type]
-    n, most = len(translated.pictures), state.settings.max_images
-    if n > most:
-        raise bad("messages", f"got {n} pictures, at most {most} are taken (--max-images)", "request.too_many_images")
-    return translated
-
-
-def open_pictures(model: KimiVL, translated: Translated) -> list[ProcessedImage]:
-    """The pictures as the model sees them. Those beyond the context keep their sizes alone, for the error's numbers."""
-    images: list[ProcessedImage] = []
-    n_tokens = 0
-    for index, image in enumerate(translated.images):
-        with translated.placing_errors():
-            try:
-                seen = model.process_image(image)
-            except KimiVLError as error:
-                error.param = error.param or f"images[{index}]"
-                raise
-        n_tokens += seen.n_tokens
-        if n_tokens > model.n_ctx:
-            seen = dataclasses.replace(seen, pixels=np.zeros((0, 0, 3), np.uint8))
-        images.append(seen)
-    return images
-
-
-def _about(image: ProcessedImage) -> dict[str, Any]:
-    width, height = image.original_size
-    return {
-        "digest": image.digest,
-        "width": width,
-        "height": height,
-        "resized": list(image.resized_size),
-        "tokens": image.n_tokens,
-    }
 
 
 class ChatShapes:
@@ -245,24 +153,17 @@ class ChatShapes:
 async def input_tokens(request: Request) -> HttpResponse:
     """How many positions a chat request takes; its pictures are measured, not encoded."""
     state = state_of(request)
-    model = state.model
     body = await read_object(request)
     options = options_of(state, body)
+    asked = ChatRequest(state, options, body, context_of(request).key)
 
-    def count() -> dict[str, Any]:
-        translated = _translate(state, options, body)
-        images = open_pictures(model, translated)
-        stream = model.start(
-            translated.messages,
-            images,
-            continue_final=translated.continue_final,
-            tools=options.tools,
-            **options.sampling,
-        )
+    async def count() -> dict[str, Any]:
+        await asked.read()
+        stream = await state.ready.prepare(asked.stream)
         stream.close()
         return {"object": "response.input_tokens", "input_tokens": stream.n_prompt, "image_tokens": stream.n_image}
 
-    return json_reply(await or_left(request.receive, state.ready.prepare(count)))
+    return json_reply(await or_left(request.receive, count()))
 
 
 async def control(request: Request) -> HttpResponse:

@@ -14,7 +14,8 @@ from ..openai.text_completions import LegacyLogprobs, TextRequest, logprobs_of_a
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
-from .chat_completions import apply_settings, note_ignored
+from .chat_completions import note_ignored
+from .chat_request import apply_settings
 from .runs import Event, Run
 from .state import State, state_of
 

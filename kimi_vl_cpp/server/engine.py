@@ -71,6 +71,10 @@ class Engine:
         """Memory that encoded pictures take."""
         return self.model.loaded.image_cache.n_bytes
 
+    def is_encoded(self, key: str) -> bool:
+        """Whether the embeddings of a picture are held."""
+        return self.model.loaded.image_cache.get(key) is not None
+
     @property
     def n_running(self) -> int:
         """Answers being computed."""

@@ -21,7 +21,8 @@ from ..text.tool_calls import CallPiece
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
-from .chat_completions import note_ignored, options_of, preparer
+from .chat_completions import note_ignored
+from .chat_request import ChatRequest, options_of
 from .errors import Refused, refusal
 from .replies import json_reply
 from .runs import Event, Run
@@ -100,7 +101,7 @@ async def _answer(
     note_ignored(answer, options)
     answer.notices += [f"{field[:100]}: this option has no effect" for field in ignored]
     lines = _Lines(answer, name, said, options.tools is not None)
-    await answer.start(preparer(state, answer, options, chat_body))
+    await answer.start_chat(ChatRequest(state, options, chat_body, answer.context.key))
     if streamed:
         return answer.event_stream(lines.of, list, FRAMING)
     return answer.late_json(lines.whole)

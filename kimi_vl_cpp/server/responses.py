@@ -14,7 +14,8 @@ from ..openai.responses import ignored_fields, read_responses_request
 from ..types import Piece, Response
 from .answers import Answer
 from .bodies import read_object
-from .chat_completions import note_ignored, options_of, preparer
+from .chat_completions import note_ignored
+from .chat_request import ChatRequest, options_of
 from .errors import error_body, refusal
 from .runs import Event, Run
 from .sse import PING, Framing
@@ -48,7 +49,7 @@ async def responses(request: Request) -> ASGIApp:
         body, answer_id=answer.id, created=answer.created, model=state.names[0], tools=options.tools is not None
     )
     with asked.own_names():
-        await answer.start(preparer(state, answer, options, asked.chat))
+        await answer.start_chat(ChatRequest(state, options, asked.chat, answer.context.key))
 
     def whole(found: list[Response]) -> dict[str, Any]:
         run = answer.runs[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
 
 from ..checks import check_float, check_int
 from ..errors import BadRequest
+from .fetching import Fetcher
 from .keys import Keys
 
 
@@ -34,6 +36,8 @@ class Settings:
     slow_client: float = 60.0
     max_body: int = 64 << 20
     max_images: int = 64
+    image_hosts: tuple[str, ...] = ()
+    image_dirs: tuple[str, ...] = ()
     thinking_budget: int | None = None
     answer_reserve: int | None = None
     thinking_close: str = ""
@@ -57,6 +61,10 @@ class Settings:
             check_float(name, getattr(self, name), 0, 1e9)
         for name in ("slow_client", "ping"):
             check_float(name, getattr(self, name), 0, 1e9, above=True)
+        Fetcher(self.image_hosts)
+        for folder in self.image_dirs:
+            if not os.path.isdir(folder):
+                raise BadRequest(f"image_dir: {folder} is not a folder", "request.image_dir")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise BadRequest("tls_cert and tls_key go together: one of them is missing", "request.tls_cert")
         if not self.reasoning_field.isidentifier() or self.reasoning_field in ("content", "role", "refusal"):

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from .errors import Refused, unavailable
 from .logs import Log
 from .metrics import Metrics
+from .pictures import PictureSources
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class State:
     engine: Engine | None = None
     draining: bool = False
     started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.pictures = PictureSources(self.settings.image_hosts, self.settings.image_dirs)
 
     def check_ready(self) -> None:
         """Raises Refused (503) while the model loads or the server ends: before a body is read."""

@@ -9,10 +9,12 @@ from starlette.responses import Response
 
 from ..errors import shown
 from ..openai.fields import bad, boolean, string, whole
-from ..openai.messages import translate_messages
+from ..openai.tools import FIELDS as TOOL_FIELDS
 from .bodies import read_object
-from .chat_completions import open_pictures
+from .chat_request import ChatRequest, options_of
+from .context import context_of
 from .replies import json_reply
+from .sse import or_left
 from .state import state_of
 
 _LONG = 4096
@@ -27,23 +29,33 @@ async def tokenize(request: Request) -> Response:
     special = _flag(body, "parse_special", True)
     with_strings = _flag(body, "return_token_strs", False)
 
-    def ids_of() -> list[int]:
-        if body.get("messages") is not None:
-            translated = translate_messages(body["messages"])
-            images = open_pictures(model, translated)
-            stream = model.start(translated.messages, images, continue_final=translated.continue_final)
-            stream.close()
-            return list(stream.prompt_ids)
-        name = "prompt" if body.get("prompt") is not None else "content"
-        return model.tokenize(string("prompt", body.get(name)), special=special)
-
-    short = body.get("messages") is None and len(str(body.get("prompt") or body.get("content") or "")) <= _LONG
-    ids = ids_of() if short else await engine.prepare(ids_of)
+    if body.get("messages") is not None:
+        ids = await or_left(request.receive, _ids_of_chat(request, body))
+    else:
+        text = string("prompt", body.get("prompt" if body.get("prompt") is not None else "content"))
+        short = len(text) <= _LONG
+        ids = (
+            model.tokenize(text, special=special)
+            if short
+            else await engine.prepare(lambda: model.tokenize(text, special=special))
+        )
     result: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx}
     if with_strings:
         tokenizer = model.loaded.tokenizer
         result["token_strs"] = ["" if i < 0 else tokenizer.token_bytes(i).decode(errors="replace") for i in ids]
     return json_reply(result)
+
+
+async def _ids_of_chat(request: Request, body: dict[str, Any]) -> list[int]:
+    """The prompt of a chat request, -1 for every position of a picture."""
+    state = state_of(request)
+    fields = ("messages", "continue_final_message", *TOOL_FIELDS)
+    chat = {name: body[name] for name in fields if name in body}
+    asked = ChatRequest(state, options_of(state, chat), chat, context_of(request).key)
+    await asked.read()
+    stream = await state.ready.prepare(asked.stream)
+    stream.close()
+    return list(stream.prompt_ids)
 
 
 async def detokenize(request: Request) -> Response:

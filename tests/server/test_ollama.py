@@ -57,7 +57,8 @@ def test_what_clients_ask_before(server):
         (model,) = client.get("/api/tags").json()["models"]
         assert model["name"] == "kimi:latest"
         assert client.get("/api/ps").json()["models"][0]["name"] == "kimi:latest"
-        assert client.post("/api/show", json={"model": "kimi"}).json()["capabilities"] == ["completion", "vision", "tools"]
+        shown = client.post("/api/show", json={"model": "kimi"}).json()
+        assert shown["capabilities"] == ["completion", "vision", "tools"]
         assert client.post("/api/show", json={"model": "other"}).status_code == 404
 
 

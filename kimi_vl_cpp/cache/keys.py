@@ -54,14 +54,13 @@ def expanded_positions(is_answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return expanded
 
 
-def root_key(*, model: bytes, arithmetic: str, kv_type: str, salt: str = "") -> bytes:
-    """The key that a chain begins with: pages of another model, arithmetic, cache type or salt are other pages.
+def root_key(*, model: bytes, arithmetic: str, kv_type: str) -> bytes:
+    """The key that a chain begins with: pages of another model, arithmetic or cache type are other pages.
 
     model: a digest of the model's file. arithmetic: what decides the bits of a product (instruction set, activations).
-    salt: separates tenants, also against what the time of an answer would tell.
     """
     digest = hashlib.sha256(_FORMAT)
-    for field in (model, arithmetic.encode(), kv_type.encode(), salt.encode("utf-8", "surrogatepass")):
+    for field in (model, arithmetic.encode(), kv_type.encode()):
         digest.update(len(field).to_bytes(8, "little") + field)
     return digest.digest()
 

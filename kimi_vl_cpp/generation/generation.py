@@ -110,6 +110,8 @@ class Generation:
             pixels=request.pixels,
             reports=progress is not None,
             prompt_rows=None if params.prompt_logprobs is None else self._note_prompt,
+            cache=params.cache,
+            priority=params.priority,
         )
 
     def cancel(self) -> None:

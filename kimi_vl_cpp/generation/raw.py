@@ -69,6 +69,33 @@ class RawSession:
         return checked
 
 
+class Observation:
+    """Sums of squares of what every weight of a model is multiplied with, from its making to `close()`. What requests
+    compute meanwhile is summed up too; it neither fills the KV cache nor comes from there."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._importance = loaded.conductor.observe(lambda: _core.Importance(loaded.engine))
+        self._open = True
+
+    def sums(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Tensor name -> (sums [n_matrices, n_cols], counts [n_matrices])."""
+        return self._importance.sums()
+
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """Tensor name -> how many rows each matrix was multiplied with."""
+        return self._importance.counts()
+
+    def close(self) -> None:
+        """Ends the observing."""
+        if self._open:
+            self._open = False
+            if self._loaded.gate.closed:
+                self._importance.close()
+            else:
+                self._loaded.conductor.observed(self._importance.close)
+
+
 class RawModel:
     """The core of an open model, call by call."""
 
@@ -88,9 +115,9 @@ class RawModel:
         """Processed pixels through the tower alone: float32 [n_patches, vision_hidden_size]."""
         return self._loaded.gate.call(self._loaded.engine.vision_tower, pixels, self._checked(tick))
 
-    def observe(self) -> _core.Importance:
+    def observe(self) -> Observation:
         """Begins to sum up what the weights are multiplied with, until the result is closed."""
-        return _core.Importance(self._loaded.engine)
+        return Observation(self._loaded)
 
     def _checked(self, tick: Tick | None) -> Tick:
         def checked(done: int, total: int) -> None:

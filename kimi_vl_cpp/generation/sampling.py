@@ -9,11 +9,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args
 
 from .. import _core
-from ..checks import check_float, check_int, check_text
+from ..checks import check_choice, check_float, check_int, check_text
 from ..errors import BadRequest, shown
+from ..scheduler.job import CacheUse
 from ..types import SamplingDefaults
 from .grammar import GrammarSource
 
@@ -28,6 +29,7 @@ MAX_STOP_IDS = 64
 MAX_BIASED = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_SALT_CHARS = 256
+MAX_PRIORITY = 100
 OPENAI_PENALTY = (-2.0, 2.0)
 FORBIDDING_BIAS = -100.0
 """A bias of this much or less forbids the token."""
@@ -62,6 +64,8 @@ class SamplingOptions(TypedDict, total=False):
     prompt_only: bool | None
     grammar: GrammarSource | None
     cache_salt: str | None
+    cache: CacheUse | None
+    priority: int | None
 
 
 OPTIONS = tuple(SamplingOptions.__annotations__)
@@ -80,7 +84,9 @@ class SamplingParams:
     0 leaves it out, None is no limit. thinking_close: what ends a reasoning that is cut. answer_reserve: tokens of
     max_new_tokens that are kept for the answer where no budget is given; None keeps none. loop_guard: whether a
     repetition ends the answer. grammar: what the answer has to follow. cache_salt: only requests with the same one
-    share what is cached of prompts and pictures.
+    share what is cached of prompts and pictures. cache: "use" takes the beginning of the prompt from the KV cache and
+    leaves there what is computed, "read" only takes, "off" does neither. priority: requests of a higher one are
+    computed first.
     """
 
     temperature: float
@@ -106,6 +112,8 @@ class SamplingParams:
     loop_guard: bool = False
     grammar: GrammarSource | None = None
     cache_salt: str = ""
+    cache: CacheUse = "use"
+    priority: int = 0
 
     @property
     def adjusts_logits(self) -> bool:
@@ -180,6 +188,8 @@ def _resolve_extra(given: Mapping[str, Any]) -> dict[str, Any]:
         "loop_guard": lambda value: _check_bool("loop_guard", value),
         "grammar": _check_grammar,
         "cache_salt": _check_salt,
+        "cache": lambda value: check_choice("cache", value, get_args(CacheUse)),
+        "priority": lambda value: check_int("priority", value, -MAX_PRIORITY, MAX_PRIORITY),
     }
     return {name: check(given[name]) for name, check in checks.items() if name in given}
 

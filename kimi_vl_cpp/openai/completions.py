@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from ..checks import NotPicklable
 from ..generation.several import answer_seed, read_together
 from ..generation.stream import PieceStream
-from ..types import Piece, Response
+from ..types import Response
 from .choices import ChoiceChunks, ChoiceStyle, choice_of
 from .messages import translate_messages
 from .options import read_options, refuse_unknown
@@ -120,27 +120,26 @@ def create(
 def _chunks(
     streams: Sequence[PieceStream], head: Mapping[str, Any], include_usage: bool, style: ChoiceStyle
 ) -> Generator[ChatCompletionChunk, None, None]:
-    """The chunks of all choices, one after the other."""
+    """The chunks of all choices, which are read in turn so that they are decoded together."""
 
     def bare(choices: list[ChunkChoice]) -> ChatCompletionChunk:
         return {**head, "object": "chat.completion.chunk", "choices": choices}  # type: ignore[typeddict-item]
 
-    responses: list[Response] = []
-    for index, stream in enumerate(streams):
-        first = next(stream, None)  # before the role: an error is then an error, not half an answer
-        chunks = ChoiceChunks(index, style)
-        yield bare([chunks.opening()])
-        for piece in _with_first(first, stream):
-            yield from (bare([choice]) for choice in chunks.piece(piece))
-        response = stream.result
-        assert response is not None
-        responses.append(response)
-        yield from (bare([choice]) for choice in chunks.end(response))
+    for stream in streams:
+        stream.begin()
+    running = [(stream, ChoiceChunks(index, style)) for index, stream in enumerate(streams)]
+    opened: set[PieceStream] = set()
+    while running:
+        for stream, chunks in list(running):
+            piece = next(stream, None)  # before the role: an error is then an error, not half an answer
+            if stream not in opened:
+                opened.add(stream)
+                yield bare([chunks.opening()])
+            if piece is not None:
+                yield from (bare([choice]) for choice in chunks.piece(piece))
+                continue
+            running.remove((stream, chunks))
+            assert stream.result is not None
+            yield from (bare([choice]) for choice in chunks.end(stream.result))
     if include_usage:
-        yield {**bare([]), "usage": usage_of(responses)}
-
-
-def _with_first(first: Piece | None, rest: Iterator[Piece]) -> Iterator[Piece]:
-    if first is not None:
-        yield first
-        yield from rest
+        yield {**bare([]), "usage": usage_of([stream.result for stream in streams if stream.result is not None])}

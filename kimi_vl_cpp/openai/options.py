@@ -174,6 +174,8 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     salt = cache_salt(given)
     if salt:
         options["cache_salt"] = salt
+    if given.get("cache_prompt") is False:
+        options["cache"] = "off"
     if "min_tokens" in given:
         options["min_tokens"] = integer("min_tokens", given["min_tokens"], 0, sampling.MAX_NEW_TOKENS)
     for name in ("ignore_eos", "loop_guard"):

@@ -114,12 +114,13 @@ class Conductor:
 
     # For the one who drives
 
-    def drive(self) -> None:
-        """Runs turns until the model is closed: what a server's own thread does. Readers only wait meanwhile."""
+    def drive(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Runs turns until the model is closed or `stopped`, which is asked several times a second: what a server's own
+        thread does. Readers only wait meanwhile."""
         self._has_own_thread = True
         try:
-            while not self.gate.closed:
-                if not self._run_until(lambda: False):
+            while not self.gate.closed and not stopped():
+                if not self._run_until(stopped):
                     try:
                         self._work.get(timeout=_PATIENCE_S)
                     except Empty:
@@ -137,6 +138,29 @@ class Conductor:
             return function()
 
         return self.gate.call(call)
+
+    def observe(self, begin: Callable[[], _T]) -> _T:
+        """Calls what begins to observe the core. Until `observed`, no rows go into the index and none come from it, as
+        the core computes them in another form."""
+
+        def call() -> _T:
+            self._turns.observe(1)
+            try:
+                return begin()
+            except BaseException:
+                self._turns.observe(-1)
+                raise
+
+        return self.between_turns(call)
+
+    def observed(self, end: Callable[[], None]) -> None:
+        """Calls what ends an observing."""
+
+        def call() -> None:
+            end()
+            self._turns.observe(-1)
+
+        self.between_turns(call)
 
     @property
     def n_jobs(self) -> int:

@@ -29,9 +29,11 @@ class Holding:
         *,
         limit: int,
         whole_pages: bool = False,
+        publishes: bool = True,
     ) -> None:
         """Takes over what the index has of the first `limit` positions. whole_pages: only them, as the part of a page
-        costs a page more until it is copied."""
+        costs a page more until it is copied. publishes: whether the index gets what is computed."""
+        self.publishes = publishes
         self._index = index
         self._positions = positions
         self.nodes: list[Node] = []
@@ -52,7 +54,7 @@ class Holding:
     def fork_of(cls, other: Holding, positions: Positions) -> Holding:
         """The same rows and logits for another sequence, on the same pages. positions: the same as the other's."""
         fork = cls.__new__(cls)
-        fork._index, fork._positions = other._index, positions
+        fork._index, fork._positions, fork.publishes = other._index, positions, other.publishes
         fork.session = other.session.fork()
         fork.nodes, fork.has_copies = list(other.nodes), other.has_copies
         fork._n_shared = other._n_shared = other.n_past
@@ -77,7 +79,7 @@ class Holding:
     def publish(self) -> None:
         """Leaves the pages that have become whole to other sequences."""
         n_whole = min(self.n_past // PAGE_POSITIONS, self._positions.n_whole_pages)
-        if n_whole <= len(self.nodes):
+        if not self.publishes or n_whole <= len(self.nodes):
             return
         pages = self.session.pages
         for number in range(len(self.nodes), n_whole):
@@ -91,7 +93,7 @@ class Holding:
         """Publishes everything, the page that is not whole included, and gives the session up."""
         self.publish()
         n_whole, n_rest = divmod(min(self.n_past, len(self._positions)), PAGE_POSITIONS)
-        if n_rest and n_whole == len(self.nodes):
+        if self.publishes and n_rest and n_whole == len(self.nodes):
             self._publish(n_whole, self.session.pages[n_whole], n_rest)
         self.drop()
 

@@ -28,6 +28,9 @@ _REPORT_S = 0.05
 
 End = Literal["stop", "length"]
 
+CacheUse = Literal["use", "read", "off"]
+"""What a job does with pages of others: takes them and leaves its own, takes them only, neither."""
+
 
 class Chooser(Protocol):
     """Chooses the tokens of one answer.
@@ -52,6 +55,7 @@ class Job:
     that it may be ahead of its reader; 1 where the reader decides after each what is forced to come next. reports:
     whether its reader wants to know about progress. prompt_rows(start, logits): called page by page with the logits of
     the whole prompt, float32 [n, n_vocab], of which then nothing is taken from the cache; for prompts without pictures.
+    cache: see CacheUse. priority: jobs of a higher one go first.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Job:
         pixels: dict[str, NDArray[np.uint8]] | None = None,
         reports: bool = False,
         prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None,
+        cache: CacheUse = "use",
+        priority: int = 0,
     ) -> None:
         self.positions = positions
         self.n_prompt = len(positions)
@@ -73,6 +79,8 @@ class Job:
         self.max_new_tokens = max_new_tokens
         self.max_ahead = max_ahead
         self.prompt_rows = prompt_rows
+        self.cache = cache
+        self.priority = priority
         self.pixels = pixels or {}
         self.reports = reports
         # For the reader
@@ -105,6 +113,11 @@ class Job:
         self.reported_s = 0.0  # when progress was last noted
         self.served_s = 0.0  # by tasks
         self.last_turn = 0  # in which it got a token
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place among the jobs that want the same: the lowest goes first."""
+        return -self.priority, self.number
 
     @property
     def has_news(self) -> bool:

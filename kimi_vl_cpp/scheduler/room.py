@@ -28,13 +28,14 @@ class Room:
         self._tasks = tasks
         self._new_session = new_session
         self._promised: dict[bytes, Job] = {}  # key of a page -> the job that computes it
+        self.n_observers = 0  # while there are any, rows are computed in another form and belong to nobody else
 
     def computed_elsewhere(self, job: Job, jobs: list[Job]) -> bool:
         """Whether another job is computing the next whole page that the job needs, or its whole prompt: it will be
         there sooner."""
         if job.prompt_rows is not None:
             return False
-        keys = self._missing_keys(job)
+        keys = self._missing_keys(job) if self._reads(job) else []
         if keys and self._promised.get(keys[0], job) is not job:
             return True
         return any(other.holding is not None and job.is_twin_of(other) for other in jobs)
@@ -51,10 +52,16 @@ class Room:
     def admit(self, job: Job, jobs: list[Job]) -> bool:
         """Gives the job a session with what is held of its positions, once its prompt and one token more would fit.
         Raises OutOfMemory when they never would."""
-        limit = len(job.positions) - 1 if job.prompt_rows is None else 0  # the logits of the last are wanted
+        limit = len(job.positions) - 1 if self._reads(job) else 0  # the logits of the last are wanted
+        publishes = job.cache == "use" and not self.n_observers
         for whole_pages in (False, True):
             job.holding = holding = Holding(
-                self._index, job.positions, self._new_session, limit=limit, whole_pages=whole_pages
+                self._index,
+                job.positions,
+                self._new_session,
+                limit=limit,
+                whole_pages=whole_pages,
+                publishes=publishes,
             )
             part_of_a_page = holding.n_past % PAGE_POSITIONS != 0
             n_needed = n_pages(len(job.positions) + 1) - len(holding.nodes)
@@ -66,7 +73,7 @@ class Room:
             if not any(other.holding for other in jobs):
                 raise self._never(job, n_needed)
             return False
-        for key in self._missing_keys(job):
+        for key in self._missing_keys(job) if publishes else ():
             self._promised.setdefault(key, job)
         if job.n_cached is None:
             job.n_cached = holding.n_past
@@ -74,6 +81,9 @@ class Room:
             self._index.counts.missed_positions += len(job.positions) - holding.n_past
         self._tasks.begin(job)
         return True
+
+    def _reads(self, job: Job) -> bool:
+        return job.prompt_rows is None and job.cache != "off" and not self.n_observers
 
     def _missing_keys(self, job: Job) -> list[bytes]:
         first = self._index.n_whole_pages(job.positions)
@@ -135,6 +145,6 @@ class Room:
     def _victim(asking: Job, jobs: list[Job]) -> Job | None:
         """The youngest of those that are younger, else of those whose readers are away."""
         holders = [job for job in jobs if job.holding is not None and job is not asking]
-        younger = [job for job in holders if job.number > asking.number]
+        younger = [job for job in holders if job.rank > asking.rank]
         away = [job for job in holders if not job.reader_waits]
-        return max(younger or away, key=lambda job: job.number, default=None)
+        return max(younger or away, key=lambda job: job.rank, default=None)

@@ -98,6 +98,12 @@ class Turns:
                 self.arrivals.append(job)
         job.forced.extend(tokens)
 
+    def observe(self, by: int) -> None:
+        """Notes that `by` more observe the core, -1 for one less. What was computed before is computed no further."""
+        for job in list(self.jobs):
+            self._change(job, self._room.park, job)
+        self._room.n_observers += by
+
     # Who is there
 
     def _come_and_go(self) -> None:
@@ -124,8 +130,8 @@ class Turns:
             self._remove(job)
 
     def _admit(self) -> None:
-        """In the order of arrival; who does not fit lets nobody pass who came later."""
-        for job in list(self.jobs):
+        """In the order of arrival and priority; who does not fit lets nobody pass who comes after."""
+        for job in sorted(self.jobs, key=lambda job: job.rank):
             if job.holding is None and job.wanted and not self._room.computed_elsewhere(job, self.jobs):
                 try:
                     if not self._change(job, self._room.admit, job, self.jobs):
@@ -137,7 +143,7 @@ class Turns:
 
     def _decode(self) -> bool:
         due = [job for job in self.jobs if job.wanted and job.decodes]
-        due.sort(key=lambda job: (job.last_turn, job.number))
+        due.sort(key=lambda job: (-job.priority, job.last_turn, job.number))
         due = self._with_room(due[: self._max_parallel])
         if not due:
             return False
@@ -166,10 +172,10 @@ class Turns:
         due = list(due)
         while due:
             n_needed = sum(1 for job in due if job.holding is not None and job.holding.needs_page)
-            oldest = min(due, key=lambda job: job.number)
+            oldest = min(due, key=lambda job: job.rank)
             if self._room.make(n_needed, oldest, self.jobs):
                 break
-            youngest = max(due, key=lambda job: job.number)
+            youngest = max(due, key=lambda job: job.rank)
             text = "no page of the cache can be freed for the next token: give the model more kv_memory"
             self._out_of_memory(youngest, OutOfMemory(text, "memory.kv_pages"))
             due = [job for job in due if job.holding is not None]
@@ -254,7 +260,7 @@ class Turns:
         if not ready:
             self._debt_s = 0.0
             return False
-        job = min(ready, key=lambda job: (job.served_s, job.number))
+        job = min(ready, key=lambda job: (-job.priority, job.served_s, job.number))
         began = now = self._clock()
         while self._has_task(job) and self._tasks.ready(job):
             started = now

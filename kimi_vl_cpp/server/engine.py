@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -51,6 +52,10 @@ class Engine:
         self._workers = ThreadPoolExecutor(N_WORKERS, "prepare")
         self._last_progress = time.monotonic()
         self._ended: deque[float] = deque(maxlen=32)
+        self._stopped = threading.Event()
+        drive = model.loaded.conductor.drive
+        self._driver = threading.Thread(target=drive, args=(self._stopped.is_set,), name="drive", daemon=True)
+        self._driver.start()
 
     # Numbers
 
@@ -257,3 +262,5 @@ class Engine:
         self.end_all("shutdown")
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._stopped.set()
+        self._driver.join()

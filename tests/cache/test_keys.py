@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimi_vl_cpp.cache.keys import PAGE_POSITIONS, Picture, Positions, expanded_positions, n_positions, root_key
+from kimi_vl_cpp.cache.keys import PAGE_POSITIONS, Picture, Positions, expanded_positions, n_positions, root_key, salted
 
 ROOT = root_key(model=b"m", arithmetic="avx2 int8", kv_type="f16")
 
@@ -138,18 +138,22 @@ def test_an_answer_changes_the_form_of_no_position_before_it(n_prompt, n_answer)
         {"model": b"n"},
         {"arithmetic": "avx2 float"},
         {"kv_type": "q8_0"},
-        {"salt": "tenant"},
         {"model": b"ma", "arithmetic": "vx2 int8"},  # fields are not run together
     ],
 )
-def test_another_model_arithmetic_type_or_salt_is_another_root(other):
+def test_another_model_arithmetic_or_type_is_another_root(other):
     fields = {"model": b"m", "arithmetic": "avx2 int8", "kv_type": "f16"}
     assert root_key(**{**fields, **other}) != ROOT
     items = [1] * 128
     assert Positions(root_key(**{**fields, **other}), items).key(0) != Positions(ROOT, items).key(0)
 
 
+def test_another_salt_is_another_root_and_none_is_the_root_itself():
+    assert salted(ROOT, "") == ROOT
+    assert len({ROOT, salted(ROOT, "a"), salted(ROOT, "b"), salted(salted(ROOT, "a"), "b")}) == 4
+
+
 def test_keys_are_the_same_in_every_process():
     """A key names files that other processes read: it may change only together with its format."""
     positions = Positions(ROOT, [*range(100), Picture("digest", 28)])
-    assert positions.key(0).hex() == "c43f84c1c795c51c6abecb46ff188804c084757b569ff8adabc35c86be20f702"
+    assert positions.key(0).hex() == "8043222a322bc1094533b6c89ca968ddf0b6a8f665de35f548589d041422d243"

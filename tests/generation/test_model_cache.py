@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kimi_vl_cpp import BadRequest, KimiVL
+from kimi_vl_cpp.testing import ROWS_OF_256
 
 LONG = [{"role": "user", "content": "word " * 60}]
 
@@ -41,6 +42,59 @@ def test_pinned_pages_outlive_everything_else(script):
         model.cache.clear()
         assert model.cache.info().pages == 0
         assert model.start(LONG).drain().usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [("use", "use", True), ("use", "read", True), ("use", "off", False), ("read", "use", False), ("off", "use", False)],
+)
+def test_a_request_says_whether_it_takes_from_the_cache_and_leaves_there(script, model, first, second, found):
+    script.answer = None
+    options = {"seed": 1, "temperature": 1.0, "max_new_tokens": 40}
+    one = model.start(LONG, cache=first, **options).drain()
+    other = model.start(LONG, cache=second, **options).drain()
+    assert (other.usage.cached_tokens > 0) == found
+    assert one.token_ids == other.token_ids
+    if second == "read":
+        assert model.cache.info().pages == -(-one.usage.total_tokens // 128)
+
+
+def test_requests_with_another_salt_share_nothing(script, model):
+    model.start(LONG, cache_salt="a").drain()
+    assert model.start(LONG, cache_salt="b").drain().usage.cached_tokens == 0
+    assert model.start(LONG).drain().usage.cached_tokens == 0
+    assert model.start(LONG, cache_salt="a").drain().usage.cached_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache": "never"}, {"cache": 1}, {"cache_salt": 5}, {"priority": 101}, {"priority": True}]
+)
+def test_a_wrong_option_of_the_cache_is_named(script, model, options):
+    with pytest.raises(BadRequest) as caught:
+        model.chat("Hi", **options)
+    assert caught.value.code == f"request.{next(iter(options))}"
+
+
+def test_what_is_computed_while_somebody_observes_stays_out_of_the_cache(tiny_model):
+    """Observed rows are computed in the absorbed form: in the cache they would change later answers."""
+    tiny = tiny_model(seed=6, text_type="Q8_0", vision_type="Q8_0", **ROWS_OF_256)
+    options = {"seed": 1, "temperature": 1.0, "max_new_tokens": 8, "ignore_eos": True, "logprobs": 0}
+    question = {"prompt": "word " * 120, **options}
+    with KimiVL(tiny.text, n_ctx=1024) as fresh:
+        plain = fresh.chat(**question)
+    with KimiVL(tiny.text, n_ctx=1024) as model:
+        before = model.start([{"role": "user", "content": "before " * 90}], **options)
+        next(before)  # under way when the observing begins
+        observation = model.raw.observe()
+        observed = model.chat(**question)
+        before.drain()
+        assert observation.counts()
+        observation.close()
+        later = model.chat(**question)
+    assert observed.usage.cached_tokens == 0
+    assert later.usage.cached_tokens < 128  # of the template's beginning, computed before the observing
+    assert later.logprobs == plain.logprobs
+    assert observed.logprobs != plain.logprobs  # else this test shows nothing
 
 
 def test_the_caches_of_a_closed_model_are_refused(model):

@@ -133,11 +133,13 @@ def test_n_answers_of_one_prompt_choice_0_is_the_answer_of_n_1(script, model):
     assert three["usage"]["completion_tokens"] == 36
     again = model.create_chat_completion(HI, **{**options, "seed": answer_seed(5, 2)})
     assert again["choices"][0]["message"]["content"] == texts[2]
-    streamed = ["", "", ""]
+    streamed, order = ["", "", ""], []
     for chunk in model.create_chat_completion(HI, n=3, stream=True, **options):
         for choice in chunk["choices"]:
             streamed[choice["index"]] += choice["delta"].get("content", "")
+            order.append(choice["index"])
     assert streamed == texts
+    assert order.index(2) < len(order) - 1 - order[::-1].index(0)  # in turns, not one after the other
 
 
 def test_log_probabilities_are_written_as_the_api_does(model):

@@ -132,6 +132,25 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     assert machine.read(long) == alone(prompt(9, 3900), 1)
 
 
+def test_a_prompt_of_higher_priority_goes_first():
+    machine = Machine()
+    machine.script.prefill_s = 1.0
+    usual, urgent = machine.start(prompt(9, 3000), 1), machine.start(prompt(1, 3000), 1, priority=1)
+    assert machine.read(urgent) == alone(prompt(1, 3000), 1)
+    assert usual.holding is None or usual.holding.n_past == 0
+    assert machine.read(usual) == alone(prompt(9, 3000), 1)
+
+
+def test_with_little_memory_a_job_of_lower_priority_gives_way():
+    machine = Machine(n_pages=4)
+    usual = machine.start(prompt(9, 300), 100)
+    machine.read(usual, 3)
+    urgent = machine.start(prompt(1, 300), 5, priority=1)
+    assert machine.read(urgent) == alone(prompt(1, 300), 5)
+    assert machine.read(usual) == alone(prompt(9, 300), 100)[3:]
+    machine.check()
+
+
 def test_the_chunks_of_a_slow_core_are_cut_so_that_no_layer_is_long():
     machine = Machine()
     machine.script.prefill_row_s = 0.001

@@ -54,6 +54,15 @@ def status(server: RunningServer) -> dict:
         return client.get("/v1/status").json()
 
 
+def test_one_thread_of_the_server_computes_all_answers(script, load):
+    threads: set[str] = set()
+    script.fail_at = lambda stage, step: threads.add(threading.current_thread().name)
+    with RunningServer(load) as server, server.client() as client, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/chat/completions", json={"messages": HI}), range(4)))
+        assert all(answer.status_code == 200 for answer in answers)
+    assert threads == {"drive"}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("state", ["encode", "prefill", "decode", "queued"])
 def test_a_client_that_leaves_cancels_in_every_state(script, load, state, stream):

@@ -86,8 +86,8 @@ void bind_pages(py::module_& m) {
       .def("read", read_page);
   py::class_<PyPagePool>(m, "PagePool", "The memory of the caches of any number of sessions, within a budget.")
       .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t budget, const std::string& kv_type) {
-             const KvPageLayout layout = engine->get().page_layout(parse_kv_type(kv_type));
-             return std::make_unique<PyPagePool>(PyPagePool{std::move(engine), PagePool::with_budget(layout, budget)});
+             std::shared_ptr<PagePool> pool = engine->get().pool_with_budget(parse_kv_type(kv_type), budget);
+             return std::make_unique<PyPagePool>(PyPagePool{std::move(engine), std::move(pool)});
            }),
            py::arg("engine"), py::arg("budget"), py::arg("kv_type") = "auto")
       .def_property_readonly("budget", [](const PyPagePool& self) { return self.pool->budget(); })

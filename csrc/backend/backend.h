@@ -5,7 +5,9 @@
 //
 // Operations take effect in the order of their calls. They may return before they are done: errors surface at the latest in
 // download(), linear_to_host() or finish(). They throw Error: cancelled when the interrupt of the running request asked for it,
-// out_of_memory when scratch cannot be had.
+// out_of_memory when scratch cannot be had. One thread calls them at a time; but pages of the cache are taken, copied, read and
+// given back by any: allocate(), available_memory(), upload(), download(), copy(), clear() and the end of a Buffer may come
+// beside an operation on other memory.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -130,8 +132,9 @@ class Backend {
   virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none
   virtual bool observed() const = 0;
 
-  // Memory. What it holds at first is undefined.
+  // Memory. What it holds at first is undefined. Throws Error(out_of_memory).
   virtual Buffer allocate(size_t bytes) = 0;
+  virtual uint64_t available_memory() const = 0;  // bytes that allocate() may still find; 0: unknown
   // Room for n floats; the old contents are lost when it has to grow.
   float* room(Buffer* buffer, int64_t n) {
     const size_t bytes = static_cast<size_t>(n) * sizeof(float);
@@ -143,11 +146,14 @@ class Backend {
   }
   // n floats of the host (norms, biases, tables) for operations to read. They must outlive the handle and not change.
   virtual Buffer adopt(const float* host, int64_t n) = 0;
-  // A matrix, or a part of one, of the host: asked once after loading. It must outlive the backend.
+  // A matrix, or a part of one, of the host: asked once after loading. It must stay as long as operations use it.
   virtual Matrix prepare(const Matrix& w, Use use) = 0;
-  virtual void upload(float* out, const float* host, int64_t n) = 0;
-  virtual void download(float* host, const float* x, int64_t n) = 0;  // waits for x
-  virtual void finish() = 0;                                          // waits for all operations
+  // Bytes from the host, to the host, within the backend's memory, and zeros.
+  virtual void upload(void* out, const void* host, int64_t bytes) = 0;
+  virtual void download(void* host, const void* x, int64_t bytes) = 0;  // waits for x
+  virtual void copy(void* out, const void* x, int64_t bytes) = 0;       // which do not overlap
+  virtual void clear(void* out, int64_t bytes) = 0;
+  virtual void finish() = 0;  // waits for all operations
 
   virtual std::unique_ptr<Step> new_step() = 0;
   // Runs the body, whose operations read the step, or what was kept of a body with the same key. The body looks at no values,

@@ -55,10 +55,12 @@ struct KvPageLayout {
   int64_t bytes() const { return n_layers * layer_bytes(); }
   int64_t bytes_of(int64_t n_rows) const { return n_layers * n_rows * row_bytes; }
   KvLayer layer(uint8_t* const* pages, int64_t i) const { return {pages, i * layer_bytes(), type, row_bytes}; }
-  // The first n_rows of every layer: from one page to another, and to and from [n_layers][n_rows][row bytes].
-  void copy_rows(const uint8_t* from, int64_t n_rows, uint8_t* to) const;
-  void pack_rows(const uint8_t* page, int64_t n_rows, uint8_t* out) const;
-  void unpack_rows(const uint8_t* in, int64_t n_rows, uint8_t* page) const;
+  // The first n_rows of every layer, run by run: body(offset in a page, offset in [n_layers][n_rows][row bytes], bytes).
+  template <typename Body>
+  void for_rows(int64_t n_rows, const Body& body) const {
+    if (n_rows == kPagePositions) return body(int64_t{0}, int64_t{0}, bytes());
+    for (int64_t i = 0; i < n_layers; ++i) body(i * layer_bytes(), i * n_rows * row_bytes, n_rows * row_bytes);
+  }
 };
 
 // The cache of one session, for the time of a step.

@@ -21,6 +21,7 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(std::unique_ptr<Memory> memory) : memory_(std::move(memory)) {}
 
+  uint8_t* data() const { return memory_ ? static_cast<uint8_t*>(memory_->data) : nullptr; }
   float* floats() const { return memory_ ? static_cast<float*>(memory_->data) : nullptr; }
   size_t bytes() const { return memory_ ? memory_->bytes : 0; }
 

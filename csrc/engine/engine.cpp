@@ -66,6 +66,14 @@ KvPageLayout Engine::page_layout(std::optional<KvType> kv_type) const {
   return {type, text_config_.num_hidden_layers, KvRow(type, text_config_.kv_lora_rank, text_config_.qk_rope_head_dim).bytes};
 }
 
+std::shared_ptr<PagePool> Engine::pool_with_budget(std::optional<KvType> kv_type, int64_t budget) const {
+  return PagePool::with_budget(backend_, page_layout(kv_type), budget);
+}
+
+std::shared_ptr<PagePool> Engine::pool_for_context(std::optional<KvType> kv_type, int64_t n_ctx) const {
+  return PagePool::without_budget(backend_, page_layout(kv_type), (n_ctx + kPagePositions - 1) / kPagePositions);
+}
+
 // Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats,
 // and callers who ask for floats, get floats.
 Numbers Engine::picture_numbers() const {

@@ -17,6 +17,7 @@
 #include "gguf/gguf.h"
 #include "model/config.h"
 #include "model/decoder.h"
+#include "model/kv_pages.h"
 #include "model/moonvit.h"
 #include "model/projector.h"
 #include "model/weights.h"
@@ -47,7 +48,9 @@ class Engine {
   const std::vector<std::string>& warnings() const { return store_.warnings; }
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
-  KvPageLayout page_layout(std::optional<KvType> kv_type) const;
+  // Pools for the pages of sessions: PagePool::with_budget, and PagePool::without_budget for n_ctx positions at most.
+  std::shared_ptr<PagePool> pool_with_budget(std::optional<KvType> kv_type, int64_t budget) const;
+  std::shared_ptr<PagePool> pool_for_context(std::optional<KvType> kv_type, int64_t n_ctx) const;
   Numbers picture_numbers() const;
 
   // Throws Error(unsupported, "model.no_vision") when the model came without a vision file; so do the two below.
@@ -78,6 +81,7 @@ class Engine {
   friend class TowerTask;
   friend class ImageTask;
   void run_tower(const Pixels& pixels, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
+  KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slice(const Slice& slice) const;
   static int64_t checked_chunk(int64_t chunk);
@@ -89,7 +93,7 @@ class Engine {
   WeightStore store_;
   TextWeights text_weights_;
   std::optional<VisionWeights> vision_weights_;
-  std::unique_ptr<Backend> backend_;
+  std::shared_ptr<Backend> backend_;  // with the pools, which may outlive the engine
   std::optional<Decoder> decoder_;
   DecoderPass step_pass_;  // of decode: its memory stays where it is
   std::optional<MoonVit> moonvit_;

@@ -31,7 +31,7 @@ int64_t checked_context(const Engine& engine, int64_t n_ctx) {
 
 std::shared_ptr<PagePool> pool_for(const Engine& engine, int64_t n_ctx, std::optional<KvType> kv_type,
                                    std::shared_ptr<PagePool> pool) {
-  if (!pool) return PagePool::without_budget(engine.page_layout(kv_type), (n_ctx + kPagePositions - 1) / kPagePositions);
+  if (!pool) return engine.pool_for_context(kv_type, n_ctx);
   KIMI_CHECK(!kv_type || *kv_type == pool->layout().type, ErrorKind::bad_request, "request.kv_type",
              "kv_type is another than that of the pool: leave it at auto");
   return pool;

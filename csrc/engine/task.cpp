@@ -106,7 +106,7 @@ void TowerTask::finish() {
   Backend& backend = *engine_.backend_;
   const float* features = engine_.moonvit_->finish(backend, &pass_);
   if (output_ == TowerOutput::features)
-    backend.download(out_, features, pass_.n_patches() * engine_.vision_config_->hidden_size);
+    backend.download(out_, features, pass_.n_patches() * engine_.vision_config_->hidden_size * int64_t{sizeof(float)});
   else
     engine_.projector_->run(backend, features, pass_.grid_h(), pass_.grid_w(), out_);
 }

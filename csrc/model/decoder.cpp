@@ -39,7 +39,7 @@ void Decoder::start(Backend& backend, DecoderPass* pass) {
       if (part.ids)
         step.add_tokens(row, part.ids, part.n);
       else
-        backend.upload(x + row * hidden, part.embeddings, part.n * hidden);
+        backend.upload(x + row * hidden, part.embeddings, part.n * hidden * int64_t{sizeof(float)});
       row += part.n;
     }
   }
@@ -176,7 +176,7 @@ void Decoder::hand_out_logits(Backend& backend, const DecoderPass& pass) {
   const float* from = logits_.floats();
   for (const DecoderPass::Span& span : pass.spans_) {
     if (span.n <= kShared) {
-      backend.download(span.logits, from, span.n * config_.vocab_size);
+      backend.download(span.logits, from, span.n * config_.vocab_size * int64_t{sizeof(float)});
       from += span.n * config_.vocab_size;
     } else {
       norm_output(backend, pass, span, 0);

@@ -8,15 +8,12 @@
 #include <new>
 
 #include "base/error.h"
-#include "base/memory.h"
-#include "base/pages.h"
 
 namespace kimi {
 namespace {
 
 constexpr int64_t kSlabPages = 16;
-constexpr int64_t kSmallSlab = int64_t{32} << 20;  // below, the machine is not asked what it has
-constexpr int64_t kSystemPage = 4096;
+constexpr int64_t kSmallSlab = int64_t{32} << 20;  // below, the backend is not asked what it has
 constexpr double kMiB = 1 << 20;
 
 int64_t pages_for(int64_t n_positions) { return (n_positions + kPagePositions - 1) / kPagePositions; }
@@ -31,32 +28,34 @@ bool is_ours_alone(const PageRef& page) {
 }  // namespace
 
 struct PagePool::Slab {
-  uint8_t* data;
-  int64_t bytes;
+  Buffer memory;
   uint32_t free;  // a bit for each page
   uint32_t all;
-  ~Slab() { give_pages(data, static_cast<size_t>(bytes)); }
 };
 
-PagePool::PagePool(const KvPageLayout& layout, int64_t budget, int64_t slab_pages)
-    : layout_(layout), budget_(budget), slab_pages_(std::clamp<int64_t>(slab_pages, 1, kSlabPages)) {}
+PagePool::PagePool(std::shared_ptr<Backend> backend, const KvPageLayout& layout, int64_t budget, int64_t slab_pages)
+    : backend_(std::move(backend)),
+      layout_(layout),
+      budget_(budget),
+      slab_pages_(std::clamp<int64_t>(slab_pages, 1, kSlabPages)) {}
 
 PagePool::~PagePool() = default;
 
-std::shared_ptr<PagePool> PagePool::with_budget(const KvPageLayout& layout, int64_t budget) {
+std::shared_ptr<PagePool> PagePool::with_budget(std::shared_ptr<Backend> backend, const KvPageLayout& layout, int64_t budget) {
   KIMI_CHECK(budget >= layout.bytes(), ErrorKind::bad_request, "request.budget",
              "budget is %lld bytes, expected at least %lld: a page of %lld positions", static_cast<long long>(budget),
              static_cast<long long>(layout.bytes()), static_cast<long long>(kPagePositions));
-  const uint64_t available = memory_info().available;
+  const uint64_t available = backend->available_memory();
   KIMI_CHECK(budget <= kSmallSlab || !available || static_cast<uint64_t>(budget) <= available, ErrorKind::out_of_memory,
              "memory.kv_pages",
              "a budget of %.0f MiB for pages and %.0f MiB of memory are available: use a smaller budget, or close other programs",
              static_cast<double>(budget) / kMiB, static_cast<double>(available) / kMiB);
-  return std::shared_ptr<PagePool>(new PagePool(layout, budget, budget / layout.bytes()));
+  return std::shared_ptr<PagePool>(new PagePool(std::move(backend), layout, budget, budget / layout.bytes()));
 }
 
-std::shared_ptr<PagePool> PagePool::without_budget(const KvPageLayout& layout, int64_t n_pages) {
-  const uint64_t available = memory_info().available;
+std::shared_ptr<PagePool> PagePool::without_budget(std::shared_ptr<Backend> backend, const KvPageLayout& layout,
+                                                   int64_t n_pages) {
+  const uint64_t available = backend->available_memory();
   const int64_t bytes = n_pages * layout.bytes();
   KIMI_CHECK(
       bytes <= kSmallSlab || !available || static_cast<uint64_t>(bytes) <= available, ErrorKind::out_of_memory, "memory.kv_pages",
@@ -64,7 +63,7 @@ std::shared_ptr<PagePool> PagePool::without_budget(const KvPageLayout& layout, i
       "tokens (n_ctx), or close other programs",
       static_cast<long long>(n_pages * kPagePositions), static_cast<double>(bytes) / kMiB, static_cast<double>(available) / kMiB,
       static_cast<long long>(available / static_cast<uint64_t>(layout.bytes()) * kPagePositions));
-  return std::shared_ptr<PagePool>(new PagePool(layout, std::numeric_limits<int64_t>::max(), n_pages));
+  return std::shared_ptr<PagePool>(new PagePool(std::move(backend), layout, std::numeric_limits<int64_t>::max(), n_pages));
 }
 
 int64_t PagePool::n_pages() const {
@@ -75,16 +74,21 @@ int64_t PagePool::n_pages() const {
 // Throws Error(out_of_memory).
 PagePool::Slab* PagePool::add_slab() {
   const int64_t bytes = slab_pages_ * layout_.bytes();
-  const uint64_t available = bytes < kSmallSlab ? 0 : memory_info().available;
-  void* data = available && available < static_cast<uint64_t>(bytes) ? nullptr : take_pages(static_cast<size_t>(bytes));
+  const uint64_t available = bytes < kSmallSlab ? 0 : backend_->available_memory();
+  Buffer memory;
+  try {
+    if (!available || available >= static_cast<uint64_t>(bytes)) memory = backend_->allocate(static_cast<size_t>(bytes));
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::out_of_memory) throw;
+  }
   KIMI_CHECK(
-      data, ErrorKind::out_of_memory, "memory.kv_pages",
+      memory.data(), ErrorKind::out_of_memory, "memory.kv_pages",
       "%.1f MiB more for the cache of %lld positions could not be had beside %.1f MiB in use: use a shorter text or smaller "
       "pictures, or close other sessions or programs",
       static_cast<double>(bytes) / kMiB, static_cast<long long>(slab_pages_ * kPagePositions),
       static_cast<double>(n_pages_ * layout_.bytes()) / kMiB);
   const uint32_t all = (uint32_t{1} << slab_pages_) - 1;
-  slabs_.push_back(std::unique_ptr<Slab>(new Slab{static_cast<uint8_t*>(data), bytes, all, all}));
+  slabs_.push_back(std::unique_ptr<Slab>(new Slab{std::move(memory), all, all}));
   return slabs_.back().get();
 }
 
@@ -113,7 +117,7 @@ std::vector<PageRef> PagePool::take(int64_t n) {
         slab = found != slabs_.end() ? found->get() : add_slab();
         const int index = std::countr_zero(slab->free);
         slab->free &= slab->free - 1;
-        data = slab->data + index * layout_.bytes();
+        data = slab->memory.data() + index * layout_.bytes();
       }
       --counted;  // from here on the page counts itself out
       auto* page = new (std::nothrow) Page(shared_from_this(), slab, data);
@@ -122,7 +126,7 @@ std::vector<PageRef> PagePool::take(int64_t n) {
         throw std::bad_alloc();
       }
       taken.push_back(PageRef(page));
-      for (int64_t at = 0; at < layout_.bytes(); at += kSystemPage) static_cast<volatile uint8_t*>(data)[at] = 0;
+      backend_->clear(data, layout_.bytes());
     }
   } catch (...) {
     const std::lock_guard lock(lock_);
@@ -141,7 +145,8 @@ PageRef PagePool::page_from(const uint8_t* rows, int64_t n_bytes, int64_t n_fill
              static_cast<long long>(n_bytes), static_cast<long long>(n_filled), static_cast<long long>(layout_.n_layers),
              static_cast<long long>(layout_.bytes_of(n_filled)));
   PageRef page = take(1).front();
-  layout_.unpack_rows(rows, n_filled, page->data_);
+  layout_.for_rows(n_filled,
+                   [&](int64_t at, int64_t packed, int64_t bytes) { backend_->upload(page->data_ + at, rows + packed, bytes); });
   page->n_filled_ = n_filled;
   return page;
 }
@@ -150,7 +155,7 @@ PageRef PagePool::page_from(const uint8_t* rows, int64_t n_bytes, int64_t n_fill
 void PagePool::give(Slab* slab, const uint8_t* page) noexcept {
   std::unique_ptr<Slab> unused;
   const std::lock_guard lock(lock_);
-  slab->free |= uint32_t{1} << ((page - slab->data) / layout_.bytes());
+  slab->free |= uint32_t{1} << ((page - slab->memory.data()) / layout_.bytes());
   --n_pages_;
   if (slab->free != slab->all) return;
   const auto is_other_empty = [&](const auto& one) { return one.get() != slab && one->free == one->all; };
@@ -161,6 +166,11 @@ void PagePool::give(Slab* slab, const uint8_t* page) noexcept {
 }
 
 Page::~Page() { pool_->give(slab_, data_); }
+
+void Page::read(uint8_t* out) const {
+  pool_->layout().for_rows(
+      n_filled_, [&](int64_t at, int64_t packed, int64_t bytes) { pool_->backend_->download(out + packed, data_ + at, bytes); });
+}
 
 void PageTable::share(std::span<const PageRef> pages) {
   pages_.assign(pages.begin(), pages.end());
@@ -177,7 +187,9 @@ void PageTable::reserve(int64_t first, int64_t n) {
   pages_.reserve(n_pages);
   addresses_.reserve(n_pages);
   if (copies) {
-    pool_->layout().copy_rows(pages_[last]->data_, held, taken.back()->data_);
+    pool_->layout().for_rows(held, [&](int64_t at, int64_t, int64_t bytes) {
+      pool_->backend_->copy(taken.back()->data_ + at, pages_[last]->data_ + at, bytes);
+    });
     taken.back()->n_filled_ = held;
     addresses_[last] = taken.back()->data_;
     pages_[last] = std::move(taken.back());

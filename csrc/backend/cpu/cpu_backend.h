@@ -11,6 +11,7 @@
 #include "backend/cpu/kernels/kernel_table.h"
 #include "backend/kv_view.h"
 #include "base/aligned_buffer.h"
+#include "base/memory.h"
 
 namespace kimi::cpu {
 
@@ -100,8 +101,11 @@ class CpuBackend final : public Backend {
   Buffer allocate(size_t bytes) override;
   Buffer adopt(const float* host, int64_t n) override;
   Matrix prepare(const Matrix& w, Use) override { return w; }
-  void upload(float* out, const float* host, int64_t n) override;
-  void download(float* host, const float* x, int64_t n) override;
+  uint64_t available_memory() const override { return memory_info().available; }
+  void upload(void* out, const void* host, int64_t bytes) override { copy(out, host, bytes); }
+  void download(void* host, const void* x, int64_t bytes) override { copy(host, x, bytes); }
+  void copy(void* out, const void* x, int64_t bytes) override;
+  void clear(void* out, int64_t bytes) override;
   void finish() override {}
   std::unique_ptr<Step> new_step() override { return std::make_unique<Step>(); }
   void run_step(const Step&, const StepKey&, const std::function<void()>& body) override { body(); }

@@ -1,10 +1,9 @@
-// A backend whose memory is out of reach: pages of its buffers, vectors and weights are closed but for the length of an
+// A backend whose memory is out of reach: its buffers, vectors, weights and cache pages are closed but for the length of an
 // operation, so that whoever follows a pointer of it between two operations ends the program. What it computes is the CPU's.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <memory>
 #include <set>
 #include <utility>
@@ -27,22 +26,29 @@ class FarBackend final : public Backend {
   Buffer allocate(size_t bytes) override { return Buffer(std::make_unique<Closed>(*this, bytes)); }
   Buffer adopt(const float* host, int64_t n) override {
     Buffer copy = allocate(static_cast<size_t>(n) * sizeof(float));
-    upload(copy.floats(), host, n);
+    upload(copy.data(), host, n * int64_t{sizeof(float)});
     return copy;
   }
   Matrix prepare(const Matrix& w, Use) override {
     const auto bytes = static_cast<size_t>((w.count - 1) * w.stack_bytes + w.rows * w.row_bytes);
     Buffer& copy = *weights_.insert(weights_.end(), allocate(bytes));
     Matrix far = w;
-    far.data = reinterpret_cast<const uint8_t*>(copy.floats());
-    run([&] { std::memcpy(copy.floats(), w.data, bytes); });
+    far.data = copy.data();
+    upload(copy.data(), w.data, static_cast<int64_t>(bytes));
     return far;
   }
-  void upload(float* out, const float* host, int64_t n) override {
-    run([&] { near_->upload(out, host, n); });
+  uint64_t available_memory() const override { return near_->available_memory(); }
+  void upload(void* out, const void* host, int64_t bytes) override {
+    run([&] { near_->upload(out, host, bytes); });
   }
-  void download(float* host, const float* x, int64_t n) override {
-    run([&] { near_->download(host, x, n); });
+  void download(void* host, const void* x, int64_t bytes) override {
+    run([&] { near_->download(host, x, bytes); });
+  }
+  void copy(void* out, const void* x, int64_t bytes) override {
+    run([&] { near_->copy(out, x, bytes); });
+  }
+  void clear(void* out, int64_t bytes) override {
+    run([&] { near_->clear(out, bytes); });
   }
   void finish() override { near_->finish(); }
   std::unique_ptr<Step> new_step() override { return near_->new_step(); }

@@ -31,17 +31,32 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Logits of a prompt of ids and embeddings, of which the first page is expanded, then of a token more.
-std::vector<float> run_text(Backend& backend, bool by_layers) {
+// What the network says, and what its cache holds.
+struct Answer {
+  std::vector<float> logits;
+  std::vector<std::vector<uint8_t>> pages;
+};
+
+std::vector<uint8_t> rows_of(const Page& page) {
+  std::vector<uint8_t> rows(static_cast<size_t>(page.pool()->layout().bytes_of(page.n_filled())));
+  page.read(rows.data());
+  return rows;
+}
+
+// Logits of a prompt of ids and embeddings, of which the first page is expanded; then of a token more, after the pages have left
+// the backend and come back, and the last of them is shared, so that the token is written into a copy.
+Answer run_text(const std::shared_ptr<Backend>& shared, KvType type, bool by_layers) {
+  Backend& backend = *shared;
   const gguf::File file = gguf::File::open(path_of("KIMI_TINY_MODEL"));
   TextConfig config = read_text_config(file);
   WeightStore store;
   TextWeights weights = load_text_weights(file, &config, &store);
   place(backend, config, &weights);
   Decoder decoder(config, weights);
-  const int64_t row = KvRow(KvType::f32, config.kv_lora_rank, config.qk_rope_head_dim).bytes;
-  PageTable table(PagePool::without_budget({KvType::f32, config.num_hidden_layers, row}, 2));
-  table.reserve(0, 150);
+  const int64_t row = KvRow(type, config.kv_lora_rank, config.qk_rope_head_dim).bytes;
+  const auto pool = PagePool::without_budget(shared, {type, config.num_hidden_layers, row}, 2);
+  PageTable table(pool);
+  table.reserve(0, 149);
 
   std::vector<int32_t> ids(149);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 7 % static_cast<size_t>(config.vocab_size));
@@ -67,10 +82,22 @@ std::vector<float> run_text(Backend& backend, bool by_layers) {
             {at(0), at(1), at(2), at(3), at(4)}});
   pass.add({table.view(), RowForm::absorbed, {{ids.data() + 118, nullptr, 21}}, positions(128, 21), {at(5)}});
   finish();
+  table.wrote(0, 149);
+  std::vector<PageRef> restored;
+  for (const PageRef& page : table.pages()) {
+    const std::vector<uint8_t> rows = rows_of(*page);
+    restored.push_back(pool->page_from(rows.data(), static_cast<int64_t>(rows.size()), page->n_filled()));
+  }
+  table.share(restored);
+  table.reserve(149, 1);
+  CHECK(table.pages().back() != restored.back());
   pass.begin();
   pass.add({table.view(), RowForm::absorbed, {{ids.data(), nullptr, 1}}, positions(149, 1), {at(6)}});
   finish();
-  return logits;
+  table.wrote(149, 1);
+  Answer answer{logits, {}};
+  for (const PageRef& page : table.pages()) answer.pages.push_back(rows_of(*page));
+  return answer;
 }
 
 std::vector<float> run_picture(Backend& backend) {
@@ -95,13 +122,20 @@ std::vector<float> run_picture(Backend& backend) {
 }  // namespace
 
 TEST_CASE("the network gives the same bits over memory that it cannot touch, and gives it back") {
-  FarBackend far;
-  const std::unique_ptr<Backend> near = make_cpu_backend({});
-  CHECK(same_bits(run_text(far, false), run_text(*near, false)));
-  CHECK(same_bits(run_text(far, true), run_text(*near, false)));
-  CHECK(same_bits(run_picture(far), run_picture(*near)));
-  CHECK(far.n_operations() > 50);
-  CHECK(far.n_buffers() == 0);
+  const auto far = std::make_shared<FarBackend>();
+  const std::shared_ptr<Backend> near = make_cpu_backend({});
+  for (const KvType type : {KvType::f32, KvType::f16, KvType::q8_0}) {
+    const Answer want = run_text(near, type, false);
+    REQUIRE(want.pages.size() == 2);
+    for (const bool by_layers : {false, true}) {
+      const Answer got = run_text(far, type, by_layers);
+      CHECK(same_bits(got.logits, want.logits));
+      CHECK(got.pages == want.pages);
+    }
+  }
+  CHECK(same_bits(run_picture(*far), run_picture(*near)));
+  CHECK(far->n_operations() > 50);
+  CHECK(far->n_buffers() == 0);
 }
 
 TEST_CASE("memory of the far backend ends whoever follows a pointer into it") {

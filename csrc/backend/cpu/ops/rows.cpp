@@ -26,13 +26,9 @@ Buffer CpuBackend::adopt(const float* host, int64_t n) {
   return Buffer(std::move(borrowed));
 }
 
-void CpuBackend::upload(float* out, const float* host, int64_t n) {
-  std::memcpy(out, host, static_cast<size_t>(n) * sizeof(float));
-}
+void CpuBackend::copy(void* out, const void* x, int64_t bytes) { std::memcpy(out, x, static_cast<size_t>(bytes)); }
 
-void CpuBackend::download(float* host, const float* x, int64_t n) {
-  std::memcpy(host, x, static_cast<size_t>(n) * sizeof(float));
-}
+void CpuBackend::clear(void* out, int64_t bytes) { std::memset(out, 0, static_cast<size_t>(bytes)); }
 
 void CpuBackend::embed(const Matrix& table, const Step& step, float* out) {
   for (const Step::Tokens& tokens : step.tokens()) {

@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import shown
 from ..generation.grammar import GrammarKind, GrammarSource
-from .fields import bad, mapping, string, unsupported
+from .fields import bad, mapping, shown, string, unsupported
 
 FIELDS = (
     "response_format structured_outputs guided_json guided_regex guided_choice guided_grammar json_schema grammar"

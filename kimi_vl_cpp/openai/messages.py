@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import KimiVLError, shown
+from ..errors import KimiVLError
 from ..media.processor import LimitedImage, is_bare_base64, load_data_url
 from ..text import tool_calls
 from ..text.thinking import CLOSING, OPENING
-from .fields import about, bad, boolean, integer, unsupported
+from .fields import about, bad, boolean, integer, shown, unsupported
 from .tools import CallHistory
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "user"}
@@ -99,7 +99,7 @@ def translate_messages(
     Raises BadRequest, BadImage, Unsupported, each with the field as its `param`.
     """
     if not isinstance(messages, (list, tuple)):
-        raise bad("messages", f"got {type(messages).__name__}, expected a list")
+        raise bad("messages", f"got {shown(messages)}, expected a list of messages")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise bad("messages", f"got {len(messages)}, expected 1 to {MAX_MESSAGES}")
     result = Translated()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import shown
-from .fields import bad, boolean, mapping, string, unsupported
+from .fields import bad, boolean, mapping, shown, string, unsupported
 
 _OPTIONS = {
     "num_predict": "max_tokens",

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BadRequest, shown
+from ..errors import BadRequest
 from ..generation import sampling
 from ..generation.budget import default_reserve
 from ..generation.tools import ToolUse
-from .fields import bad, boolean, integer, mapping, number, read, string, unsupported, whole
+from .fields import bad, boolean, integer, mapping, number, read, read_integer, shown, string, unsupported, whole
 from .formats import FIELDS as FORMAT_FIELDS
 from .formats import read_format
 from .reasoning import FIELDS as REASONING_FIELDS
@@ -141,7 +141,7 @@ def _length(given: Mapping[str, Any]) -> int | None:
 
 def _one_length(name: str, value: Any) -> int:
     nothing = value == 0 and not isinstance(value, bool)
-    return 0 if nothing else read(name, value, sampling.check_max_new_tokens)
+    return 0 if nothing else read_integer(name, value, sampling.check_max_new_tokens, "an integer of -1 or more")
 
 
 def _logprobs(given: Mapping[str, Any]) -> tuple[bool, int]:
@@ -166,7 +166,7 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     if "seed" in given:
         options["seed"] = read_seed(given["seed"])
     if "stop" in given:
-        options["stop"] = read("stop", given["stop"], lambda _, value: sampling.check_stop(value)) or None
+        options["stop"] = _stop(given["stop"]) or None
     if "logit_bias" in given:
         options["logit_bias"] = _logit_bias(given["logit_bias"])
     if "stop_token_ids" in given:
@@ -203,7 +203,7 @@ def read_seed(value: Any) -> int | None:
     value = whole(value)
     if isinstance(value, int) and not isinstance(value, bool) and value < 0:
         return None
-    return read("seed", value, lambda _, seed: sampling.check_seed(seed))
+    return read_integer("seed", value, lambda _, seed: sampling.check_seed(seed), "an integer")
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
@@ -213,12 +213,23 @@ def _logit_bias(value: Any) -> dict[int, float]:
         text = str(key)
         if not (text.isascii() and text.isdigit() and len(text) < 10):
             raise bad("logit_bias", f"got the key {shown(key)}, expected a token id")
-        bias[int(text)] = amount
+        bias[int(text)] = number(f"logit_bias[{key}]", amount, -100, 100)
     return dict(read("logit_bias", bias, lambda _, biases: sampling.check_logit_bias(biases)))
 
 
+def _stop(value: Any) -> Sequence[str]:
+    if not isinstance(value, (str, list, tuple)):
+        raise bad("stop", f"got {shown(value)}, expected a string or a list of strings")
+    for index, one in enumerate(() if isinstance(value, str) else value):
+        string(f"stop[{index}]", one)
+    return read("stop", value, lambda _, strings: sampling.check_stop(strings))
+
+
 def _stop_ids(where: str, value: Any) -> Sequence[int]:
-    return list(sampling.check_stop_token_ids([whole(one) for one in value] if isinstance(value, list) else value))
+    if not isinstance(value, (list, tuple)):
+        raise bad(where, f"got {shown(value)}, expected a list of token ids")
+    ids = [integer(f"{where}[{index}]", one, 0, sampling.MAX_NEW_TOKENS) for index, one in enumerate(value)]
+    return list(sampling.check_stop_token_ids(ids))
 
 
 def include_usage(options: Any) -> bool:
@@ -227,7 +238,7 @@ def include_usage(options: Any) -> bool:
         return False
     value = options.get("include_usage") if isinstance(options, Mapping) else options
     if value is not None and not isinstance(value, bool):
-        raise bad("stream_options", f"got {shown(options)}, expected {{'include_usage': true or false}}")
+        raise bad("stream_options", f'got {shown(options)}, expected {{"include_usage": true or false}}')
     return bool(value)
 
 

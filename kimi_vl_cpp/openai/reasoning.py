@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import shown
 from ..generation.sampling import MAX_NEW_TOKENS
-from .fields import bad, boolean, integer, mapping
+from .fields import bad, boolean, integer, mapping, shown
 
 EFFORTS: dict[str, int | None] = {
     "none": 0,

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import KimiVLError, shown
-from .fields import bad, mapping, string, unsupported
+from ..errors import KimiVLError
+from .fields import bad, mapping, shown, string, unsupported
 
 _STATE = ("previous_response_id", "conversation", "background", "prompt")
 _RENAMED = {"max_output_tokens": "max_tokens"}

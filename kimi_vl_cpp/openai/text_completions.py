@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import shown
 from ..types import Response, TokenLogprob
-from .fields import bad, boolean, integer, unsupported, whole
+from .fields import bad, boolean, integer, shown, unsupported, whole
 from .options import AnswerOptions, read_options
 from .shapes import shortest_float32
+from .tools import FIELDS as TOOL_FIELDS
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ MAX_PROMPTS = 256
 MAX_LOGPROBS = 5
 DEFAULT_MAX_TOKENS = 16
 _OWN = ("prompt", "echo", "logprobs", "suffix", "best_of", "parse_special")
-_CHAT_ONLY = ("top_logprobs", "messages", "continue_final_message")
+_CHAT_ONLY = ("top_logprobs", "messages", "continue_final_message", *TOOL_FIELDS)
 
 Prompt = str | list[int]
 

@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import shown
 from ..generation.tools import Tool, ToolUse
 from ..text import tool_calls
-from .fields import bad, boolean, mapping, string, unsupported
+from .fields import bad, boolean, mapping, shown, string, unsupported
 
 FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
 MAX_TOOLS = 128

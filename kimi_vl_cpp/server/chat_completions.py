@@ -9,9 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp
 
-from ..errors import shown
 from ..openai.choices import ChoiceChunks, ChoiceStyle, choice_of
-from ..openai.fields import bad, string
+from ..openai.fields import bad, shown, string
 from ..openai.options import AnswerOptions
 from ..openai.shapes import new_id, usage_of
 from ..types import Piece, Response

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import BadImage, BadRequest, Cancelled, ContextFull, KimiVLError, OutOfMemory, Unsupported
 
+MAX_HEADER_BYTES = 64 << 10
 INVALID = "invalid_request_error"
 UNAVAILABLE = "unavailable_error"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: UNAVAILABLE}
@@ -36,6 +37,11 @@ class Refused(KimiVLError):
         self.status = status
         self.param = param
         self.headers = dict(headers or {})
+
+
+def headers_too_long() -> Refused:
+    """431."""
+    return Refused(431, f"the headers have more than {MAX_HEADER_BYTES} bytes", "request.headers")
 
 
 class ClientLeft(Exception):

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .context import KEY as CONTEXT
 from .context import Context, make_context
-from .errors import ClientLeft, Refused, error_body, refusal
+from .errors import MAX_HEADER_BYTES, ClientLeft, Refused, error_body, headers_too_long, refusal
 from .keys import key_of
 from .state import KEY as STATE
 from .state import State
@@ -93,8 +93,8 @@ async def send_json(send: Send, status: int, body: object, headers: dict[str, st
 
 
 class Guarded:
-    """Refuses a Host that is not this server's (DNS rebinding makes a foreign page same-origin, only the Host shows it)
-    and an Origin that is not allowed; answers preflights of those that are."""
+    """Refuses headers that are too long, a Host that is not this server's (DNS rebinding makes a foreign page
+    same-origin, only the Host shows it) and an Origin that is not allowed; answers preflights of those that are."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self._app = app
@@ -106,6 +106,8 @@ class Guarded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise headers_too_long()
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if scope.get("client") is not None and not host_allowed(host, self._hosts):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import BadImage, shown
+from ..errors import BadImage
 from ..media.processor import ProcessedImage
-from ..openai.fields import about
+from ..openai.fields import about, shown
 from ..openai.messages import Picture
 from .fetching import Fetcher
 

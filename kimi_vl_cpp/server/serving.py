@@ -20,13 +20,13 @@ from ..errors import BadRequest
 from ..model import KimiVL
 from .app import create_app
 from .engine import Engine
+from .errors import MAX_HEADER_BYTES
 from .logs import Log
 from .metrics import Metrics
 from .protocol import TimedH11
 from .settings import Settings
 from .state import State
 
-MAX_HEADER_BYTES = 64 << 10
 _BACKLOG = 2048
 
 

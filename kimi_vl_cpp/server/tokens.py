@@ -7,8 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import shown
-from ..openai.fields import bad, boolean, string, whole
+from ..openai.fields import bad, boolean, shown, string, whole
 from ..openai.tools import FIELDS as TOOL_FIELDS
 from .bodies import read_object
 from .chat_request import ChatRequest, options_of

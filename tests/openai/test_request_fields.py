@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadImage, BadRequest, KimiVLError
 from kimi_vl_cpp.generation.several import answer_seed
-from kimi_vl_cpp.openai.fields import whole
+from kimi_vl_cpp.openai.fields import shown, whole
 from kimi_vl_cpp.openai.messages import translate_messages
 from kimi_vl_cpp.openai.options import read_options
 from kimi_vl_cpp.openai.reasoning import EFFORTS, read_reasoning
@@ -38,6 +39,47 @@ def test_any_fields_are_read_or_refused_by_name(fields):
     except KimiVLError as error:
         assert error.param is not None and error.param.split(".")[0].split("[")[0] in NAMES
         assert error.code.split(".")[0] in ("request", "unsupported")
+
+
+# What Python alone would write. Texts that hold such words by chance are not among the values.
+PYTHON_WORDS = re.compile(r"\b(None|True|False|NoneType|str|int|float|bool|dict|tuple|Mapping)\b|'[A-Z]")
+WRONG = [None, True, False, "ABC", 5, -7, 1.5, 2**70, [], ["ABC", None], [True], {}, {"ABC": None}, {"ABC": [False]}]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "messages", "tools", "structured_outputs", "cache_salt", "cache_prompt"])
+def test_errors_speak_of_json_and_not_of_python(name):
+    n_refused = 0
+    for value in WRONG:
+        try:
+            if name == "messages":
+                translate_messages(value)
+            else:
+                read_options({name: value})
+        except KimiVLError as error:
+            n_refused += 1
+            assert not PYTHON_WORDS.search(str(error)), str(error)
+            if isinstance(value, str):
+                assert "'ABC'" not in str(error)
+    assert n_refused or name in ("xyz", "reasoning_effort")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "null"),
+        ([True, {"a": "b'c"}], """[true, {"a": "b'c"}]"""),
+        ("é\n", '"é\\n"'),
+        ("x" * 100, '"' + "x" * 27 + "..." + "x" * 27 + '"'),
+        (10**9, "1000000000"),
+    ],
+)
+def test_values_are_shown_as_json_writes_them(value, written):
+    assert shown(value) == written
+
+
+@given(JSON)
+def test_any_value_is_shown_in_little_room(value):
+    assert len(shown([value] * 50)) < 2000
 
 
 @given(JSON)

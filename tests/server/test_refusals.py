@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -287,3 +288,33 @@ def test_keys_are_read_from_a_file_again(tmp_path):
     keys.reload()
     assert keys.name_of(b"one") is None and keys.name_of(b"four") == "ann"
     assert "four" not in repr(keys)
+
+
+def raw_answer(server, *parts):
+    """The status line, and the error in the body, of what was sent by hand."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+        with contextlib.suppress(OSError):  # it may have been refused before its end
+            for part in parts:
+                raw.sendall(part)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while part := raw.recv(65536):
+                answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0], json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\nConnection: close\r\n\r\n"])
+def test_headers_that_are_too_long_are_431(server, end):
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Long: "
+    status, error = raw_answer(server, head + b"x" * 66_000 + end)
+    assert status.startswith(b"HTTP/1.1 431") and error["kimi_code"] == "request.headers"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n", b"GET /\r\n\r\n"],
+)
+def test_what_is_not_http_is_400(server, sent):
+    status, error = raw_answer(server, sent)
+    assert status.startswith(b"HTTP/1.1 400") and error["kimi_code"] == "request.http"

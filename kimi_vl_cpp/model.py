@@ -33,6 +33,7 @@ from .errors import BadRequest
 from .files.model_files import ModelFiles
 from .files.variants import Variant
 from .generation import sampling
+from .generation.fitting import fit_images
 from .generation.generation import Generation, Request, encode_cached
 from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, DEFAULT_MAX_PARALLEL, LoadOptions, load
 from .generation.model_cache import ModelCache
@@ -42,12 +43,16 @@ from .generation.request import build_request, build_text_request, check_images
 from .generation.sampling import SamplingOptions
 from .generation.several import MAX_ANSWERS, Answers, answer_seed, read_all
 from .generation.stream import PieceStream
+from .media.drawn import label_of
+from .media.pdf import open_pages
 from .media.processor import ProcessedImage
+from .text.chat_template import user_content
 from .types import Progress, Response, SamplingDefaults
 
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .generation.tools import ToolUse
+    from .media.pdf import Document
     from .media.processor import ImageInput, LimitedImage
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
@@ -259,6 +264,8 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput] = (),
         *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
         system: str | None = None,
         stream: Literal[False] = False,
         progress: Progress | None = None,
@@ -271,6 +278,8 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput] = (),
         *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
         system: str | None = None,
         stream: Literal[True],
         progress: Progress | None = None,
@@ -283,6 +292,8 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput] = (),
         *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
         system: str | None = None,
         stream: bool,
         progress: Progress | None = None,
@@ -294,6 +305,8 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput] = (),
         *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
         system: str | None = None,
         stream: bool = False,
         progress: Progress | None = None,
@@ -302,7 +315,12 @@ class KimiVL(NotPicklable):
         """One question, with pictures before the text; one answer.
 
         prompt: the question; text that spells a special token stays text. images: each a path, bytes of a picture file,
-        a PIL.Image, or a uint8 array [H, W, 3]. system: the system message, None for the model's own default.
+        a PIL.Image, a uint8 array [H, W, 3], or a `Page` of a document. documents: PDF documents, each a `Document` or
+        a path, perhaps with pages behind it ("report.pdf#3,7-9"); their pages stand before the images, each behind
+        "Page 3 of 50:". image_patches: 14x14 patches above which a picture is scaled down, at most the model's
+        in_token_limit. None: that limit; pages get the highest of media/budget.py, LADDER, at which all of them fit,
+        which a notice reports when it is less than the limit.
+        system: the system message, None for the model's own default.
         stream: True returns a `PieceStream`, a generator of `Piece`; closing it cancels.
         max_new_tokens: where the answer is cut; None is the variant's default, -1 no limit; the context cuts it too.
         temperature (0 is greedy), top_k (0 is off), top_p, min_p, repeat_penalty, repeat_last_n: None is the variant's
@@ -314,11 +332,22 @@ class KimiVL(NotPicklable):
         The beginning that a prompt shares with an earlier one (the same system message and pictures) is not computed
         again, and a picture seen before is not encoded again.
 
-        Raises BadRequest (code "request.<parameter>"), BadImage, ContextFull (with the numbers), OutOfMemory.
+        Raises BadRequest (code "request.<parameter>"), BadImage, BadDocument, ContextFull (with the numbers),
+        OutOfMemory.
         """
         started = time.perf_counter()
-        messages, pictures = _question(prompt, images, system)
+        check_text("prompt", prompt)
+        pages, notices = open_pages(documents)
+        pictures, fitted = fit_images(
+            self.loaded,
+            [*pages, *check_images(images)],
+            image_patches,
+            prompt=prompt,
+            max_new_tokens=sampling_options.get("max_new_tokens"),
+        )
+        messages = _question(prompt, [label_of(picture) for picture in pictures], system)
         answer = self.start(messages, pictures, progress=progress, started=started, **sampling_options)
+        answer.add_notices([*notices, *fitted])
         return answer if stream else answer.drain()
 
     def answers(
@@ -343,8 +372,9 @@ class KimiVL(NotPicklable):
         """
         started = time.perf_counter()
         check_int("n", n, 1, MAX_ANSWERS)
-        messages, pictures = _question(prompt, images, system)
-        seen = [self.process_image(picture) for picture in pictures]
+        check_text("prompt", prompt)
+        seen = [self.process_image(picture) for picture in check_images(images)]
+        messages = _question(prompt, [picture.label for picture in seen], system)
         first = self.start(messages, seen, progress=progress, started=started, **sampling_options)
         streams = [first]
         for index in range(1, n):
@@ -535,12 +565,9 @@ class KimiVL(NotPicklable):
         return tick
 
 
-def _question(prompt: str, images: Sequence[ImageInput], system: str | None) -> tuple[list[Any], list[Any]]:
-    """The messages of one question, pictures before its text, and the pictures."""
-    check_text("prompt", prompt)
-    pictures = check_images(images)
-    content: list[dict[str, Any]] = [{"type": "image", "image": index} for index in range(len(pictures))]
-    messages: list[Any] = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+def _question(prompt: str, labels: Sequence[str], system: str | None) -> list[Any]:
+    """The messages of one question, pictures before its text. labels: the text before each picture."""
+    messages: list[Any] = [{"role": "user", "content": user_content(prompt, labels)}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": check_text("system", system)})
-    return messages, pictures
+    return messages

@@ -61,7 +61,7 @@ class Machine:
 
     def start(self, items: list, n: int = 5, seed: int = 0, **options) -> Job:
         chooser = options.pop("chooser", None) or Sampled(seed)
-        options.setdefault("pixels", PIXELS)
+        options.setdefault("pixels", {digest: lambda pixels=pixels: pixels for digest, pixels in PIXELS.items()})
         return self.conductor.submit(Job(Positions(ROOT, items), chooser=chooser, max_new_tokens=n, **options))
 
     def read(self, job: Job, n: int = 1 << 30) -> list[int]:

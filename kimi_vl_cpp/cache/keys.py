@@ -197,9 +197,9 @@ class Positions:
             self._keys.append(self.content(done).key(self._keys[-1] if done else self.root))
         return self._keys[index] if index >= 0 else self.root
 
-    def pictures_after(self, n_held: int) -> list[Picture]:
-        """The pictures of which positions from n_held on are part, each digest once."""
-        found = [picture for _, picture in self._pictures_between(n_held, len(self))]
+    def pictures_in(self, first: int, end: int) -> list[Picture]:
+        """The pictures of which positions [first, end) are part, each digest once."""
+        found = [picture for _, picture in self._pictures_between(first, end)]
         return list({picture.digest: picture for picture in found}.values())
 
     def parts(self, first: int, end: int, embeddings: Callable[[Picture], NDArray[Any]]) -> list[NDArray[Any]]:

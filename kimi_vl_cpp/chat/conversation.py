@@ -20,6 +20,7 @@ from ..generation.generation import Generation, Request
 from ..generation.request import build_request, check_images
 from ..generation.stream import PieceStream
 from ..media.processor import ProcessedImage
+from ..text.chat_template import user_content
 from ..types import Response
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
 
@@ -216,11 +217,9 @@ class Conversation(NotPicklable):
         images: list[ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}
         for index, past in enumerate([*before, turn]):
-            content: list[dict[str, Any]] = [
-                {"type": "image", "image": len(images) + offset} for offset in range(len(past.images))
-            ]
+            content = user_content(past.text, [image.label for image in past.images], len(images))
             images.extend(past.images)
-            messages.append({"role": "user", "content": [*content, {"type": "text", "text": past.text}]})
+            messages.append({"role": "user", "content": content})
             if past is turn:
                 break
             if past.token_ids is not None:

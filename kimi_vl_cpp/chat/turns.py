@@ -73,6 +73,7 @@ def _image_to_dict(image: ProcessedImage) -> dict[str, Any]:
         "original_size": list(image.original_size),
         "resized_size": list(image.resized_size),
         "notices": list(image.notices),
+        "label": image.label,
     }
 
 
@@ -138,6 +139,7 @@ def _image_from_dict(model: LoadedModel, where: str, data: Any) -> ProcessedImag
         original_size=_size_field(data, "original_size", where),
         resized_size=_size_field(data, "resized_size", where),
         notices=list(notices),
+        label=text_field(data, "label", where) if "label" in data else "",
     )
 
 

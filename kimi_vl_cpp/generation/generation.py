@@ -7,7 +7,7 @@ Does not know how prompts are written; when anything is computed is the conducto
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,16 +34,16 @@ class Request:
     """A request that has passed every check and fits into the context.
 
     items: the prompt as tokens and pictures. is_answer: bool [n_prompt], True for the contents of assistant turns.
-    pixels: digest -> uint8 [H, W, 3] of each picture. max_new_tokens: already limited by the context. prepare_s: what
-    it took to get here. begun: the beginning of the reply that the prompt holds already. grammar: what the
-    reply has to follow.
+    pixels: digest -> what returns the picture's uint8 [H, W, 3]. max_new_tokens: already limited by the context.
+    prepare_s: what it took to get here. begun: the beginning of the reply that the prompt holds already. grammar:
+    what the reply has to follow.
     """
 
     items: list[Item]
     is_answer: NDArray[np.bool_]
     params: SamplingParams
     max_new_tokens: int
-    pixels: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    pixels: Mapping[str, Callable[[], NDArray[np.uint8]]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     prepare_s: float = 0.0
     stop_ids: frozenset[int] = frozenset()

@@ -15,6 +15,7 @@ from ..text.chat_template import ImagePart, build_prompt
 from ..text.thinking import NO_THINKING
 from . import sampling
 from .generation import Request
+from .pixels import PixelSource
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ..types import Reasoning
     from .loaded import LoadedModel
     from .tools import ToolUse
+
+MAX_PICTURES = 512
+"""Pictures in one request."""
 
 _LISTED = 8  # pictures named one by one in a message
 
@@ -59,7 +63,6 @@ def build_request(
     Raises BadRequest, BadImage, ContextFull.
     """
     model.gate.check()
-    n_ctx = model.n_ctx
     params = sampling.resolve(model.defaults, **options)
     if tools is not None and continue_final:
         raise BadRequest("tools: a message that is continued cannot call functions: leave tools out", "request.tools")
@@ -71,13 +74,21 @@ def build_request(
         tokenizer, messages, continue_final=continue_final, opening=opening, instructions=instructions
     )
     parts = splice_answers(tokenizer, prompt, answers or {})
+    if len(images) > MAX_PICTURES:
+        raise BadRequest(
+            f"images: got {len(images)} pictures, expected at most {MAX_PICTURES} in one request", "request.images"
+        )
     if images:
         model.require_vision()
+        if params.prompt_logprobs is not None:
+            raise BadRequest(
+                "prompt_logprobs: got a request with pictures, whose positions are not tokens: leave one of them out",
+                "request.prompt_logprobs",
+            )
     _check_indices(parts, len(images))
     pictures: list[Picture] = []
-    pixels = {}
+    pixels = PixelSource(model.processor)
     notices: list[str] = []
-    n_image = 0
     for index, image in enumerate(images):
         try:
             seen = image if isinstance(image, ProcessedImage) else model.processor(image)
@@ -87,15 +98,13 @@ def build_request(
         digest = salted(bytes.fromhex(seen.digest), params.cache_salt).hex()
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
-        n_image += seen.n_tokens
-        if n_image <= n_ctx:  # else the request is refused below, and pixels would only take memory until then
-            pixels[digest] = seen.pixels
+        pixels.add(digest, image, seen)
     return _finish_request(
         model,
         placed(parts, pictures),
         params,
         length_given=options.get("max_new_tokens") is not None,
-        pixels=pixels,
+        pixels=pixels.getters,
         notices=notices,
         prepare_s=time.perf_counter() - started,
         reasoning=reasoning,

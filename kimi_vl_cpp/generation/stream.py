@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,10 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     def notices(self) -> list[str]:
         """What the caller should know about how the request was understood."""
         return list(self._generation.request.notices)
+
+    def add_notices(self, notices: Iterable[str]) -> None:
+        """Adds what is known about the request beside what it was built from."""
+        self._generation.request.notices.extend(notices)
 
     def send(self, value: None) -> Piece:
         try:

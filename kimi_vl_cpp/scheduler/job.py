@@ -6,7 +6,7 @@ The conductor writes it, one thread at a time; its reader, in another thread, on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -50,12 +50,12 @@ class Chooser(Protocol):
 class Job:
     """A prompt and the tokens that follow it.
 
-    positions: the prompt, and every token once it is sampled. pixels: digest -> uint8 [H, W, 3] of its pictures.
-    stop_ids: tokens that end the answer. max_new_tokens: where it is cut; 0 computes the prompt only. max_ahead: tokens
-    that it may be ahead of its reader; 1 where the reader decides after each what is forced to come next. reports:
-    whether its reader wants to know about progress. prompt_rows(start, logits): called page by page with the logits of
-    the whole prompt, float32 [n, n_vocab], of which then nothing is taken from the cache; for prompts without pictures.
-    cache: see CacheUse. priority: jobs of a higher one go first.
+    positions: the prompt, and every token once it is sampled. pixels: digest -> what returns the uint8 [H, W, 3] of a
+    picture, called when its turn comes. stop_ids: tokens that end the answer. max_new_tokens: where it is cut; 0
+    computes the prompt only. max_ahead: tokens that it may be ahead of its reader; 1 where the reader decides after
+    each what is forced to come next. reports: whether its reader wants to know about progress. prompt_rows(start,
+    logits): called page by page with the logits of the whole prompt, float32 [n, n_vocab], of which then nothing is
+    taken from the cache; for prompts without pictures. cache: see CacheUse. priority: jobs of a higher one go first.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Job:
         stop_ids: frozenset[int] = frozenset(),
         max_new_tokens: int = 1,
         max_ahead: int = MAX_AHEAD,
-        pixels: dict[str, NDArray[np.uint8]] | None = None,
+        pixels: Mapping[str, Callable[[], NDArray[np.uint8]]] | None = None,
         reports: bool = False,
         prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None,
         cache: CacheUse = "use",
@@ -104,11 +104,12 @@ class Job:
         self.number = 0  # in the order of arrival
         self.holding: Holding | None = None
         self.task: Any = None  # the prompt or picture task under way
-        self.features: dict[str, NDArray[Any]] = {}  # digest -> rows of its pictures, until the prompt is done
-        self.missing: deque[str] = deque()  # digests of pictures that are not encoded
+        self.chunk = range(0)  # positions of the prompt that are computed next, or under way
+        self.features: dict[str, NDArray[Any]] = {}  # digest -> rows of the pictures in the chunk
+        self.missing: deque[str] = deque()  # digests of those in the chunk that are not encoded
         self.n_pictures = 0  # that were not encoded when it began
+        self.n_encoded = 0  # of them
         self.first_row = 0  # that is computed for it
-        self.chunk = range(0)  # positions that the task computes
         self.n_layers_done = 0  # of them
         self.reported_s = 0.0  # when progress was last noted
         self.served_s = 0.0  # by tasks

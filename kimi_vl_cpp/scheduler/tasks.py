@@ -1,6 +1,7 @@
-"""The long work of one job, a layer at a time: its pictures, then its prompt.
+"""The long work of one job, a layer at a time: the pictures of a chunk of its prompt, the chunk, and so on to the end.
 
-Owns which task a job needs next and what its end means. Does not choose between jobs.
+Owns which task a job needs next and what its end means. A job holds the rows of the pictures in one chunk at a time, so
+its memory does not grow with their number. Does not choose between jobs.
 """
 
 from __future__ import annotations
@@ -44,14 +45,13 @@ class Tasks:
         self._encoding: dict[str, Job] = {}  # digest -> who encodes it
 
     def begin(self, job: Job) -> None:
-        """Looks up which pictures of the job are still to be encoded."""
+        """Cuts the job's first chunk."""
         assert job.holding is not None
         job.first_row = job.holding.n_past
-        job.missing.clear()
-        for picture in job.positions.pictures_after(job.holding.n_past):
-            if not self._found(job, picture.digest):
-                job.missing.append(picture.digest)
-        job.n_pictures = len(job.missing)
+        pictures = job.positions.pictures_in(job.first_row, len(job.positions))
+        job.n_pictures = sum(self._features.get(picture.digest) is None for picture in pictures)
+        job.n_encoded = 0
+        self._cut_chunk(job)
 
     def ready(self, job: Job) -> bool:
         """Whether the job's next piece can begin: false while another job encodes the picture that it needs."""
@@ -63,7 +63,7 @@ class Tasks:
             return 0
         n_past = job.holding.n_past
         shared = job.holding.shares_last_page
-        return n_pages(self._chunk_of(n_past, len(job.positions)).stop) - n_pages(n_past) + shared
+        return n_pages(job.chunk.stop) - n_pages(n_past) + shared
 
     def advance(self, job: Job) -> bool:
         """One layer or block. True when the prompt is done, and the logits of its last position are there."""
@@ -97,10 +97,11 @@ class Tasks:
         if job.task is None:
             if self._found(job, digest):  # another job has just encoded it
                 job.missing.popleft()
+                job.n_encoded += 1
                 return
             self._encoding[digest] = job
             job.n_layers_done = 0
-            job.task = self._engine.begin_image(job.pixels[digest])
+            job.task = self._engine.begin_image(job.pixels[digest]())
         done = job.task.advance(1)
         job.n_layers_done += 1
         if done:
@@ -108,10 +109,11 @@ class Tasks:
             self._features.put(digest, job.features[digest])
             job.missing.popleft()
             job.task = None
+            job.n_encoded += 1
             del self._encoding[digest]
-        n_done = self._n_blocks if done else min(job.n_layers_done, self._n_blocks - 1)
-        n_before = job.n_pictures - len(job.missing) - done
-        job.note("encode", n_before * self._n_blocks + n_done, job.n_pictures * self._n_blocks, self._clock())
+        n_done = job.n_encoded * self._n_blocks + (0 if done else min(job.n_layers_done, self._n_blocks - 1))
+        n_pictures = max(job.n_pictures, job.n_encoded + (not done))  # one may have left the cache since
+        job.note("encode", n_done, n_pictures * self._n_blocks, self._clock())
 
     # The prompt
 
@@ -123,7 +125,6 @@ class Tasks:
         if job.prompt_rows is not None:
             return self._advance_with_rows(job, job.prompt_rows)
         if job.task is None:
-            job.chunk = self._chunk_of(holding.n_past, n_total)
             job.n_layers_done = 0
             parts = job.positions.parts(job.chunk.start, job.chunk.stop, lambda picture: job.features[picture.digest])
             expanded = job.positions.expanded()[job.chunk.start : job.chunk.stop]
@@ -142,8 +143,8 @@ class Tasks:
             job.chunk.start - job.first_row + len(job.chunk) * min(job.n_layers_done, self._n_layers) // self._n_layers
         )
         job.note("prefill", n_new if done else min(n_done, n_new - 1), n_new, self._clock())
-        if done:
-            job.features.clear()
+        if chunk_done:
+            self._cut_chunk(job)
         return done
 
     def _advance_with_rows(self, job: Job, rows: Callable[[int, NDArray[np.float32]], None]) -> bool:
@@ -161,6 +162,19 @@ class Tasks:
         if end == n_total:
             job.prompt_rows = None
         return end == n_total
+
+    def _cut_chunk(self, job: Job) -> None:
+        """The job's next chunk and which of its pictures are still to be encoded. The rows of those before it go."""
+        assert job.holding is not None
+        job.chunk = self._chunk_of(job.holding.n_past, len(job.positions))
+        pictures = job.positions.pictures_in(job.chunk.start, job.chunk.stop)
+        held, job.features = job.features, {}
+        job.missing.clear()
+        for picture in pictures:
+            if picture.digest in held:
+                job.features[picture.digest] = held[picture.digest]
+            elif not self._found(job, picture.digest):
+                job.missing.append(picture.digest)
 
     def _chunk_of(self, n_past: int, n_total: int) -> range:
         """The positions after n_past that are computed in one pass; its end is a page's, or the prompt's."""

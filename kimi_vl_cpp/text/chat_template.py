@@ -30,6 +30,16 @@ Part = list[int] | ImagePart
 """A piece of a prompt: token ids, never none, or a picture. Two lists of ids are never neighbours."""
 
 
+def user_content(text: str, labels: Sequence[str], first: int = 0) -> list[dict[str, Any]]:
+    """The content of a user's message: pictures, numbered from `first`, each behind its label, then the text."""
+    content: list[dict[str, Any]] = []
+    for index, label in enumerate(labels):
+        if label:
+            content.append({"type": "text", "text": label})
+        content.append({"type": "image", "image": first + index})
+    return [*content, {"type": "text", "text": text}]
+
+
 def build_prompt(
     tokenizer: Tokenizer,
     messages: Sequence[Message],

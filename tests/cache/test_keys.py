@@ -110,7 +110,7 @@ def test_parts_are_the_rows_between_any_two_positions(items, answered, first, n)
     ]
     assert found == expected
     digests = [row[1] for row in written_out(items, is_answer)[first:] if row[0] == "picture"]
-    assert {picture.digest for picture in positions.pictures_after(first)} == set(digests)
+    assert {picture.digest for picture in positions.pictures_in(first, len(positions))} == set(digests)
 
 
 @given(st.lists(st.booleans(), max_size=700))

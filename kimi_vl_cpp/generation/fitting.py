@@ -1,0 +1,130 @@
+"""The size in which the pictures of a request fit into the context together. Nothing is dropped to make them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..checks import check_int
+from ..errors import ContextFull
+from ..files.variants import REASONING
+from ..media import budget
+from ..media.drawn import Drawn, label_of
+from ..media.processor import LimitedImage, ProcessedImage
+
+if TYPE_CHECKING:
+    from ..media.processor import ImageInput
+    from .loaded import LoadedModel
+
+_ANSWER_RESERVE, _REASONING_RESERVE = 1024, 8192
+_TEMPLATE_TOKENS = 64  # of a request, around its messages
+
+
+def limit_images(
+    model: LoadedModel, images: Sequence[ImageInput], patches: int | None
+) -> list[ImageInput | LimitedImage]:
+    """The pictures with a limit of `patches` each; None leaves them as they are.
+
+    Raises BadRequest (code "request.image_patches") for a limit above that of the model.
+    """
+    if patches is None:
+        return list(images)
+    top = model.processor.in_token_limit
+    check_int("image_patches", patches, 4, top)
+    return [LimitedImage(image, patches) for image in images]
+
+
+def fit_images(
+    model: LoadedModel,
+    images: Sequence[ImageInput],
+    patches: int | None,
+    *,
+    prompt: str,
+    max_new_tokens: int | None,
+    n_other: int = 0,
+) -> tuple[list[ImageInput | LimitedImage | ProcessedImage], list[str]]:
+    """The pictures of a request in the size that they get, and notices about it: see `limit_images` where `patches` is
+    given, and `fit_pages` for the pages among them where it is not. n_other: positions that the prompt holds already.
+    """
+    pages = [image for image in images if isinstance(image, Drawn)]
+    if patches is not None or not pages:
+        return list(limit_images(model, images, patches)), []
+    model.require_vision()
+    found: list[ImageInput | LimitedImage | ProcessedImage] = [
+        image if isinstance(image, Drawn) else model.process_image(image) for image in images
+    ]
+    n_other += sum(image.n_tokens for image in found if isinstance(image, ProcessedImage))
+    chosen, notices = fit_pages(model, pages, prompt, max_new_tokens, n_other)
+    return [LimitedImage(image, chosen) if isinstance(image, Drawn) else image for image in found], notices
+
+
+def answer_reserve(model: LoadedModel, max_new_tokens: int | None) -> int:
+    """Positions that are kept free for the answer when pictures are fitted into the context."""
+    longest = model.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
+    reserve = _ANSWER_RESERVE if REASONING[model.variant] == "no" else _REASONING_RESERVE
+    return min(longest, reserve) if longest > 0 else reserve
+
+
+def positions_needed(
+    model: LoadedModel,
+    images: Sequence[Drawn],
+    text: str,
+    max_new_tokens: int | None,
+    patches: int | None = None,
+    n_other: int = 0,
+) -> int:
+    """Positions of a request for these pages at `patches` each (None: the model's limit), its answer included.
+
+    n_other: positions of what else is in the prompt.
+    """
+    sizes = [image.size for image in images]
+    limit = budget.largest(model.processor, sizes, budget.DOCUMENT_FLOOR) if patches is None else patches
+    taken = budget.tokens_at(model.processor, sizes, limit)
+    return taken + _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
+
+
+def fit_pages(
+    model: LoadedModel, images: Sequence[Drawn], text: str, max_new_tokens: int | None, n_other: int = 0
+) -> tuple[int, list[str]]:
+    """Patches a page so that all pages fit into the context beside text and answer, and notices when that is less than
+    the model's limit.
+
+    Raises ContextFull (code "context.full") with what would fit when not even the lowest rung does.
+    """
+    processor, top = model.processor, model.processor.in_token_limit
+    sizes = [image.size for image in images]
+    around = _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
+    room = model.n_ctx - around
+    patches = budget.fit(processor, sizes, room, budget.DOCUMENT_FLOOR)
+    if patches is None:
+        each = around // max(len(images), 1)
+        fits = []
+        for rung in budget.rungs(budget.LADDER[0], budget.largest(processor, sizes, budget.DOCUMENT_FLOOR)):
+            n = next((n for n in range(len(sizes), 0, -1) if _fits(model, sizes[:n], images, text, rung)), 0)
+            fits.append(f"{n} at {rung}")
+        raise ContextFull(
+            f"{len(images)} pages do not fit into the context of {model.n_ctx} tokens at "
+            f"{min(budget.DOCUMENT_FLOOR, top)} patches a page, below which print is hard to read (about {each} tokens "
+            f"a page go to template, text and answer). Pages that fit by patches a page (image_patches): "
+            f"{', '.join(fits)}. Give fewer pages, a larger n_ctx (up to {model.context_length}), or smaller pages",
+            "context.full",
+        )
+    if patches == top:
+        return patches, []
+    return patches, [
+        f"{len(images)} pages are seen at {patches} patches each, not {top}, so that all of them fit into the context"
+    ]
+
+
+def _fits(
+    model: LoadedModel, sizes: Sequence[tuple[float, float]], images: Sequence[Drawn], text: str, patches: int
+) -> bool:
+    around = _n_around(model, images[: len(sizes)], text) + answer_reserve(model, None)
+    return budget.tokens_at(model.processor, sizes, patches) + around <= model.n_ctx
+
+
+def _n_around(model: LoadedModel, images: Sequence[Drawn], text: str) -> int:
+    """Tokens of text, labels and template."""
+    encode = model.tokenizer.encode
+    frame = len(encode("image")) + 3  # the template's tokens around a picture
+    return _TEMPLATE_TOKENS + len(encode(text)) + sum(frame + len(encode(label_of(image))) + 1 for image in images)

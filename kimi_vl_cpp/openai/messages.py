@@ -28,7 +28,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MAX_MESSAGES = 10_000
 MAX_PARTS = 10_000
 LOW_DETAIL_PATCHES = 1024
-_DETAILS: dict[str, int | None] = {"low": LOW_DETAIL_PATCHES, "auto": None, "high": None, "original": None}
+DETAILS: dict[str, int | None] = {"low": LOW_DETAIL_PATCHES, "auto": None, "high": None, "original": None}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _CONTINUED = ("partial", "prefix")
 # Keys of a message: those that are read, and those that OpenAI's own answers carry and that say nothing to the model.
@@ -256,9 +256,9 @@ def _asks_for_nothing(value: Any) -> bool:
 def _max_patches(where: str, options: Mapping[str, Any]) -> int | None:
     """The smaller of what `detail` and `max_patches` say."""
     detail, patches = options.get("detail"), options.get("max_patches")
-    if detail is not None and (not isinstance(detail, str) or detail not in _DETAILS):
-        raise bad(f"{where}.detail", f"got {shown(detail)}, expected one of {', '.join(_DETAILS)}", "request.image_url")
-    limits = [_DETAILS[detail] if detail is not None else None]
+    if detail is not None and (not isinstance(detail, str) or detail not in DETAILS):
+        raise bad(f"{where}.detail", f"got {shown(detail)}, expected one of {', '.join(DETAILS)}", "request.image_url")
+    limits = [DETAILS[detail] if detail is not None else None]
     if patches is not None:
         limits.append(integer(f"{where}.max_patches", patches, 4, 512 * 512))
     return min((limit for limit in limits if limit is not None), default=None)

@@ -45,7 +45,7 @@ NO_EFFECT = frozenset(
 """Known options that change nothing here."""
 
 _LENGTHS = ("max_tokens", "max_completion_tokens")
-_SAMPLED = {
+SAMPLED = {
     "temperature": "temperature",
     "top_p": "top_p",
     "min_p": "min_p",
@@ -154,7 +154,7 @@ def _logprobs(given: Mapping[str, Any]) -> tuple[bool, int]:
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for name, inner in _SAMPLED.items():
+    for name, inner in SAMPLED.items():
         if name not in given:
             continue
         if inner in options:
@@ -256,5 +256,5 @@ _READ = (
     "loop_guard cache_salt cache_prompt"
 ).split()
 _KNOWN = (
-    NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *TOOL_FIELDS, *_READ, *_LENGTHS, *_SAMPLED, *_NOT_DONE))
+    NO_EFFECT | REASONING_FIELDS | frozenset((*FORMAT_FIELDS, *TOOL_FIELDS, *_READ, *_LENGTHS, *SAMPLED, *_NOT_DONE))
 )

@@ -13,7 +13,7 @@ from .fields import bad, boolean, mapping, shown, string, unsupported
 
 FIELDS = ("tools", "tool_choice", "parallel_tool_calls")
 MAX_TOOLS = 128
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+NAME = "^[A-Za-z0-9_.-]{1,128}$"
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _CHOICES = ("none", "auto", "required")
 
@@ -72,7 +72,7 @@ def _function(where: str, value: Any) -> tuple[Tool, dict[str, Any]]:
 def check_name(where: str, value: Any) -> str:
     """The name of a function."""
     name = string(where, value)
-    if not _NAME.fullmatch(name):
+    if not re.match(NAME, name) or name.endswith("\n"):
         raise bad(where, f"got {shown(name)}, expected 1 to 128 letters, digits, '_', '-' and '.'")
     return name
 

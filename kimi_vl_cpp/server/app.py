@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import chat_completions, completions, models, ollama, pages, responses, tokens
+from . import chat_completions, completions, models, ollama, openapi, pages, responses, tokens
 from .context import KEY as CONTEXT
 from .errors import Refused
 from .middleware import Guarded, Keyed, Observed
@@ -61,6 +61,7 @@ def _routes(state: State) -> list[BaseRoute]:
         ("/api/ps", "GET", ollama.running, False),
         ("/api/show", "POST", ollama.show, False),
         ("/api/version", "GET", ollama.version, False),
+        ("/openapi.json", "GET", openapi.openapi, False),
         ("/health", "GET", models.health, False),
         ("/ping", "GET", models.ping, False),
     ):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS = 256 << 10
 _WHITE_SPACE = r"[ \n\t\r]{0,20}"
+_ARGUMENTS_WHITE_SPACE = " ?"
 _REPLY = """start: {begin}{reply}thought: "{opening}" body
 body[suffix="{closing}"]: /(?s:.*)/
 WS: /[ \\t\\r\\n]{{1,8}}/
@@ -36,11 +37,12 @@ GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 @dataclass(frozen=True)
 class GrammarSource:
     """A grammar as a request gives it. text: a JSON schema, a regular expression, a JSON list of strings, or Lark.
-    field: what an error is about."""
+    field: what an error is about. white_space: of a JSON schema, the regular expression of what goes between tokens."""
 
     kind: GrammarKind
     text: str
     field: str = "grammar"
+    white_space: str = _WHITE_SPACE
 
 
 class GrammarCompiler:
@@ -162,7 +164,7 @@ def _beginning(reasoning: Reasoning, begun: str) -> tuple[str | None, str]:
 
 
 def _arguments(tool: Tool) -> GrammarSource:
-    return GrammarSource("json_schema", tool.parameters, tool.field)
+    return GrammarSource("json_schema", tool.parameters, tool.field, _ARGUMENTS_WHITE_SPACE)
 
 
 def _why_not(matcher: llguidance.LLMatcher) -> str:
@@ -176,7 +178,7 @@ def _grammar_of(source: GrammarSource) -> str:
     if len(source.text) > MAX_GRAMMAR_CHARS:
         raise _bad(source, f"got {len(source.text)} characters, expected at most {MAX_GRAMMAR_CHARS}")
     if source.kind == "json_schema":
-        overrides: Any = {"whitespace_pattern": _WHITE_SPACE}
+        overrides: Any = {"whitespace_pattern": source.white_space}
         try:
             return llguidance.LLMatcher.grammar_from_json_schema(source.text, overrides=overrides)
         except ValueError as error:

@@ -65,8 +65,16 @@ def _function(where: str, value: Any) -> tuple[Tool, dict[str, Any]]:
             "description": string(f"{place}.description", description),
         }
     )
-    text = _dumped(f"{place}.parameters", {"type": "object", **schema})
+    text = _dumped(f"{place}.parameters", _closed(schema))
     return Tool(name, text, f"{place}.parameters"), {**described, "parameters": schema}
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with the arguments that it names alone, unless it says that there may be others: none of those would
+    mean anything to a function."""
+    says = schema.keys() & {"additionalProperties", "patternProperties", "unevaluatedProperties"}
+    closed = {"additionalProperties": False} if schema.get("properties") and not says else {}
+    return {"type": "object", **schema, **closed}
 
 
 def check_name(where: str, value: Any) -> str:

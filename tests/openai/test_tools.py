@@ -175,6 +175,32 @@ def test_a_format_holds_the_text_and_the_schema_a_call(model, script):
     assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_arguments_that_the_schema_does_not_name_are_not_written(real, seed):
+    """Also where it does not forbid them; and at most one space goes between two tokens of JSON."""
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for open_too in (False, True):
+        parameters["additionalProperties"] = True
+        if not open_too:
+            del parameters["additionalProperties"]
+        answer = real.create_chat_completion(
+            ASK,
+            tools=[tool],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            seed=seed,
+            temperature=1.5,
+            max_tokens=99,
+        )["choices"][0]
+        arguments = answer["message"]["tool_calls"][0]["function"]["arguments"]
+        assert arguments.startswith(("{ ", '{"'))
+        if not open_too:
+            assert answer["finish_reason"] == "tool_calls"
+            assert arguments.replace(" ", "") in ('{"city":"Rome"}', '{"city":"Oslo"}')
+            assert "  " not in arguments
+
+
 # What the model is shown
 
 

@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <utility>
 
-#define __global__
+#define __global__ __attribute__((unused))
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
@@ -34,6 +34,9 @@ struct alignas(8) uint2 {
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
 };
 struct alignas(8) float2 {
   float x, y;
@@ -71,6 +74,8 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Where& where);
 void mma_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Where& where);
 float float_from_f16(uint16_t bits);
+uint16_t f16_from_float(float value);
+uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t selector);
 float fused(float a, float b, float c);
 float exp2_fast(float x);
 int dot4(uint32_t a, uint32_t b, int c);
@@ -96,7 +101,8 @@ struct Options {
   int max_shared_bytes = 99 * 1024;  // of a block, opted in; sm_75 64, sm_80 163, sm_86 and 89 99, sm_90 227 KiB
   bool late_copies = true;           // asynchronous copies read their source when they are waited for, not when they are issued
   bool truncate_sums = false;        // tensor cores round sums towards zero, as the hardware may, instead of to nearest
-  long fail_call = -1;               // number of the runtime call that returns an error, from 0 (tests of error paths)
+  size_t device_bytes = size_t{1} << 30;  // of device memory
+  long fail_call = -1;                    // number of the runtime call that returns an error, from 0 (tests of error paths)
 };
 extern Options options;
 struct Counters {
@@ -104,6 +110,8 @@ struct Counters {
   uint64_t global_read, global_written, shared_requests, shared_cycles, sectors, sectors_ideal;  // checked builds
 };
 extern Counters counters;
+size_t device_bytes();             // allocated now
+long runtime_calls();              // so far, as fail_call counts them
 bool checked_build();              // whether loads and stores are instrumented
 void mark_weights(const void* p);  // an allocation that no kernel writes any more
 
@@ -144,7 +152,16 @@ using cudaStream_t = emu::Stream*;
 using cudaEvent_t = emu::Event*;
 using cudaGraph_t = emu::Graph*;
 using cudaGraphExec_t = emu::Graph*;
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
 const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaMemGetInfo(size_t* available, size_t* total);
 cudaError_t cudaMalloc(void** p, size_t bytes);
 cudaError_t cudaFree(void* p);
 cudaError_t cudaMallocHost(void** p, size_t bytes);

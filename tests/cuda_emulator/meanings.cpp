@@ -77,6 +77,19 @@ float float_from_f16(uint16_t bits) {
   if ((bits & 0x7c00) == 0x7c00) return float_of(sign | 0x7f800000 | magnitude);
   return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
 }
+uint16_t f16_from_float(float value) {
+  const uint32_t u = bits_of(value), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
+  if (a > 0x7f800000) return 0x7fff;                                 // what cvt makes of NaN
+  if (a >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 65536 or more
+  if (a < 0x38800000) return static_cast<uint16_t>(sign | (bits_of(float_of(a) + 0.5f) - 0x3f000000));
+  return static_cast<uint16_t>(sign | ((a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13));
+}
+uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  return out;
+}
 float fused(float a, float b, float c) { return std::fma(a, b, c); }
 float exp2_fast(float x) { return std::exp2(x); }
 int dot4(uint32_t a, uint32_t b, int c) {

@@ -1,11 +1,12 @@
 // One warp through every primitive, so that their three meanings can be compared: the emulator's words, the compiler's PTX
-// and, where there is one, the device. Everything but exp2_fast has to agree bit for bit.
+// and, where there is one, the device. Everything but exp2_fast and
+// error_function has to agree bit for bit.
 #pragma once
 #include "backend/cuda/primitives.h"
 
 namespace kimi::cuda {
 
-constexpr int kProbeIn = 16, kProbeOut = 32;
+constexpr int kProbeIn = 16, kProbeOut = 36;
 
 struct ProbeShared {
   alignas(128) uint32_t rows[32][4];  // for load_matrices: lane i brings row i
@@ -54,7 +55,11 @@ __global__ void __launch_bounds__(kWarp) probe(const uint32_t* in, uint32_t* out
     to[26 + i] = bits_of(f[i]);
   }
   to[30] = bits_of(exp2_fast(static_cast<float>(static_cast<int>(mine[0] % 64) - 32) * 0.25f));
-  to[31] = 0;
+  to[31] = f16_from_float(float_from_bits(mine[3]));
+  to[32] = bits_of(square_root(static_cast<float>(mine[6] >> 4)));
+  to[33] = choose_bytes(mine[0], mine[1], mine[2]);
+  to[34] = bits_of(static_cast<float>(static_cast<int>(mine[6])) / static_cast<float>(static_cast<int>(mine[7] | 1)));
+  to[35] = bits_of(error_function(float_from_bits(mine[3])));
 }
 
 }  // namespace kimi::cuda

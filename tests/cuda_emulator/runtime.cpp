@@ -1,5 +1,6 @@
 // The runtime's functions. Streams are queues that run when somebody synchronises: host code that reads too early sees
 // poison, and pageable memory that is freed too early is caught by the usual tools.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,7 @@ namespace emu {
 
 void* allocate_device(size_t bytes);
 bool release_device(void* p);
+size_t device_bytes();
 void host_wrote(const void* p, size_t bytes);
 
 struct Event {
@@ -40,6 +42,8 @@ void run_until(Stream* s, uint64_t ticket) {
 }
 }  // namespace
 
+long runtime_calls() { return calls; }
+
 void enqueue(Stream* stream, std::function<void()> work) {
   if (stream->capture) {
     stream->capture->work.push_back(std::move(work));
@@ -56,9 +60,28 @@ using namespace emu;
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "unspecified launch failure";
 }
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor         ? 8
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? options.max_shared_bytes
+                                                                  : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+  *total = options.device_bytes;
+  *available = *total - std::min(*total, device_bytes());
+  return cudaSuccess;
+}
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = nullptr;
-  if (injected()) return cudaErrorMemoryAllocation;
+  if (injected() || device_bytes() + bytes > options.device_bytes) return cudaErrorMemoryAllocation;
   *p = allocate_device(bytes ? bytes : 1);
   return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -97,8 +120,10 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = nullptr;
+  if (injected()) return cudaErrorLaunchFailure;
   *stream = new Stream;
-  return injected() ? cudaErrorLaunchFailure : cudaSuccess;
+  return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   run_until(stream, stream->issued);
@@ -107,7 +132,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->capture) fail("synchronising a stream that is being captured");
-  if (injected()) return cudaErrorLaunchFailure;
+  if (injected()) {  // a device that has failed runs nothing any more
+    stream->done += stream->work.size();
+    stream->work.clear();
+    return cudaErrorLaunchFailure;
+  }
   run_until(stream, stream->issued);
   return cudaSuccess;
 }

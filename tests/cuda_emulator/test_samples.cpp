@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda_emulator/samples/attention.h"
-#include "cuda_emulator/samples/gemm_bf16.h"
+#include "backend/cuda/kernels/attention_72.h"
+#include "backend/cuda/kernels/gemm_bf16.h"
 #include "cuda_emulator/samples/gemv_q4_k.h"
 
 using namespace kimi::cuda;
@@ -192,10 +192,10 @@ double run_attention(int n, int heads, cudaStream_t stream) {
   Launch how;
   how.grid = dim3(static_cast<unsigned>((n + kWarps * 16 - 1) / (kWarps * 16)), static_cast<unsigned>(heads));
   how.block = dim3(kWarps * kWarp);
-  how.shared = sizeof(AttentionShared<kWarps>);
+  how.shared = sizeof(HeadsOf72Shared<kWarps>);
   how.stream = stream;
-  CHECK_CUDA(launch("attention", attention<kWarps, kMistake>, how,
-                    AttentionArgs{dq.p, dk.p, dv.p, out.p, n, heads, static_cast<float>(scale * 1.4426950408889634)}));
+  CHECK_CUDA(launch("attention", attend_heads_of_72<kWarps, kMistake>, how,
+                    HeadsOf72Args{dq.p, dk.p, dv.p, out.p, n, heads, static_cast<float>(scale * 1.4426950408889634)}));
   CHECK_CUDA(cudaStreamSynchronize(stream));
   std::vector<float> got;
   for (const uint16_t bits : out.to_host(stream)) got.push_back(float_from_bf16(bits));

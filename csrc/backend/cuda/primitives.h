@@ -77,6 +77,34 @@ __device__ __forceinline__ float float_from_f16(uint16_t bits) {
 #endif
 }
 
+// Round to nearest even.
+__device__ __forceinline__ uint16_t f16_from_float(float value) {
+#ifdef __CUDACC__
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  return emu::f16_from_float(value);
+#endif
+}
+
+__device__ __forceinline__ float square_root(float x) {
+#ifdef __CUDACC__
+  return __fsqrt_rn(x);
+#else
+  return std::sqrt(x);
+#endif
+}
+
+// The error function to about 2 ulp.
+__device__ __forceinline__ float error_function(float x) {
+#ifdef __CUDACC__
+  return erff(x);
+#else
+  return std::erf(x);
+#endif
+}
+
 // 2^x to about 2 ulp
 __device__ __forceinline__ float exp2_fast(float x) {
 #ifdef __CUDACC__
@@ -103,6 +131,15 @@ __device__ __forceinline__ int dot4(uint32_t a, uint32_t b, int c) {
   return __dp4a(static_cast<int>(a), static_cast<int>(b), c);
 #else
   return emu::dot4(a, b, c);
+#endif
+}
+
+// Byte i of the result is byte s of (b a), eight bytes of which a holds the first four; s: bits 4 i .. 4 i + 2 of the selector.
+__device__ __forceinline__ uint32_t choose_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+#ifdef __CUDACC__
+  return __byte_perm(a, b, selector & 0x7777);
+#else
+  return emu::choose_bytes(a, b, selector);
 #endif
 }
 
@@ -377,6 +414,13 @@ cudaError_t launch(const char* name, void (*kernel)(P...), const Launch& how, A&
   emu::enqueue(how.stream,
                [name, shape, bound]() mutable { emu::run_grid(name, shape, &bound, sizeof bound, emu::Bound<P...>::call); });
   return cudaSuccess;
+#endif
+}
+
+// No kernel writes to this allocation any more: the emulator holds them to it.
+inline void seal_weights([[maybe_unused]] const void* p) {
+#ifndef __CUDACC__
+  emu::mark_weights(p);
 #endif
 }
 

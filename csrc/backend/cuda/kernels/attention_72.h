@@ -9,7 +9,7 @@
 
 namespace kimi::cuda {
 
-struct AttentionArgs {
+struct HeadsOf72Args {
   const uint16_t *q, *k, *v;  // bf16 [heads, n, 72]
   uint16_t* out;              // bf16 [n, heads, 72]
   int n, heads;
@@ -19,7 +19,7 @@ struct AttentionArgs {
 constexpr int kHead = 72, kHeadPieces = kHead / 8, kKeys = 64;
 
 template <int kWarps>
-struct AttentionShared {
+struct HeadsOf72Shared {
   alignas(128) uint16_t q[kWarps * 16 * kHead + 8];  // the last half step of the last row reads 8 numbers more
   alignas(128) uint16_t k[2][kKeys * kHead + 8];
   alignas(128) uint16_t v[2][kKeys * kHead];
@@ -28,9 +28,9 @@ struct AttentionShared {
 // Mistakes that tests plant: 1 no barrier before a tile is overwritten; 2 keys behind the last are not masked; 3 the
 // maximum is taken over half of a row's lanes; 4 the 8 numbers behind the last row are never written.
 template <int kWarps, int kMistake = 0>
-__global__ void __launch_bounds__(kWarps* kWarp) attention(AttentionArgs args) {
+__global__ void __launch_bounds__(kWarps* kWarp) attend_heads_of_72(HeadsOf72Args args) {
   constexpr int kThreads = kWarps * kWarp, kTiles = kHead / 8;
-  auto& shared = shared_storage<AttentionShared<kWarps>>();
+  auto& shared = shared_storage<HeadsOf72Shared<kWarps>>();
   const int head = static_cast<int>(blockIdx.y), query0 = static_cast<int>(blockIdx.x) * kWarps * 16, lane = lane_id(),
             warp = warp_id();
   const int64_t head_at = static_cast<int64_t>(head) * args.n * kHead;

@@ -13,8 +13,15 @@ cat > "$LLM_USER_PATH/extra-openai-models.yaml" <<MODELS
   vision: true
   supports_schema: true
   supports_tools: true
+- model_id: kimi-responses
+  model_name: kimi-vl
+  api_base: "$url/v1"
+  api_key_name: kimi
+  vision: true
+  responses: true
 MODELS
 llm keys set kimi --value none
 llm -m kimi 'Hello!' -o temperature 0
 llm -m kimi 'What is the total?' -a "$(dirname "$0")/../receipt.png" -o temperature 0 --no-stream
 llm -m kimi 'What is the total?' -a "$(dirname "$0")/../receipt.png" --schema 'total float' -o temperature 0
+llm -m kimi-responses 'What is the total?' -a "$(dirname "$0")/../receipt.png" -o temperature 0

@@ -57,7 +57,7 @@ if [[ $what == asan || $what == all ]]; then
   done
   (cd "$work" && PYTHONPATH="$work/package" LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-    "$python" -m pytest "${tests[@]}" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -x -q --timeout 900)
+    "$python" -m pytest "${tests[@]}" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -x -q --timeout 900 -n 2)
 fi
 if [[ $what == tsan || $what == all ]]; then
   configure tsan thread -DKIMI_PYTHON=OFF

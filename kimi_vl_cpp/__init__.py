@@ -19,12 +19,14 @@ _HOME = {
     "KimiVL": "model",
     "Conversation": "chat.conversation",
     "PieceStream": "generation.stream",
+    "Document": "media.pdf",
     "Response": "types",
     "Piece": "types",
     "Usage": "types",
     "Timings": "types",
     "KimiVLError": "errors",
     "BadModelFile": "errors",
+    "BadDocument": "errors",
     "BadImage": "errors",
     "BadRequest": "errors",
     "ContextFull": "errors",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from .chat.conversation import Conversation
     from .errors import (
+        BadDocument,
         BadImage,
         BadModelFile,
         BadRequest,
@@ -48,16 +51,19 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from .generation.stream import PieceStream
+    from .media.pdf import Document
     from .model import KimiVL
     from .types import Piece, Response, Timings, Usage
 
 __all__ = [
+    "BadDocument",
     "BadImage",
     "BadModelFile",
     "BadRequest",
     "Cancelled",
     "ContextFull",
     "Conversation",
+    "Document",
     "KimiVL",
     "KimiVLError",
     "OutOfMemory",

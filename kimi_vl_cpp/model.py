@@ -477,7 +477,7 @@ class KimiVL(NotPicklable):
         self.loaded.gate.check()
         return self.loaded.tokenizer.decode(ids, special=special)
 
-    def process_image(self, image: ImageInput | LimitedImage) -> ProcessedImage:
+    def process_image(self, image: ImageInput | LimitedImage | ProcessedImage) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest when there is no vision file."""
         return self.loaded.process_image(image)
 

@@ -18,6 +18,8 @@ from .. import errors
 PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 )
+DOCUMENT_SUFFIXES = frozenset({".pdf"})
+ATTACHMENT_SUFFIXES = PICTURE_SUFFIXES | DOCUMENT_SUFFIXES
 MODEL_SUFFIXES = frozenset({".gguf"})
 
 ONE_PICTURE = "the demonstration model knows one picture in a conversation: of several, it may answer about a wrong one"

@@ -29,6 +29,7 @@ OPTION_OF = {
     "repeat_penalty": "--repeat-penalty",
     "in_token_limit": "--in-token-limit",
     "kv_type": "--kv-type",
+    "image_patches": "--image-patches",
 }
 
 

@@ -152,7 +152,7 @@ def check_picture(path: str) -> None:
             f"picture {path}: nothing is fetched from the web; download it and give the file's name", "image.url"
         )
     if not path.lower().startswith("data:"):
-        exits.check_readable(path, "picture", exits.PICTURE_SUFFIXES, errors.BadImage, "image.missing")
+        exits.check_readable(path, "picture", exits.ATTACHMENT_SUFFIXES, errors.BadImage, "image.missing")
 
 
 def read_stdin_bytes(limit: int, what: str) -> bytes:

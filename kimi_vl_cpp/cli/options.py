@@ -67,6 +67,45 @@ InTokenLimit = Annotated[
         help="Scale pictures down to N patches of 14x14 pixels. Default: 4096, or 16384 for Thinking-2506.",
     ),
 ]
+ImagePatches = Annotated[
+    int | None,
+    typer.Option(
+        "--image-patches",
+        metavar="N",
+        help="Patches of 14x14 pixels for each picture or page. Default: as many as the model knows, and fewer for "
+        "pages when they would not fit together.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-i",
+        "--image",
+        metavar="FILE",
+        help="A picture, or a PDF document, perhaps with pages: report.pdf#3,7-9. '-' is standard input. May be given "
+        "several times.",
+    ),
+]
+Markers = Annotated[
+    str,
+    typer.Option(
+        "--markers",
+        metavar="KIND",
+        help="Text before a page: short (Page 3 of 50:), full (with the document's name) or none. Default: short, full "
+        "for several documents.",
+        show_default=False,
+    ),
+]
+Cite = Annotated[bool, typer.Option("--cite", help="Ask for page numbers behind claims, and check them afterwards.")]
+Pages = Annotated[
+    str | None,
+    typer.Option("--pages", metavar="PAGES", help="Pages of the document, such as 3,7-9,40- or last. Default: all."),
+]
+PasswordFile = Annotated[
+    str | None,
+    typer.Option("--password-file", metavar="FILE", help="A file with the password of a protected document."),
+]
 Thinking = Annotated[
     bool | None,
     typer.Option(

@@ -14,7 +14,8 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .exits import PICTURE_SUFFIXES
+from ..media import ranges
+from .exits import ATTACHMENT_SUFFIXES
 
 _PLAIN_WORD = re.compile(r"(?:\\.|[^\s\\]|\\(?=\s|$))+")
 _SHELL_WORD = re.compile(r"""(?:'[^'\n]*'|"[^"\n]*"|\\.|[^\s\\'"])+""")
@@ -69,10 +70,10 @@ def spellings(text: str) -> list[str]:
 
 
 def existing_file(text: str) -> str | None:
-    """The file that `text` spells, or None when there is no such file."""
+    """The file that `text` spells, with the pages behind its name, or None when there is no such file."""
     for path in spellings(text):
         try:
-            if os.path.isfile(path):
+            if os.path.isfile(ranges.split(path)[0]):
                 return path
         except (OSError, ValueError):
             continue
@@ -85,8 +86,8 @@ def resolve(text: str) -> str:
 
 
 def has_picture_suffix(path: str) -> bool:
-    """Judged by the end of the name alone."""
-    return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES
+    """Whether a name ends like that of a picture or a document; pages behind it do not count."""
+    return os.path.splitext(ranges.split(path)[0])[1].lower() in ATTACHMENT_SUFFIXES
 
 
 def picture(text: str) -> str | None:

@@ -21,16 +21,18 @@ class Progress:
     def __init__(self, terminal: Terminal, *, delay: float = 0.15, clock: Callable[[], float] = time.monotonic) -> None:
         self._terminal = terminal
         self._delay = delay
-        self._clock = clock
+        self.clock = clock
         self._stage = ""
+        self._unfinished = False  # the stage that was left: pictures and prompt take turns when there are many
         self._started = 0.0
         self._painted = 0.0
         self._shown = 0  # columns on the screen
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = self._clock()
-        if stage != self._stage or done == 0:
-            self._stage, self._started = stage, now
+        now = self.clock()
+        if done == 0 or (stage != self._stage and not self._unfinished):
+            self._started = now
+        self._stage, self._unfinished = stage, done < total
         if not self._terminal.err_tty:
             return
         elapsed = now - self._started
@@ -59,7 +61,7 @@ class Progress:
         else:
             self._write("\r" + padded(text, self._shown))
         self._shown = columns(text)
-        self._painted = self._clock()
+        self._painted = self.clock()
 
     def clear(self) -> None:
         """Takes the line away. Call before anything else is written."""

@@ -10,14 +10,15 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import errors
-from . import exits, opening, options
+from ..tasks import citations
+from . import attachments, exits, opening, options
 from .answer import AnswerWriter, ThinkingMode
 from .progress import Progress
 from .terminal import DIM, Terminal, is_terminal
@@ -41,6 +42,11 @@ class Options:
     sampling: opening.Sampling
     prompt: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    pages: str | None = None
+    image_patches: int | None = None
+    password_file: str | None = None
+    markers: str = "auto"
+    cite: bool = False
     file: str | None = None
     system: str | None = None
     json: bool = False
@@ -53,19 +59,16 @@ def command(
         list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
     ] = None,
     model: options.Model = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-i",
-            "--image",
-            metavar="FILE",
-            help="A picture; '-' reads it from standard input. May be given several times.",
-        ),
-    ] = None,
+    image: options.Images = None,
     file: Annotated[
         str | None,
         typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a file; '-' is standard input."),
     ] = None,
+    pages: options.Pages = None,
+    image_patches: options.ImagePatches = None,
+    password_file: options.PasswordFile = None,
+    markers: options.Markers = "auto",
+    cite: options.Cite = False,
     mmproj: options.Mmproj = None,
     json: options.Json = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
@@ -88,6 +91,7 @@ def command(
     """Answer one question about pictures or text.
 
     kimi-vl run -m kimi.gguf -i photo.jpg "What does the sign say?"
+    kimi-vl run -m kimi.gguf -i report.pdf#3,7-9 "What changed?"
     """
 
     def job(terminal: Terminal) -> int:
@@ -105,6 +109,11 @@ def command(
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
+                pages=pages,
+                image_patches=image_patches,
+                password_file=password_file,
+                markers=markers,
+                cite=cite,
                 file=file,
                 system=system,
                 json=json,
@@ -120,20 +129,26 @@ def command(
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
     options = replace(options, files=opening.choose_model(options.files))
-    options = replace(options, images=tuple(opening.resolve_picture(path) for path in options.images))
-    prompt, images = gather(options)
+    options = replace(options, images=tuple(attachments.resolve(path) for path in options.images))
+    prompt, images, notices = gather(options)
     progress = Progress(terminal)
-    with opening.open_model(options.files, progress) as model:
+    patches = options.image_patches
+    with attachments.open_model_for(images, prompt, options.files, options.sampling, patches, progress) as model:
         opening.introduce(model, options.files, terminal)
+        for notice in notices:
+            terminal.note(notice)
         if options.json:
-            response = _ask_quietly(model, prompt, images, options, progress)
-            terminal.out.write(json.dumps(_as_json(response, model, options)) + "\n")
+            response = _ask_quietly(model, prompt, images, options, progress, terminal)
+            terminal.out.write(json.dumps(_as_json(response, model, options, images)) + "\n")
             terminal.out.flush()
         else:
             response = _ask_streaming(model, prompt, images, options, progress, terminal)
             for notice in response.notices:
                 terminal.note(notice)
             opening.explain_end(response, terminal)
+    if options.cite:
+        for problem in citations.problems(_citations(response, images)):
+            terminal.note(problem)
     if len(images) > 1 and model.variant == "demo":
         terminal.note(exits.ONE_PICTURE)
     if options.prompt and options.file is None and not options.images and _stdin_has_data():
@@ -143,16 +158,17 @@ def run(options: Options, terminal: Terminal) -> int:
     return errors.EXIT_OK
 
 
-def gather(options: Options) -> tuple[str, list[str | bytes]]:
-    """The prompt and the pictures, from wherever they come. Raises UsageError or BadImage."""
+def gather(options: Options) -> tuple[str, list[Any], list[str]]:
+    """The prompt, the pictures and pages, and notices about these, from wherever they come. Raises UsageError or
+    BadImage."""
     if options.images.count("-") + (options.file == "-") > 1:
         raise exits.UsageError("standard input can be read once: '-' was given for more than one thing")
     for path in options.images:
         if path != "-":
-            opening.check_picture(path)
+            attachments.check(path)
     for word in options.prompt:
-        if Path(word).suffix.lower() in exits.PICTURE_SUFFIXES and Path(word).is_file():
-            raise exits.UsageError(f"{word} is a picture, not a question: give it as -i {word}")
+        if Path(word).suffix.lower() in exits.ATTACHMENT_SUFFIXES and Path(word).is_file():
+            raise exits.UsageError(f"{word} is a file, not a question: give it as -i {word}")
     parts = [" ".join(options.prompt)]
     if options.file == "-":
         parts.append(_read_prompt_from_stdin())
@@ -163,7 +179,16 @@ def gather(options: Options) -> tuple[str, list[str | bytes]]:
     prompt = "\n\n".join(part for part in (p.rstrip("\r\n") for p in parts) if part.strip())
     if not prompt:
         raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
-    return prompt, [_picture(path) for path in options.images]
+    opened = attachments.Attachments(options.images, options.pages, options.password_file, options.markers)
+    images: list[Any] = []
+    for path in options.images:
+        picture = _picture(path)
+        images += opened.open_bytes(picture) if isinstance(picture, bytes) else opened.open(picture)
+    if options.cite:
+        if not attachments.pages_among(images):
+            raise exits.UsageError("--cite names pages of a document, but none was given: -i FILE.pdf")
+        prompt = f"{prompt}\n{citations.REQUEST}"
+    return prompt, images, opened.notices
 
 
 def _stdin_has_data() -> bool:
@@ -209,11 +234,17 @@ def _read_picture_from_stdin() -> bytes:
 
 
 def _ask_quietly(
-    model: KimiVL, prompt: str, images: Sequence[str | bytes], options: Options, progress: Progress
+    model: KimiVL, prompt: str, images: Sequence[Any], options: Options, progress: Progress, terminal: Terminal
 ) -> Response:
     try:
         return model.chat(
-            prompt, images=images, system=options.system, stream=False, progress=progress, **options.sampling
+            prompt,
+            images=images,
+            image_patches=options.image_patches,
+            system=options.system,
+            stream=False,
+            progress=attachments.LongWait(progress, terminal, len(images)),
+            **options.sampling,
         )
     finally:
         progress.clear()
@@ -222,14 +253,20 @@ def _ask_quietly(
 def _ask_streaming(
     model: KimiVL,
     prompt: str,
-    images: Sequence[str | bytes],
+    images: Sequence[Any],
     options: Options,
     progress: Progress,
     terminal: Terminal,
 ) -> Response:
     writer = AnswerWriter(terminal, progress, options.thinking)
     stream = model.chat(
-        prompt, images=images, system=options.system, stream=True, progress=progress, **options.sampling
+        prompt,
+        images=images,
+        image_patches=options.image_patches,
+        system=options.system,
+        stream=True,
+        progress=attachments.LongWait(progress, terminal, len(images)),
+        **options.sampling,
     )
     try:
         for piece in stream:
@@ -242,9 +279,15 @@ def _ask_streaming(
     return stream.result
 
 
-def _as_json(response: Response, model: KimiVL, options: Options) -> dict[str, Any]:
+def _citations(response: Response, images: Sequence[Any]) -> list[citations.Citation]:
+    return citations.check(response.text, {page.number: page.text() for page in attachments.pages_among(images)})
+
+
+def _as_json(response: Response, model: KimiVL, options: Options, images: Sequence[Any]) -> dict[str, Any]:
     result = response.to_dict()
     fields = ("text", "thinking", "finish_reason", "usage", "timings", "notices", "seed")
     chosen = {name: result[name] for name in fields}
     chosen["model"] = {"name": model.name, "variant": model.variant, "file": options.files.model}
+    if options.cite:
+        chosen["citations"] = [asdict(one) for one in _citations(response, images)]
     return chosen

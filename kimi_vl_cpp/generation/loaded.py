@@ -138,7 +138,7 @@ class LoadedModel:
                 "model.no_vision",
             )
 
-    def process_image(self, image: ImageInput | LimitedImage) -> ProcessedImage:
+    def process_image(self, image: ImageInput | LimitedImage | ProcessedImage) -> ProcessedImage:
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest without a vision part."""
         self.gate.check()
         self.require_vision()

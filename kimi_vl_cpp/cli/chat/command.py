@@ -14,9 +14,7 @@ def command(
     model: options.Model = None,
     image: Annotated[
         list[str] | None,
-        typer.Option(
-            "-i", "--image", metavar="FILE", help="A picture for the first message. May be given several times."
-        ),
+        typer.Option("-i", "--image", metavar="FILE", help="A picture or a PDF document for the first message."),
     ] = None,
     mmproj: options.Mmproj = None,
     load: Annotated[str | None, typer.Option("--load", metavar="FILE", help="Go on with a saved conversation.")] = None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .loop import Chat
 
 HELP = """\
-/image PATH   add a picture to the next message (or just paste or drop its path)
+/image PATH   add a picture or a PDF (FILE.pdf#3-5) to the next message (or just paste or drop its path)
 /undo         take the last question and its answer back
 /regen        answer the last question again
 /clear        forget everything and begin anew

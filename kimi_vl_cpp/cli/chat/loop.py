@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ...wording import human_count, plural
-from .. import exits, failures, opening, paths
+from .. import attachments, exits, failures, opening, paths
 from ..answer import AnswerWriter, ThinkingMode
 from ..progress import Progress
 from ..terminal import DIM, Terminal
@@ -132,8 +132,15 @@ class Chat:
 
     def attach(self, path: str) -> None:
         """Reads a picture for the next message and says how the model will see it. Raises KimiVLError."""
-        opening.check_picture(path)
-        seen = self.model.process_image(path)
+        attachments.check(path)
+        opened = attachments.Attachments([path])
+        images = opened.open(path)
+        for notice in opened.notices:
+            self.terminal.note(notice)
+        if attachments.pages_among(images):
+            self._attach_pages(path, images)
+            return
+        seen = self.model.process_image(images[0])
         self.attached.append(Attached(path, seen))
         (width, height), (seen_width, seen_height) = seen.original_size, seen.resized_size
         resized = "" if (width, height) == (seen_width, seen_height) else f", seen as {seen_width}x{seen_height}"
@@ -144,6 +151,26 @@ class Chat:
         )
         for notice in seen.notices:
             self.terminal.note(f"{opening.display_name(path)}: {notice}")
+
+    def _attach_pages(self, path: str, pages: list[Any]) -> None:
+        """Draws pages for the next message, in the size in which they fit into what is left of the context."""
+        from ...generation.fitting import fit_images
+
+        held = 0 if self.last is None else self.last.usage.prompt_tokens + self.last.usage.completion_tokens
+        held += sum(picture.seen.n_tokens for picture in self.attached)
+        longest = self.options.sampling.get("max_new_tokens")
+        fitted, notices = fit_images(self.model.loaded, pages, None, prompt="", max_new_tokens=longest, n_other=held)
+        seen = [self.model.process_image(image) for image in fitted]
+        self.attached += [Attached(path, page) for page in seen]
+        tokens = sum(page.n_tokens for page in seen)
+        goes = "it goes" if len(seen) == 1 else "they go"
+        self.terminal.say(
+            f"{opening.display_name(path)}: {plural(len(seen), 'page')}, {plural(tokens, 'token')}; "
+            f"{goes} with your next message",
+            DIM,
+        )
+        for notice in notices:
+            self.terminal.note(notice)
 
     def ask(self, text: str) -> None:
         """Asks with the pictures that wait. They stay waiting when the question does not become part of the
@@ -197,11 +224,11 @@ class Chat:
 def run(options: Options, terminal: Terminal) -> int:
     """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
     options = replace(options, files=opening.choose_model(options.files))
-    images = [opening.resolve_picture(path) for path in options.images]
+    images = [attachments.resolve(path) for path in options.images]
     if "-" in images:
         raise exits.UsageError("-i -: a chat reads its messages from standard input; give a picture file, or use run")
     for path in images:
-        opening.check_picture(path)
+        attachments.check(path)
     progress = Progress(terminal)
     with opening.open_model(options.files, progress) as model:
         chat = Chat(model, model.conversation(options.system), options, terminal, progress)

@@ -1,0 +1,179 @@
+"""What -i names: pictures, and documents whose pages are pictures. The bytes of a file decide which, not its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..media import ranges
+from ..wording import human_count, plural
+from . import exits, opening
+from .progress import Progress
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..media.pdf import Document, Markers, Page
+    from ..model import KimiVL
+
+CONTEXTS = (16384, 32768, 65536, 131072)
+"""Sizes of context that a document chooses from when none is given."""
+
+
+def resolve(text: str) -> str:
+    """The path that -i names, see opening.resolve_picture; pages behind a "#" stay there."""
+    path, pages = ranges.split(text)
+    path = opening.resolve_picture(path)
+    return path if pages is None else f"{path}#{pages}"
+
+
+def check(text: str) -> None:
+    """Raises BadImage when `text` cannot name a picture or a document, see opening.check_picture."""
+    opening.check_picture(ranges.split(text)[0])
+
+
+def is_document(path: str) -> bool:
+    """Whether a regular file begins like a PDF; a pipe is not touched. False for what cannot be read: opening it says
+    why."""
+    from ..media.pdf import is_pdf
+
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return is_pdf(file.read(1024))
+    except (OSError, ValueError):
+        return False
+
+
+class Attachments:
+    """Opens what -i names. Keeps the notices about documents."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        pages: str | None = None,
+        password_file: str | None = None,
+        markers: str = "auto",
+    ) -> None:
+        """pages: --pages, for the one document among the names; markers: --markers. Raises UsageError when there is not
+        exactly one document, or for another kind of markers."""
+        self.notices: list[str] = []
+        self._password = None if password_file is None else opening.read_text_file(password_file).rstrip("\r\n")
+        self._pages = pages
+        self._names = names
+        n_documents = sum(is_document(ranges.split(name)[0]) for name in names)
+        kinds: dict[str, Markers] = {
+            "auto": "full" if n_documents > 1 else "short",
+            "none": "none",
+            "short": "short",
+            "full": "full",
+        }
+        if markers not in kinds:
+            raise exits.UsageError(f"--markers {markers}: expected short, full or none")
+        self._markers = kinds[markers]
+        if pages is not None and n_documents != 1:
+            found = "no document was" if n_documents == 0 else f"{n_documents} documents were"
+            raise exits.UsageError(f"--pages is for one document, but {found} given: write FILE.pdf#{pages}")
+
+    def open(self, name: str) -> list[Any]:
+        """The pictures of one name: itself, or the pages of a document. Raises BadImage, BadDocument, Unsupported."""
+        path, which = ranges.split(name)
+        if not is_document(path):
+            if which is not None:
+                raise errors.BadDocument(
+                    f"{path}: page numbers (#{which}) are for PDF documents, which this is not: give the file alone",
+                    "document.format",
+                )
+            return [path]
+        if which is not None and self._pages is not None:
+            raise exits.UsageError(f"-i {name} names pages and --pages does too: give one of the two")
+        return self._pages_of(path, which if which is not None else self._pages)
+
+    def open_bytes(self, data: bytes) -> list[Any]:
+        """The same of what came from standard input."""
+        from ..media.pdf import Document, is_pdf
+
+        return self._chosen(Document(data, self._password), self._pages) if is_pdf(data[:1024]) else [data]
+
+    def _pages_of(self, path: str, which: str | None) -> list[Page]:
+        from ..media.pdf import Document
+
+        return self._chosen(Document(path, self._password), which)
+
+    def _chosen(self, document: Document, which: str | None) -> list[Page]:
+        pages = document.pages(which, self._markers)
+        for page in pages:
+            _ = page.size  # a page that cannot be drawn is reported before a model is loaded
+        self.notices += document.notices
+        return pages
+
+
+def pages_among(images: Sequence[Any]) -> list[Any]:
+    """The pages of documents among pictures."""
+    from ..media.drawn import Drawn
+
+    return [image for image in images if isinstance(image, Drawn)]
+
+
+def open_model_for(
+    images: Sequence[Any],
+    prompt: str,
+    files: opening.Opening,
+    sampling: opening.Sampling,
+    patches: int | None,
+    progress: Progress,
+) -> KimiVL:
+    """Opens the model: with the next of CONTEXTS that memory allows, when no context was asked for and the pages of
+    documents need a longer one than the default. Raises KimiVLError."""
+    from ..generation.fitting import positions_needed
+    from ..machine.memory import shrink_to_fit
+
+    model = opening.open_model(files, progress)
+    pages = pages_among(images)
+    if files.n_ctx is not None or not pages or not model.has_vision:
+        return model
+    try:
+        needed = positions_needed(model.loaded, pages, prompt, sampling.get("max_new_tokens"), patches)
+    except BaseException:
+        model.close()
+        raise
+    wanted = next((size for size in CONTEXTS if size >= needed), CONTEXTS[-1])
+    n_ctx = shrink_to_fit(model.files, min(wanted, model.context_length), model.n_ctx)
+    if needed <= model.n_ctx or n_ctx <= model.n_ctx:
+        return model
+    model.close()
+    return opening.open_model(replace(files, n_ctx=n_ctx), progress)
+
+
+class LongWait:
+    """Passes progress on to a line, and says once how long a prompt will take when that is over a minute."""
+
+    def __init__(self, progress: Progress, terminal: Terminal, n_pictures: int) -> None:
+        self._progress = progress
+        self._terminal = terminal
+        self._n_pictures = n_pictures
+        self._began: float | None = None
+        self._said = n_pictures < 2
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._progress.clock()
+        if self._began is None and stage != "load":
+            self._began = now
+        if not self._said and stage == "prefill" and 0 < done < total and self._began is not None:
+            elapsed = now - self._began
+            if elapsed > 2 or done > total // 10:
+                self._said = True
+                self._say(elapsed / done * total, total)
+        self._progress(stage, done, total)
+
+    def _say(self, seconds: float, n_tokens: int) -> None:
+        if seconds <= 60:
+            return
+        self._progress.clear()
+        self._terminal.note(
+            f"reading {plural(self._n_pictures, 'picture')} ({human_count(n_tokens)} tokens) takes about "
+            f"{seconds / 60:.0f} min; fewer pages (FILE.pdf#1-5) or smaller ones (--image-patches) are quicker"
+        )

@@ -55,6 +55,13 @@ class BadRequest(KimiVLError, ValueError):
         super().__init__(message, code)
 
 
+class GroundingError(KimiVLError):
+    """An answer that points at nothing in the picture."""
+
+    def __init__(self, message: str, code: str = "grounding.no_point") -> None:
+        super().__init__(message, code)
+
+
 class ContextFull(KimiVLError):
     """More tokens than the context has room for."""
 

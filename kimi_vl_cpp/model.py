@@ -52,6 +52,7 @@ from .types import Progress, Response, SamplingDefaults
 if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .generation.tools import ToolUse
+    from .grounding.ask import Box, Point
     from .media.pdf import Document
     from .media.processor import ImageInput, LimitedImage
     from .openai.completions import ChatCompletionStream
@@ -461,6 +462,56 @@ class KimiVL(NotPicklable):
         from .chat.conversation import Conversation
 
         return Conversation(self, system)
+
+    # Pointing
+
+    @overload
+    def point(
+        self, image: ImageInput, query: str, n: Literal[1] = 1, *, may_be_absent: Literal[False] = False, **options: Any
+    ) -> Point: ...
+    @overload
+    def point(
+        self, image: ImageInput, query: str, n: Literal[1] = 1, *, may_be_absent: bool, **options: Any
+    ) -> Point | None: ...
+    @overload
+    def point(
+        self, image: ImageInput, query: str, n: int | None, *, may_be_absent: bool = False, **options: Any
+    ) -> list[Point]: ...
+
+    def point(
+        self, image: ImageInput, query: str, n: int | None = 1, *, may_be_absent: bool = False, **options: Any
+    ) -> Point | list[Point] | None:
+        """Where something is in a picture, in pixels of the upright source.
+
+        query: what to point at. n: 1 gives one point; a larger number, or None for as many as the answer has, a list.
+        may_be_absent: the model may say that it is not there, which is None (or an empty list). options: mapping
+        ("unpadded" or "padded", grounding/mapping.py), units ("thousandths" or "pixels", for a model that does not
+        answer in shares), and those of `start`; sampling is greedy unless said otherwise.
+
+        Raises GroundingError (codes grounding.*) for an answer without a point, and like `chat`.
+        """
+        from .grounding import ask
+
+        if n is not None:
+            check_int("n", n, 1, 1000)
+        found = ask.points(
+            self.start,
+            self.process_image(image),
+            check_text("query", query),
+            several=n != 1,
+            may_be_absent=may_be_absent,
+            **ask.checked(options, self.variant, self.n_ctx),
+        )
+        if n == 1:
+            return found[0] if found else None
+        return found[:n]
+
+    def detect(self, image: ImageInput, query: str, **options: Any) -> list[Box]:
+        """Boxes around things in a picture, in pixels of the upright source. Arguments and errors like `point`."""
+        from .grounding import ask
+
+        seen = self.process_image(image)
+        return ask.boxes(self.start, seen, check_text("query", query), **ask.checked(options, self.variant, self.n_ctx))
 
     # Tokens, pictures, numbers
 

@@ -189,9 +189,10 @@ PYTHON_ARROWS = {
     "generation": LOWER | {"scheduler"},
     "chat": LOWER - {"_core"} | {"generation"},
     "openai": GROUND | {"text", "media", "generation"},
-    "model": LOWER - {"_core"} | {"builtin", "generation", "chat", "openai"},
+    "grounding": GROUND | {"media"},
+    "model": LOWER - {"_core"} | {"builtin", "generation", "chat", "openai", "grounding"},
     "tasks": GROUND | {"text", "media", "generation", "chat", "model"},
-    "evaluation": GROUND | {"media", "model"},
+    "evaluation": GROUND | {"media", "grounding", "model"},
     "prompt": {"text"},  # deprecated names
     "evaluate": {"evaluation"},
     "bench": GROUND | {"_core", "files", "machine", "generation"},
@@ -199,7 +200,7 @@ PYTHON_ARROWS = {
     "testing": GROUND | {"_core", "files"},
     "quantize": LOWER | {"builtin", "generation", "chat", "model", "evaluation", "bench"},
     "cli": LOWER
-    | {"builtin", "generation", "chat", "openai", "model", "tasks", "evaluation"}
+    | {"builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "evaluation"}
     | {"bench", "quantize", "testing", "server"},
     "__init__": {"errors", "types", "version", "media", "generation", "chat", "model"},  # the lazy names of the face
     "__main__": {"cli"},

@@ -4,13 +4,13 @@ when it has a box.
 Two judgements of an answer, both without white space at its ends, doubled white space and one final period.
 
 Exact: it is an accepted answer; words and prices in their letters' case, closed answers (shape, colour, count, where)
-in any; a point is "(0.25, 0.75)", shares of width and height, and lies in the box.
+in any; a point is "(0.25, 0.75)" or "x=0.25, y=0.75", shares of width and height, and lies in the box.
 
 Lenient, for models that answer in sentences: it names one thing of the task's kind, and that is the accepted one. The
 kind is, for closed answers, all answers of the task in the folder (in any case and in the plural; three is 3, upper is
 top, middle is centre); for prices, amounts with a currency sign or cents (a sign that is left out is no fault); for
-points, pairs of numbers, or boxes of four that stand for their middle (shares, thousandths or pixels; a place may be
-named twice). Words are right when the answer contains them, in any case.
+points, places in any form that grounding.parse knows, or a pair of numbers (shares, thousandths or pixels; a box stands
+for its middle, and a place may be named twice). Words are right when the answer contains them, in any case.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from ..grounding import parse
 from ..media.open import open_image
-from .questions import CLOSED_TASKS, PRICE_TASKS, Box, Question
+from .questions import CLOSED_TASKS, PRICE_TASKS, Question
 
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SPELLINGS = {
@@ -33,13 +34,9 @@ _AMOUNT = re.compile(
     r"(?<![\d.,])([$€£])?\s?(\d{1,3}(?:,\d{3})+|\d+)(?:[.,](\d\d))?(?![.,]?\d)(?:\s?([$€£])(?!\s?\d))?"
 )
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
-_POINT = re.compile(rf"(?<![\d.-]){_NUMBER}\s*,\s*(?:[\"']?y[\"']?\s*[:=]\s*)?{_NUMBER}")
-_NEXT = r"\s*,\s*(?:[\"']?[a-z]+\d?[\"']?\s*[:=]\s*)?"  # perhaps with a name: "x2": 0.3
-_BOX = re.compile(
-    rf"(?<![\d.-]){_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}{_NEXT}{_NUMBER}(?![\d.]*\s*,\s*[\d.])"
-    rf"|box\W{{0,20}}{_NUMBER}\s*,\s*{_NUMBER}\s*[)\]]\s*,\s*[(\[]\s*{_NUMBER}\s*,\s*{_NUMBER}"
-)
-_EXACT_POINT = re.compile(r"\((0\.\d+|1\.0+), (0\.\d+|1\.0+)\)")
+_BARE_POINT = re.compile(rf"(?<![\d.-]){_NUMBER}\s*,\s*{_NUMBER}(?!\s*,\s*[\d.])")
+_SHARE = r"(0\.\d+|1\.0+)"
+_EXACT_POINT = re.compile(rf"\({_SHARE}, {_SHARE}\)|x={_SHARE}, y={_SHARE}")
 
 
 class Judge:
@@ -55,7 +52,10 @@ class Judge:
         text = _plain(answer)
         if question.box is not None:
             found = _EXACT_POINT.fullmatch(text)
-            return found is not None and _inside(question, float(found[1]), float(found[2]))
+            if found is None:
+                return False
+            x, y = (float(share) for share in found.groups() if share is not None)
+            return _inside(question, x, y)
         accepted = {_plain(one) for one in question.answers}
         if question.task in CLOSED_TASKS:
             return text.casefold() in {one.casefold() for one in accepted}
@@ -113,8 +113,11 @@ def _agree(named: set[tuple[str, int]], accepted: set[tuple[str, int]]) -> bool:
 def _loose_point(question: Question, text: str) -> bool:
     """Whether all places that a text names are one, and that lies in the question's box. A box stands for its middle,
     and a point inside of it for the same place."""
-    boxes = {_corners(*(float(n) for n in found if n)) for found in _BOX.findall(text)}
-    points = {(float(x), float(y)) for x, y in _POINT.findall(_BOX.sub(" ", text))}
+    found = parse.places(text)
+    boxes = {place.numbers for place in found if place.is_box}
+    points = {place.numbers[:2] for place in found if not place.is_box}
+    if not found:
+        points = {(float(x), float(y)) for x, y in _BARE_POINT.findall(text)}
     points = {p for p in points if not any(x0 <= p[0] <= x1 and y0 <= p[1] <= y1 for x0, y0, x1, y1 in boxes)}
     numbers = [number for place in (*boxes, *points) for number in place]
     places = points | {((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes}
@@ -124,10 +127,6 @@ def _loose_point(question: Question, text: str) -> bool:
     width, height = _size(question.image)
     scales = [(1.0, 1.0)] if max(numbers) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
     return any(_inside(question, x * across, y * down) for across, down in scales)
-
-
-def _corners(x0: float, y0: float, x1: float, y1: float) -> Box:
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
 def _inside(question: Question, x: float, y: float) -> bool:

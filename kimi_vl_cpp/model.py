@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import builtin
+from .cache.disk import DEFAULT_QUOTA
 from .checks import NotPicklable, check_int, check_text
 from .errors import BadRequest
 from .files.model_files import ModelFiles
@@ -87,6 +88,8 @@ class KimiVL(NotPicklable):
         kv_memory: int | None = None,
         max_parallel: int = DEFAULT_MAX_PARALLEL,
         speculate: Literal["auto", "off"] = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_disk: int = DEFAULT_QUOTA,
         memory_check: bool = True,
         progress: Progress | None = None,
     ) -> None:
@@ -112,6 +115,9 @@ class KimiVL(NotPicklable):
         max_parallel: answers that are decoded together; more take turns.
         speculate: "auto" drafts tokens that have followed the same ones earlier in the prompt or the answer, where that
             pays (tables, JSON, edits of a text); the answer is the same, it comes sooner. "off": never.
+        cache_dir: a folder in which pages of the KV cache and encoded pictures outlive this process, for its owner
+            alone and not encrypted; what the model was shown can be partly told from them. None: they end with it.
+        cache_disk: bytes that the folder may take; what was not used for longest goes first.
         memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit) instead of
             letting it crawl.
         progress: called as progress(stage, done, total) by this and every later call, see `types.Progress`.
@@ -129,6 +135,8 @@ class KimiVL(NotPicklable):
             kv_memory=kv_memory,
             max_parallel=max_parallel,
             speculate=speculate,
+            cache_dir=cache_dir,
+            cache_disk=cache_disk,
             memory_check=memory_check,
         )
         self.loaded = load(path, mmproj, options, progress)
@@ -539,7 +547,9 @@ class KimiVL(NotPicklable):
         """
         seen = self.process_image(image)
         tick = self._stage("encode", progress)
-        return self.loaded.gate.call(encode_cached, self.loaded, seen.digest, seen.pixels, tick).copy()
+        return self.loaded.gate.call(
+            encode_cached, self.loaded, self.loaded.picture_key(seen), seen.pixels, tick
+        ).copy()
 
     def vision_tower(self, image: ImageInput, progress: Progress | None = None) -> NDArray[np.float32]:
         """The vision tower's output before the projector: float32 [n_patches, vision_hidden_size]. Raises like

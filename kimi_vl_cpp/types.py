@@ -68,6 +68,7 @@ class Usage:
     the prompt that were still in the KV cache from an earlier call and were not computed again. reasoning_tokens: those
     of completion_tokens up to the end of the reasoning, its marks included. drafted_tokens: tokens that were guessed
     from what had followed the same ones before. accepted_tokens: those of them that the model then chose.
+    restored_tokens: those of cached_tokens that were read from the cache folder.
     """
 
     prompt_tokens: int = 0
@@ -77,6 +78,7 @@ class Usage:
     reasoning_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    restored_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -89,14 +91,16 @@ class Timings:
     """Where the time of a request went, in seconds and tokens per second.
 
     load_s: loading the model (once, not part of the request). encode_s: pictures through the vision tower (0 when they
-    were cached). prefill_s: the new part of the prompt. decode_s: all tokens after the first. first_token_s: from the
-    request to its first token, the decoding of pictures included. prefill_tps: new prompt positions per second of
-    prefill_s. decode_tps: tokens after the first per second of decode_s. A rate without anything to measure is 0.
-    Time spent by the reader of a stream, or waiting for other requests on the same model, is in none but first_token_s.
+    were cached). restore_s: reading the cache folder. prefill_s: the new part of the prompt. decode_s: all tokens after
+    the first. first_token_s: from the request to its first token, the decoding of pictures included. prefill_tps: new
+    prompt positions per second of prefill_s. decode_tps: tokens after the first per second of decode_s. A rate without
+    anything to measure is 0. Time spent by the reader of a stream, or waiting for other requests on the same model, is
+    in none but first_token_s.
     """
 
     load_s: float = 0.0
     encode_s: float = 0.0
+    restore_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     first_token_s: float = 0.0

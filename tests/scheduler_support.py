@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import fake_core
 import numpy as np
 
+from kimi_vl_cpp.cache.disk import DiskStore
 from kimi_vl_cpp.cache.images import ImageCache
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.scheduler.conductor import Conductor
@@ -37,7 +39,7 @@ class Sampled:
 class Machine:
     """A conductor, its core, and a clock that only the core's work moves."""
 
-    def __init__(self, n_pages: int = 1000, *, real_time: bool = False, **options) -> None:
+    def __init__(self, n_pages: int = 1000, *, real_time: bool = False, folder: Path | None = None, **options) -> None:
         self.script = fake_core.Script()
         fake_core.SCRIPT = self.script
         self.script.answer = None
@@ -47,10 +49,11 @@ class Machine:
         self.engine = fake_core.Engine("fake.gguf")
         self.pool = fake_core.PagePool(self.engine, n_pages * fake_core.PAGE_BYTES)
         self.gate = Gate(self.engine.close)
-        self.images = ImageCache(1 << 30)
+        store = None if folder is None else DiskStore(folder, ROOT)
+        self.images = ImageCache(1 << 30, store)
         clock = time.perf_counter if real_time else lambda: self.now
         self.conductor = Conductor(
-            self.engine, self.gate, self.pool, self.images, self._new_session, clock=clock, **options
+            self.engine, self.gate, self.pool, self.images, self._new_session, clock=clock, store=store, **options
         )
 
     def _sleep(self, seconds: float) -> None:

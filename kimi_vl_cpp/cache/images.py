@@ -6,16 +6,20 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from .disk import DiskStore
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
 class ImageCache:
-    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing. Thread-safe."""
+    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing in memory. store: a folder that
+    keeps them beyond this process. Thread-safe."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, store: DiskStore | None = None) -> None:
         self.max_bytes = max_bytes
+        self.store = store
         self.n_bytes = 0
         self._lock = threading.Lock()
         self._items: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -29,11 +33,21 @@ class ImageCache:
             item = self._items.get(digest)
             if item is not None:
                 self._items.move_to_end(digest)
-            return item
+        if item is None and self.store is not None:
+            item = self.store.picture(digest)
+            if item is not None:
+                self._keep(digest, item)
+        return item
 
     def put(self, digest: str, embedding: NDArray[np.float32]) -> None:
-        """Keeps `embedding`, which becomes read-only. One that is larger than the whole cache is not kept."""
+        """Keeps `embedding`, which becomes read-only. One that is larger than the whole cache is kept in the folder
+        alone."""
         embedding.setflags(write=False)
+        if self.store is not None:
+            self.store.put_picture(digest, embedding)
+        self._keep(digest, embedding)
+
+    def _keep(self, digest: str, embedding: NDArray[np.float32]) -> None:
         with self._lock:
             old = self._items.pop(digest, None)
             if old is not None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._core import PAGE_POSITIONS
+from .disk import DiskStore
 from .keys import PageContent, Positions
+from .tier import DiskTier
 
 if TYPE_CHECKING:
     from .._core import Page, PagePool
@@ -21,18 +23,33 @@ if TYPE_CHECKING:
 # Seconds to compute a page at depth 0, and what a thousand positions of depth add to it. Only their ratio matters: it
 # is that of the full model on two cores (docs/performance.md).
 _BASE_S, _DEPTH_S = 0.56, 0.07
+_READ_S = 0.006  # to read a page of it from a disk
 
 
 class Node:
-    """A page of the tree. n_users: sequences that hold it. pins: see PrefixIndex.pin."""
+    """A page of the tree. n_users: sequences that hold it. pins: see PrefixIndex.pin. on_disk: whether the folder has
+    it too."""
 
-    __slots__ = ("children", "content", "depth", "key", "n_users", "offered", "page", "parent", "pins", "value")
+    __slots__ = (
+        "children",
+        "content",
+        "depth",
+        "key",
+        "n_users",
+        "offered",
+        "on_disk",
+        "page",
+        "parent",
+        "pins",
+        "value",
+    )
 
     def __init__(self, parent: Node | None, key: bytes, content: PageContent, page: Page | None) -> None:
         self.parent, self.key, self.content, self.page = parent, key, content, page
         self.children: dict[bytes, Node] = {}
         self.depth: int = 0 if parent is None else parent.depth + 1  # pages up to and with this one
         self.n_users = self.pins = self.offered = 0
+        self.on_disk = False
         self.value = 0.0
 
     @property
@@ -65,11 +82,12 @@ class Counts:
 
 
 class PrefixIndex:
-    """The tree over the pages of one pool."""
+    """The tree over the pages of one pool. store: a folder that keeps pages beyond this process."""
 
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(self, pool: PagePool, store: DiskStore | None = None) -> None:
         self.pool = pool
         self.counts = Counts()
+        self.disk = None if store is None else DiskTier(self, store)
         self._roots: dict[bytes, Node] = {}
         self._n_nodes = 0
         self._clock = 0.0
@@ -115,13 +133,15 @@ class PrefixIndex:
             self._touch(used)
         return Match(nodes, n + agreed)
 
-    def n_whole_pages(self, positions: Positions) -> int:
-        """How many whole pages of `positions` are held."""
-        node, n = self._roots.get(positions.root), 0
-        while node is not None and n < positions.n_whole_pages:
-            node = node.children.get(positions.key(n))
-            n += node is not None
-        return n
+    def whole_pages(self, positions: Positions, limit: int) -> list[Node]:
+        """The whole pages among the first `limit` of `positions` that are held."""
+        nodes: list[Node] = []
+        node = self._roots.get(positions.root)
+        while node is not None and len(nodes) < min(limit, len(positions)) // PAGE_POSITIONS:
+            node = node.children.get(positions.key(len(nodes)))
+            if node is not None:
+                nodes.append(node)
+        return nodes
 
     # Keeping
 
@@ -131,9 +151,15 @@ class PrefixIndex:
         Returns the page's node: the one that was there already if another sequence was faster. Shorter pages that
         `page` begins with and that nobody uses are dropped for it.
         """
-        above = self._root(positions.root) if parent is None else parent
-        content = positions.content(index, n_filled)
-        key = positions.key(index) if n_filled == PAGE_POSITIONS else content.key(above.key)
+        node = self.insert(parent, positions.root, positions.content(index, n_filled), page)
+        if self.disk is not None:
+            self.disk.keep(node)
+        return node
+
+    def insert(self, parent: Node | None, root: bytes, content: PageContent, page: Page) -> Node:
+        """As `publish`, in memory alone."""
+        above = self._root(root) if parent is None else parent
+        key = content.key(above.key)
         known = above.children.get(key)
         if known is not None:
             self._touch(known)
@@ -142,7 +168,7 @@ class PrefixIndex:
         above.children[key] = node
         self._n_nodes += 1
         for other in list(above.children.values()):
-            if other.evictable and other.n_filled < n_filled and content.agreement(other.content) == other.n_filled:
+            if other.evictable and other.n_filled < len(content) and content.agreement(other.content) == other.n_filled:
                 self._remove(other)
         self.counts.published_pages += 1
         self._touch(node)
@@ -200,6 +226,8 @@ class PrefixIndex:
             if victim is None:
                 return False
             self._clock = victim.value
+            if self.disk is not None:
+                self.disk.keep(victim)
             self.counts.evicted_pages += 1
             self._remove(victim)
         return True
@@ -238,7 +266,8 @@ class PrefixIndex:
         return self._roots[key]
 
     def _touch(self, node: Node) -> None:
-        node.value = self._clock + _BASE_S + _DEPTH_S * (node.depth - 1) * PAGE_POSITIONS / 1000
+        computing_s = _BASE_S + _DEPTH_S * (node.depth - 1) * PAGE_POSITIONS / 1000
+        node.value = self._clock + (_READ_S if node.on_disk else computing_s)
         self._offer(node)
 
     def _offer(self, node: Node) -> None:

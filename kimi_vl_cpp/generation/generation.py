@@ -160,10 +160,12 @@ class Generation:
                 reasoning_tokens=self._n_reasoning,
                 drafted_tokens=job.n_drafted,
                 accepted_tokens=job.n_accepted,
+                restored_tokens=min(job.n_restored, n_cached),
             ),
             timings=Timings(
                 load_s=self.host.load_s,
                 encode_s=job.encode_s,
+                restore_s=job.restore_s,
                 prefill_s=job.prefill_s,
                 decode_s=job.decode_s,
                 first_token_s=self._first_token_s,

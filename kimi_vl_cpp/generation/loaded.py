@@ -6,17 +6,20 @@ what is asked of the model.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from .. import _core
+from ..cache.disk import DEFAULT_QUOTA, DiskStore
 from ..cache.images import ImageCache
-from ..cache.keys import root_key
-from ..checks import check_choice, check_int, check_text
-from ..errors import BadRequest, OutOfMemory
+from ..cache.keys import root_key, salted
+from ..checks import check_choice, check_int, check_text, expand_home
+from ..errors import BadRequest, OutOfMemory, shown
 from ..files import model_files
+from ..files.digest import model_digest
 from ..files.model_files import ModelFiles
 from ..files.variants import (
     DEFAULTS,
@@ -33,6 +36,7 @@ from ..scheduler.gate import Gate
 from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
+from ..version import __version__
 from .grammar import GrammarCompiler
 
 DEFAULT_N_CTX = 8192
@@ -56,6 +60,8 @@ class LoadOptions:
     kv_memory: int | None = None
     max_parallel: int = DEFAULT_MAX_PARALLEL
     speculate: str = "auto"
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_disk: int = DEFAULT_QUOTA
     memory_check: bool = True
 
     def check(self) -> None:
@@ -73,6 +79,9 @@ class LoadOptions:
         if self.kv_memory is not None:
             check_int("kv_memory", self.kv_memory, 1, 1 << 62)
         check_int("max_parallel", self.max_parallel, 1, 1024)
+        if self.cache_dir is not None and not isinstance(self.cache_dir, (str, os.PathLike)):
+            raise BadRequest(f"cache_dir: got {shown(self.cache_dir)}, expected a path", "request.cache_dir")
+        check_int("cache_disk", self.cache_disk, 1 << 20, 1 << 62)
         check_choice("speculate", self.speculate, ("auto", "off"))
 
 
@@ -81,8 +90,9 @@ class LoadedModel:
     """The parts of an open model.
 
     gate: the lock that every call of the core goes through. conductor: what answers requests. n_ctx: tokens of context.
-    root: what the keys of cached pages begin with. defaults: sampling options of this variant. progress: the callback
-    of calls that were given none. grammars: compiles those of requests. load_s: seconds that opening took.
+    root: what the keys of cached pages begin with, vision_root: those of encoded pictures. defaults: sampling options
+    of this variant. progress: the callback of calls that were given none. grammars: compiles those of requests. load_s:
+    seconds that opening took.
     """
 
     files: ModelFiles
@@ -95,6 +105,7 @@ class LoadedModel:
     conductor: Conductor
     n_ctx: int
     root: bytes
+    vision_root: bytes
     variant: Variant
     name: str
     defaults: SamplingDefaults
@@ -144,6 +155,10 @@ class LoadedModel:
         self.require_vision()
         return self.processor(image)
 
+    def picture_key(self, seen: ProcessedImage, salt: str = "") -> str:
+        """What a picture is cached under: the same key, the same embeddings."""
+        return salted(hashlib.sha256(self.vision_root + bytes.fromhex(seen.digest)).digest(), salt).hex()
+
     def close(self) -> None:
         """Frees everything; waits for the core call that is running."""
         self.gate.close()
@@ -179,7 +194,14 @@ def load(
     try:
         variant = detect_variant(engine.gguf.get, files.text)
         pool, n_ctx = _pool(engine, files, options, n_ctx)
-        images = ImageCache(options.image_cache_bytes)
+        root = root_key(
+            model=model_digest(engine.gguf),
+            arithmetic=f"{__version__} {engine.config['isa']} {options.activations}",
+            kv_type=pool.kv_type,
+        )
+        folder = options.cache_dir
+        store = None if folder is None else DiskStore(expand_home(os.fspath(folder)), root, options.cache_disk)
+        images = ImageCache(options.image_cache_bytes, store)
 
         def new_session() -> _core.Session:
             return _core.Session(engine, n_ctx, options.kv_type, pool)
@@ -192,6 +214,7 @@ def load(
             new_session,
             max_parallel=options.max_parallel,
             drafts=options.speculate == "auto",
+            store=store,
         )
         loaded = LoadedModel(
             files=files,
@@ -203,11 +226,8 @@ def load(
             image_cache=images,
             conductor=conductor,
             n_ctx=n_ctx,
-            root=root_key(
-                model=str(files.text).encode("utf-8", "surrogateescape"),
-                arithmetic=f"{engine.config['isa']} {options.activations}",
-                kv_type=pool.kv_type,
-            ),
+            root=root,
+            vision_root=model_digest(engine.vision_gguf or engine.gguf),
             variant=variant,
             name=str(engine.config.get("name") or files.text.stem),
             defaults=stored_defaults(engine.gguf.get, DEFAULTS[variant]),

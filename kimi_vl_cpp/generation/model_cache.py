@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._core import PAGE_POSITIONS
+from ..cache.disk import DiskNotice, DiskStore
 from ..cache.keys import Positions
 from ..types import Usage
 from .generation import Generation
@@ -19,13 +20,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class DiskInfo:
+    """The state of the cache folder.
+
+    bytes, quota: of all its files, those of other models included, and what they may take. read, written: files since
+    the model was opened. damaged: files that were not what they should be, and were removed. removed: files that went
+    to make room. failed: calls of the system that failed. notices: the last things that went wrong.
+    """
+
+    folder: str
+    bytes: int
+    quota: int
+    read: int
+    written: int
+    damaged: int
+    removed: int
+    failed: int
+    notices: tuple[DiskNotice, ...]
+
+
+@dataclass(frozen=True)
 class CacheInfo:
     """The state of the caches.
 
     pages: held in the KV cache, by requests under way and of the past. bytes, budget: theirs and what they may take.
     page_positions: positions of a page. pinned: pages that stay whatever room is needed. hit_positions,
     missed_positions: of all prompts so far, how many were held and how many were computed. evicted_pages: that went to
-    make room. pictures, picture_bytes, picture_budget: encoded pictures that are kept.
+    make room. pictures, picture_bytes, picture_budget: encoded pictures that are kept. disk: the cache folder, None
+    where there is none.
     """
 
     pages: int
@@ -39,6 +61,7 @@ class CacheInfo:
     pictures: int
     picture_bytes: int
     picture_budget: int
+    disk: DiskInfo | None = None
 
 
 class ModelCache:
@@ -64,6 +87,7 @@ class ModelCache:
                 pictures=len(images),
                 picture_bytes=images.n_bytes,
                 picture_budget=images.max_bytes,
+                disk=None if index.disk is None else _disk_info(index.disk.store),
             )
 
         return self._loaded.conductor.between_turns(read)
@@ -94,10 +118,14 @@ class ModelCache:
         index = self._loaded.conductor.index
         self._loaded.conductor.between_turns(index.unpin_all)
 
-    def clear(self) -> None:
-        """Forgets everything that no request is using and that is not pinned, pictures too."""
-        self._loaded.conductor.between_turns(self._loaded.conductor.index.clear)
+    def clear(self, *, disk: bool = False) -> None:
+        """Forgets everything that no request is using and that is not pinned, pictures too. disk: and removes the files
+        of the cache folder, of every model."""
+        index = self._loaded.conductor.index
+        self._loaded.conductor.between_turns(index.clear)
         self._loaded.image_cache.clear()
+        if disk and index.disk is not None:
+            index.disk.store.clear()
 
     def _prefetch(self, messages: Sequence[Any], images: Sequence[Any]) -> tuple[Positions, Usage]:
         started = time.perf_counter()
@@ -105,3 +133,13 @@ class ModelCache:
         request = build_request(loaded, messages, images, options={"prompt_only": True}, started=started)
         usage = PieceStream(Generation(loaded, request, loaded.progress)).drain().usage
         return Positions(loaded.root, request.items, request.is_answer), usage
+
+
+def _disk_info(store: DiskStore) -> DiskInfo:
+    return DiskInfo(
+        folder=str(store.folder),
+        bytes=store.n_bytes,
+        quota=store.quota,
+        notices=tuple(store.notices),
+        **asdict(store.counts),
+    )

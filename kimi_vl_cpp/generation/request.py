@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..cache.keys import Item, Picture, n_positions, salted
+from ..cache.keys import Item, Picture, n_positions
 from ..errors import BadRequest, ContextFull, KimiVLError, shown
 from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
@@ -95,7 +95,7 @@ def build_request(
         except KimiVLError as error:
             error.param = f"images[{index}]"
             raise
-        digest = salted(bytes.fromhex(seen.digest), params.cache_salt).hex()
+        digest = model.picture_key(seen, params.cache_salt)
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
         pixels.add(digest, image, seen)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..cache.disk import DiskStore
 from ..cache.index import PrefixIndex
 from ..cache.keys import Positions
 from ..errors import Cancelled
@@ -43,10 +44,11 @@ class Conductor:
         *,
         max_parallel: int = 16,
         drafts: bool = True,
+        store: DiskStore | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.gate = gate
-        self.index = PrefixIndex(pool)
+        self.index = PrefixIndex(pool, store)
         self._turns = Turns(engine, self.index, features, new_session, max_parallel, clock, drafts=drafts)
         self._driver = 0  # the thread that drives
         self._has_own_thread = False

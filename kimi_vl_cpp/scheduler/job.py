@@ -92,7 +92,8 @@ class Job:
         self.n_read = 0
         self.n_done_with = 0  # tokens after which the reader has come back
         self.n_cached: int | None = None  # positions that were held when it began
-        self.encode_s = self.prefill_s = self.decode_s = 0.0
+        self.n_restored = 0  # positions that were read from the folder for it
+        self.encode_s = self.prefill_s = self.decode_s = self.restore_s = 0.0
         self.n_drafted = self.n_accepted = 0  # tokens that were drafted, and those of them that came
         self.events: deque[tuple[str, int, int]] = deque()  # for its progress callback
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -103,6 +104,7 @@ class Job:
         self.given_s = 0.0  # when it got its last token, by time.perf_counter
         self.number = 0  # in the order of arrival
         self.holding: Holding | None = None
+        self.restored = False  # whether the folder has no more for it
         self.task: Any = None  # the prompt or picture task under way
         self.chunk = range(0)  # positions of the prompt that are computed next, or under way
         self.features: dict[str, NDArray[Any]] = {}  # digest -> rows of the pictures in the chunk

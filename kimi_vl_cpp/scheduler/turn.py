@@ -65,9 +65,9 @@ class Turns:
         self.tidy()
         self._clean = False
         self._n_turns += 1
-        self._admit()
+        restored = self._admit()
         did = self._decode()
-        did = self._work(waiting=did) or did
+        did = self._work(waiting=did) or did or restored
         self._clean = True
         return did
 
@@ -129,15 +129,22 @@ class Turns:
         if job in self.jobs:
             self._remove(job)
 
-    def _admit(self) -> None:
-        """In the order of arrival and priority; who does not fit lets nobody pass who comes after."""
+    def _admit(self) -> bool:
+        """In the order of arrival and priority; who does not fit lets nobody pass who comes after, unless its reader is
+        away. Whether pages were read for one of which there are more to come."""
         for job in sorted(self.jobs, key=lambda job: job.rank):
             if job.holding is None and job.wanted and not self._room.computed_elsewhere(job, self.jobs):
                 try:
-                    if not self._change(job, self._room.admit, job, self.jobs):
-                        return
+                    started = self._clock()
+                    more = self._change(job, self._room.restore, job, self.jobs)
+                    job.restore_s += self._clock() - started
+                    if more:
+                        return True
+                    if not self._change(job, self._room.admit, job, self.jobs) and job.reader_waits:
+                        return False
                 except Exception as error:
                     self._fail(job, error)
+        return False
 
     # Decoding
 
@@ -172,10 +179,10 @@ class Turns:
         due = list(due)
         while due:
             n_needed = sum(1 for job in due if job.holding is not None and job.holding.needs_page)
-            oldest = min(due, key=lambda job: job.rank)
+            oldest = min(due, key=lambda job: (not job.reader_waits, job.rank))
             if self._room.make(n_needed, oldest, self.jobs):
                 break
-            youngest = max(due, key=lambda job: job.rank)
+            youngest = max(due, key=lambda job: (not job.reader_waits, job.rank))
             text = "no page of the cache can be freed for the next token: give the model more kv_memory"
             self._out_of_memory(youngest, OutOfMemory(text, "memory.kv_pages"))
             due = [job for job in due if job.holding is not None]

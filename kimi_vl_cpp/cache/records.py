@@ -1,0 +1,120 @@
+"""How a page of the KV cache, or an encoded picture, is written into a file: a head that says what it is, its bytes.
+
+Every byte is under a checksum, and what a head says is compared with what was asked for: a record is what it should be,
+whole, or nothing. Knows no folder and no memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from .._core import PAGE_POSITIONS
+from .keys import PageContent
+
+MAGIC = b"kimi-vl\x01"  # the last byte is the version of this format
+MAX_HEAD = 1 << 20
+_FRONT = struct.Struct("<8sIIQ")  # magic, CRC-32 of the rest, bytes of the head, bytes of the payload
+FRONT_BYTES = _FRONT.size
+
+
+class Damaged(Exception):
+    """A record that is not whole, or not of this format."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """head: what the payload is. payload: the rows of a page, or the numbers of a picture."""
+
+    head: dict[str, Any]
+    payload: bytes
+
+    def pack(self) -> bytes:
+        """The bytes of the file."""
+        head = json.dumps(self.head, separators=(",", ":")).encode()
+        crc = zlib.crc32(self.payload, zlib.crc32(head, zlib.crc32(struct.pack("<IQ", len(head), len(self.payload)))))
+        return _FRONT.pack(MAGIC, crc, len(head), len(self.payload)) + head + self.payload
+
+
+def sizes(front: bytes) -> tuple[int, int]:
+    """(bytes of the head, bytes of the payload), by the first FRONT_BYTES of a record. Raises Damaged."""
+    if len(front) < FRONT_BYTES:
+        raise Damaged("it is cut off")
+    magic, _, n_head, n_payload = _FRONT.unpack_from(front)
+    if magic != MAGIC:
+        raise Damaged("it is not of this format")
+    if n_head > MAX_HEAD:
+        raise Damaged(f"its head claims {n_head} bytes")
+    return n_head, n_payload
+
+
+def head_of(data: bytes) -> dict[str, Any]:
+    """The head at the beginning of a record, unchecked: for lists. Raises Damaged."""
+    n_head, _ = sizes(data)
+    try:
+        head = json.loads(data[FRONT_BYTES : FRONT_BYTES + n_head])
+    except ValueError:
+        raise Damaged("its head is not JSON") from None
+    if not isinstance(head, dict):
+        raise Damaged("its head is not an object")
+    return head
+
+
+def unpack(data: bytes) -> Record:
+    """The record that is all of `data`. Raises Damaged."""
+    n_head, n_payload = sizes(data)
+    if len(data) != FRONT_BYTES + n_head + n_payload:
+        raise Damaged(f"it has {len(data)} bytes, expected {FRONT_BYTES + n_head + n_payload}")
+    if zlib.crc32(memoryview(data)[FRONT_BYTES:], zlib.crc32(data[12:FRONT_BYTES])) != _FRONT.unpack_from(data)[1]:
+        raise Damaged("its checksum is wrong")
+    return Record(head_of(data), data[FRONT_BYTES + n_head :])
+
+
+@dataclass(frozen=True)
+class StoredPage:
+    """A page as it was read. rows: of all layers, of n_rows positions, which may be more than its content tells of."""
+
+    content: PageContent
+    rows: bytes
+    n_rows: int
+
+
+def page_record(content: PageContent, parent: bytes, rows: bytes, n_rows: int) -> Record:
+    """A page: what stands at its positions, the key of the page before it, and its rows."""
+    head = {
+        "kind": "page",
+        "key": content.key(parent).hex(),
+        "parent": parent.hex(),
+        "rows": n_rows,
+        "expanded": content.expanded,
+        "tags": base64.b64encode(content.tags).decode(),
+        "values": base64.b64encode(content.values).decode(),
+        "pictures": list(content.pictures),
+    }
+    return Record(head, rows)
+
+
+def page_of(record: Record, parent: bytes) -> StoredPage:
+    """The page that follows `parent`. Raises Damaged."""
+    head = record.head
+    try:
+        content = PageContent(
+            expanded=bool(head["expanded"]),
+            tags=base64.b64decode(head["tags"], validate=True),
+            values=base64.b64decode(head["values"], validate=True),
+            pictures=tuple(map(str, head["pictures"])),
+        )
+        n_rows = int(head["rows"])
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        raise Damaged("its head names no page") from None
+    sound = 1 <= len(content) <= n_rows <= PAGE_POSITIONS and len(content.values) == 4 * len(content)
+    if head.get("kind") != "page" or not sound:
+        raise Damaged("its head names no page")
+    if head.get("parent") != parent.hex() or content.key(parent).hex() != head.get("key"):
+        raise Damaged("it is another page than its name says")
+    return StoredPage(content, record.payload, n_rows)

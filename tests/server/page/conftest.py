@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,30 +25,63 @@ def patience() -> None:
     expect.set_options(timeout=20_000)
 
 
-FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+FLAGS = [
+    "--no-sandbox",  # root in a container has none
+    "--disable-dev-shm-usage",  # /dev/shm is small there
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
+HERE = Path(__file__).parent
+_open = ExitStack()
+_shared: dict[str, Any] = {}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Closes what the tests of this folder share when the next test is another's. Playwright's event loop, which runs
+    in the main thread, would be in its way."""
+    yield
+    if nextitem is None or not nextitem.path.is_relative_to(HERE):
+        _open.close()
+        _shared.clear()
+
+
+def shared(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` opens, once for all tests of this folder."""
+    if name not in _shared:
+        _shared[name] = make()
+    return _shared[name]
+
+
+@pytest.fixture
+def browser() -> Browser:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra [test-server]")
     programs = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, programs)), None)
     if program is None:
         pytest.skip(f"needs one of {', '.join(programs)}: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
+
+    def launch() -> Browser:
+        started = _open.enter_context(playwright.sync_playwright())
+        launched: Browser = started.chromium.launch(executable_path=program, args=FLAGS)
+        _open.callback(launched.close)
+        return launched
+
+    found: Browser = shared("browser", launch)
+    return found
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Scripted, str]]:
+@pytest.fixture
+def server() -> tuple[Scripted, str]:
     pytest.importorskip("uvicorn", reason="needs the extra [server]")
     from scripted_chat import Scripted, served
 
-    scripted = Scripted()
-    with served(scripted.app()) as url:
-        yield scripted, url
+    def serve() -> tuple[Scripted, str]:
+        scripted = Scripted()
+        return scripted, _open.enter_context(served(scripted.app()))
+
+    found: tuple[Scripted, str] = shared("server", serve)
+    return found
 
 
 @pytest.fixture

@@ -42,15 +42,26 @@ function layer(places, reading, picture) {
   const ring = Math.max(8, 1.8 * unit);
   const shapes = places.map((place) => placed(place, reading, picture)).filter((place) => !place.outside).flatMap((place, index) => {
     const d = "x" in place ? crossed(place.x, place.y, ring) : `M${place.x0} ${place.y0}H${place.x1}V${place.y1}H${place.x0}Z`;
-    const [x, y] = "x" in place ? [place.x + 1.2 * ring, place.y - 0.8 * ring] : [place.x0 + 1, place.y0 - 0.4 * size];
+    const [x, y] = "x" in place ? [place.x + 1.2 * ring, place.y - 0.8 * ring] : [place.x0, place.y0 - 0.35 * size];
     const text = place.label || (places.length > 1 ? String(index + 1) : "");
     const anchor = x > width * 0.8 ? "end" : "start";
-    const label = svg("text", { x: anchor === "end" && "x" in place ? x - 2.4 * ring : x, y: Math.max(y, size), "font-size": size,
-      "stroke-width": size / 4, "text-anchor": anchor });
-    label.textContent = text;
-    return [svg("path", { d, class: "casing" }), svg("path", { d, class: "mark" }), ...(text ? [label] : [])];
+    const at = anchor === "end" && "x" in place ? x - 2.4 * ring : x;
+    return [svg("path", { d, class: "casing" }), svg("path", { d, class: "mark" }), ...(text ? tag(text, at, y, size, anchor, width) : [])];
   });
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "layer", "aria-hidden": "true" }, ...shapes);
+}
+
+const ink = document.createElement("canvas").getContext("2d");
+
+// A label on a ground of its own, inside the picture: readable over whatever the picture shows.
+function tag(text, x, y, size, anchor, width) {
+  ink.font = `600 ${size}px ${getComputedStyle(document.body).fontFamily}`;
+  const wide = ink.measureText(text).width + 0.7 * size;
+  const left = Math.max(0, Math.min(anchor === "end" ? x - wide : x, width - wide));
+  const base = Math.max(y, 1.05 * size);
+  const label = svg("text", { x: left + 0.35 * size, y: base, "font-size": size });
+  label.textContent = text;
+  return [svg("rect", { x: left, y: base - 1.05 * size, width: wide, height: 1.4 * size, rx: 0.25 * size }), label];
 }
 
 // A ring and four strokes around the point; the point itself stays visible.

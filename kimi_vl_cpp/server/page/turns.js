@@ -179,7 +179,7 @@ export class AnswerTurn {
     const { run, node } = this;
     const time = words.seconds((run ? run.thoughtMs() : node.thoughtMs || 0) / 1000);
     const thinking = Boolean(run?.thinking);
-    const text = thinking ? `${words.thinkingNow} · ${time}` : node.thoughtMs ? words.thoughtFor(time) : words.thought;
+    const text = thinking ? `${words.thinkingNow} · ${time}` : node.thoughtMs >= 100 ? words.thoughtFor(time) : words.thought;
     if (this.summary.textContent !== text) this.summary.textContent = text;
     this.thought.classList.toggle("thinking", thinking);
     this.now.hidden = !thinking;
@@ -250,7 +250,7 @@ function figures(stats) {
     stats.rate && text.rate(stats.rate),
     has(stats.firstMs) && text.first(stats.firstMs / 1000),
     stats.prompt && stats.cached ? text.cached(stats.cached, stats.prompt) : null,
-  ].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
+  ].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join("\u00a0· ");
   const rows = {
     rate: stats.rate && text.rate(stats.rate), first: has(stats.firstMs) && seconds(stats.firstMs),
     tokens: has(stats.tokens) && text.tokens(stats.tokens), prompt: has(stats.prompt) && text.tokens(stats.prompt),

@@ -186,6 +186,21 @@ def test_a_point_is_drawn_where_its_shares_are(page: Page) -> None:
     assert layer == picture
 
 
+@pytest.mark.parametrize("size", [(40, 20), (400, 200), (100, 900)])
+def test_labels_lie_inside_the_picture_on_a_ground_of_their_own(page: Page, size: tuple[int, int]) -> None:
+    page.set_input_files(FILES, [upload("shot.png", png(*size))])
+    send(page, "boxes")
+    labels = page.locator(".marks .layer text")
+    assert labels.all_text_contents() == ["total", "shop"]
+    for ground, label in zip(page.locator(".marks .layer rect").all(), labels.all(), strict=True):
+        x, y, width, height = (float(ground.get_attribute(name) or "") for name in ("x", "y", "width", "height"))
+        assert x >= 0 and y >= -0.01
+        assert x + width <= max(size[0], width) + 0.01  # a small picture is narrower than its labels
+        inner = label.evaluate("(text) => { const box = text.getBBox(); return [box.x, box.x + box.width]; }")
+        assert x < inner[0] and inner[1] < x + width + 0.01
+        assert height > 0
+
+
 def test_pixels_are_read_as_pixels_and_can_be_read_otherwise(page: Page) -> None:
     page.set_input_files(FILES, [upload("shot.png", png(640, 480))])
     send(page, "pixels")

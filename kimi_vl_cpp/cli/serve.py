@@ -123,6 +123,9 @@ def command(
     reasoning_field: Annotated[
         str, typer.Option("--reasoning-field", metavar="NAME", help="Field of a message that holds the reasoning.")
     ] = "reasoning_content",
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="FILE", help="Write where the time of every answer went.")
+    ] = None,
     ctx: options.Context = None,
     threads: options.Threads = None,
     in_token_limit: options.InTokenLimit = None,
@@ -163,6 +166,7 @@ def command(
         metrics=metrics,
         metrics_per_key=metrics_per_key,
         reasoning_field=reasoning_field,
+        trace=trace,
     )
 
     def job(terminal: Terminal) -> int:

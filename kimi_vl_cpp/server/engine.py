@@ -24,6 +24,7 @@ from .errors import Refused, unavailable
 from .metrics import Metrics
 from .runs import Event, Run
 from .settings import Settings
+from .trace import Trace
 
 if TYPE_CHECKING:
     from ..generation.stream import PieceStream
@@ -39,8 +40,9 @@ class Engine:
     """Everything that runs on one open model."""
 
     def __init__(self, model: KimiVL, settings: Settings, metrics: Metrics) -> None:
-        """To be made on the event loop."""
+        """To be made on the event loop. Raises BadRequest where the trace cannot be written."""
         self.model = model
+        self.trace = Trace(settings.trace) if settings.trace else None
         self.settings = settings
         self.runs: dict[str, list[Run]] = {}
         self._metrics = metrics
@@ -187,7 +189,7 @@ class Engine:
         assert run.stream is not None
         run.stream.close()
         run.stop_waiting()
-        run.state = "ended"
+        self._ended_run(run)
         reason = run.end_reason
         if reason == "queue":
             self._metrics.rejected("queue_time")
@@ -219,8 +221,14 @@ class Engine:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._finish, run, outcome)
 
-    def _finish(self, run: Run, outcome: Event) -> None:
+    def _ended_run(self, run: Run) -> None:
         run.state = "ended"
+        if self.trace is not None:
+            name = next((one for one, runs in self.runs.items() if run in runs), "left")
+            self.trace.answer(f"{name} {run.index}", run.history, run.pieces, reason=run.end_reason)
+
+    def _finish(self, run: Run, outcome: Event) -> None:
+        self._ended_run(run)
         self._running.discard(run)
         now = time.perf_counter()
         self._ended.append(now)
@@ -264,3 +272,5 @@ class Engine:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._stopped.set()
         self._driver.join()
+        if self.trace is not None:
+            self.trace.close()

@@ -39,15 +39,18 @@ Event = Piece | ProgressEvent | Response | BaseException
 class Run:
     """One answer, from its arrival to its end. `events` is read on the event loop; the rest is for any thread.
 
-    index: which of the answers to one request. end_reason: why it was ended from outside.
+    index: which of the answers to one request. end_reason: why it was ended from outside. pieces: for the trace, when
+    each came, and its tokens.
     """
 
     def __init__(self, engine: Engine, key: str, index: int, events: asyncio.Queue[tuple[int, Event]]) -> None:
         self.key = key
         self.index = index
-        self.state: RunState = "preparing"
+        self._state: RunState = "preparing"
         self.end_reason: str | None = None
         self.arrived = time.perf_counter()
+        self.history: list[tuple[RunState, float]] = [("preparing", self.arrived)]
+        self.pieces: list[tuple[float, int]] = []
         self.queued = self.started = self.first_token = 0.0
         self.n_done = 0
         self.wants_progress = False
@@ -57,6 +60,17 @@ class Run:
         self._events = events
         self._unread = 0
         self._read = threading.Condition()
+
+    @property
+    def state(self) -> RunState:
+        """What is done for it now. `history` has every state with the time at which it began."""
+        return self._state
+
+    @state.setter
+    def state(self, state: RunState) -> None:
+        if state != self._state:
+            self._state = state
+            self.history.append((state, time.perf_counter()))
 
     @property
     def queue_s(self) -> float:
@@ -130,6 +144,8 @@ class Run:
             self.first_token = time.perf_counter()
         self.state = "decode"
         self.n_done += len(piece.token_ids)
+        if self._engine.trace is not None:
+            self.pieces.append((time.perf_counter(), len(piece.token_ids)))
         self._engine.note_progress()
         with self._read:
             self._unread += len(piece.text.encode()) + _PIECE_BYTES

@@ -48,6 +48,7 @@ class Settings:
     metrics_per_key: bool = False
     log_json: bool = False
     reasoning_field: str = "reasoning_content"
+    trace: str | None = None
 
     def check(self) -> None:
         """Raises BadRequest (code "request.<field>") for a wrong value, and for an open address without a key."""

@@ -4,6 +4,7 @@ script, so that every state lasts as long as the test wants."""
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -423,3 +424,27 @@ def test_run_imports_nothing_of_the_server():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_trace_has_the_states_of_every_answer_and_no_text(script, load, tmp_path):
+    path = tmp_path / "trace.json"
+    with RunningServer(load, trace=str(path)) as server:
+        server.ask(n=2, max_tokens=5)
+        server.stream([{"role": "user", "content": "a secret"}], max_tokens=5)
+    events = json.loads(path.read_text().rstrip().rstrip(",") + "]")
+    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    assert len(names) == 3 and names[0].endswith(" 0") and names[1].endswith(" 1")
+    for track in (1, 2, 3):
+        spans = [event for event in events if event["ph"] == "X" and event["tid"] == track]
+        assert [span["name"] for span in spans][:2] == ["preparing", "queued"]
+        assert spans[-1]["name"] == "decode"
+        for span, following in itertools.pairwise(spans):
+            assert span["ts"] + span["dur"] == pytest.approx(following["ts"], abs=2)
+        tokens = sum(event["args"]["tokens"] for event in events if event["ph"] == "i" and event["tid"] == track)
+        assert tokens == 5
+    assert "secret" not in path.read_text()
+
+
+def test_a_trace_that_cannot_be_written_ends_the_start(script, load, tmp_path):
+    with pytest.raises(BadRequest, match="trace"), RunningServer(load, trace=str(tmp_path / "no" / "trace.json")):
+        pass

@@ -20,6 +20,7 @@ _HOME = {
     "Conversation": "chat.conversation",
     "PieceStream": "generation.stream",
     "Document": "media.pdf",
+    "Video": "media.video",
     "Response": "types",
     "Piece": "types",
     "Usage": "types",
@@ -28,6 +29,7 @@ _HOME = {
     "KimiVLError": "errors",
     "BadModelFile": "errors",
     "BadDocument": "errors",
+    "BadVideo": "errors",
     "BadImage": "errors",
     "BadRequest": "errors",
     "ContextFull": "errors",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         BadImage,
         BadModelFile,
         BadRequest,
+        BadVideo,
         Cancelled,
         ContextFull,
         GroundingError,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     )
     from .generation.stream import PieceStream
     from .media.pdf import Document
+    from .media.video import Video
     from .model import KimiVL
     from .types import Piece, Response, Timings, Usage
 
@@ -62,6 +66,7 @@ __all__ = [
     "BadImage",
     "BadModelFile",
     "BadRequest",
+    "BadVideo",
     "Cancelled",
     "ContextFull",
     "Conversation",
@@ -76,6 +81,7 @@ __all__ = [
     "Timings",
     "Unsupported",
     "Usage",
+    "Video",
     "__version__",
 ]
 

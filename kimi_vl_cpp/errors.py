@@ -48,6 +48,13 @@ class BadDocument(BadImage):
         super().__init__(message, code)
 
 
+class BadVideo(BadImage):
+    """A video that cannot be opened or decoded."""
+
+    def __init__(self, message: str, code: str = "video.invalid") -> None:
+        super().__init__(message, code)
+
+
 class BadRequest(KimiVLError, ValueError):
     """An argument of the caller that is wrong."""
 

@@ -20,6 +20,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .grounding.ask import Box, Point
     from .media.pdf import Document
     from .media.processor import ImageInput, LimitedImage
+    from .media.video import Video
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
     from .text.chat_template import Message
@@ -271,7 +273,7 @@ class KimiVL(NotPicklable):
     def chat(
         self,
         prompt: str,
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | ProcessedImage] = (),
         *,
         documents: Sequence[Document | str | os.PathLike[str]] = (),
         image_patches: int | None = None,
@@ -285,7 +287,7 @@ class KimiVL(NotPicklable):
     def chat(
         self,
         prompt: str,
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | ProcessedImage] = (),
         *,
         documents: Sequence[Document | str | os.PathLike[str]] = (),
         image_patches: int | None = None,
@@ -299,7 +301,7 @@ class KimiVL(NotPicklable):
     def chat(
         self,
         prompt: str,
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | ProcessedImage] = (),
         *,
         documents: Sequence[Document | str | os.PathLike[str]] = (),
         image_patches: int | None = None,
@@ -312,7 +314,7 @@ class KimiVL(NotPicklable):
     def chat(
         self,
         prompt: str,
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | ProcessedImage] = (),
         *,
         documents: Sequence[Document | str | os.PathLike[str]] = (),
         image_patches: int | None = None,
@@ -324,11 +326,11 @@ class KimiVL(NotPicklable):
         """One question, with pictures before the text; one answer.
 
         prompt: the question; text that spells a special token stays text. images: each a path, bytes of a picture file,
-        a PIL.Image, a uint8 array [H, W, 3], or a `Page` of a document. documents: PDF documents, each a `Document` or
-        a path, perhaps with pages behind it ("report.pdf#3,7-9"); their pages stand before the images, each behind
-        "Page 3 of 50:". image_patches: 14x14 patches above which a picture is scaled down, at most the model's
-        in_token_limit. None: that limit; pages get the highest of media/budget.py, LADDER, at which all of them fit,
-        which a notice reports when it is less than the limit.
+        a PIL.Image, a uint8 array [H, W, 3], a `Page` of a document, or what `frames` gives. documents: PDF documents,
+        each a `Document` or a path, perhaps with pages behind it ("report.pdf#3,7-9"); their pages stand before the
+        images, each behind "Page 3 of 50:". image_patches: 14x14 patches above which a picture is scaled down, at most
+        the model's in_token_limit. None: that limit; pages get the highest of media/budget.py, LADDER, at which all of
+        them fit, which a notice reports when it is less than the limit.
         system: the system message, None for the model's own default.
         stream: True returns a `PieceStream`, a generator of `Piece`; closing it cancels.
         max_new_tokens: where the answer is cut; None is the variant's default, -1 no limit; the context cuts it too.
@@ -470,6 +472,29 @@ class KimiVL(NotPicklable):
         from .chat.conversation import Conversation
 
         return Conversation(self, system)
+
+    # Videos
+
+    def frames(
+        self, video: Video | str | os.PathLike[str], times: str | None = None, **choice: Any
+    ) -> list[ProcessedImage]:
+        """Frames of a video as pictures for `chat`, each behind its time.
+
+        video: a `Video`, or a path, perhaps with a range of times behind it ("talk.mp4#00:10:00-00:20:00"). times: the
+        range; None is all of it. choice: the fields of media/frames.py, `FrameChoice`: sampling, n, fps, patches,
+        timestamps, dedupe.
+
+        Raises BadVideo, BadRequest, Unsupported (code "unsupported.extra") without PyAV.
+        """
+        from .media import frames
+
+        chosen = frames.FrameChoice(**choice)
+        opened, named = frames.open_named(video)
+        start, end = frames.range_of(opened, times or named)
+        found, notices = frames.pictures(
+            opened, self.loaded.processor, frames.times_of(opened, start, end, chosen), chosen
+        )
+        return [replace(found[0], notices=notices), *found[1:]]
 
     # Pointing
 

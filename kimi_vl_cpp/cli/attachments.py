@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,18 +125,20 @@ def open_model_for(
     sampling: opening.Sampling,
     patches: int | None,
     progress: Progress,
+    more: Callable[[KimiVL], int] = lambda model: 0,
 ) -> KimiVL:
     """Opens the model: with the next of CONTEXTS that memory allows, when no context was asked for and the pages of
-    documents need a longer one than the default. Raises KimiVLError."""
+    documents and what is `more` need a longer one than the default. more: positions beside them. Raises KimiVLError."""
     from ..generation.fitting import positions_needed
     from ..machine.memory import shrink_to_fit
 
     model = opening.open_model(files, progress)
     pages = pages_among(images)
-    if files.n_ctx is not None or not pages or not model.has_vision:
+    if files.n_ctx is not None or not model.has_vision or not (pages or more(model)):
         return model
     try:
-        needed = positions_needed(model.loaded, pages, prompt, sampling.get("max_new_tokens"), patches)
+        longest = sampling.get("max_new_tokens")
+        needed = positions_needed(model.loaded, pages, prompt, longest, patches, n_other=more(model))
     except BaseException:
         model.close()
         raise
@@ -146,6 +148,16 @@ def open_model_for(
         return model
     model.close()
     return opening.open_model(replace(files, n_ctx=n_ctx), progress)
+
+
+def room_beside(
+    model: KimiVL, images: Sequence[Any], prompt: str, sampling: opening.Sampling, patches: int | None
+) -> int:
+    """Positions of the context that pages, text and answer leave."""
+    from ..generation.fitting import positions_needed
+
+    needed = positions_needed(model.loaded, pages_among(images), prompt, sampling.get("max_new_tokens"), patches)
+    return model.n_ctx - needed
 
 
 class LongWait:

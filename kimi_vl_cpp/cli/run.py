@@ -18,7 +18,7 @@ import typer
 
 from .. import errors
 from ..tasks import citations
-from . import attachments, exits, opening, options
+from . import attachments, exits, opening, options, videos
 from .answer import AnswerWriter, ThinkingMode
 from .progress import Progress
 from .terminal import DIM, Terminal, is_terminal
@@ -30,6 +30,7 @@ except ImportError:  # Windows
     pass
 
 if TYPE_CHECKING:
+    from ..media.frames import FrameChoice
     from ..model import KimiVL
     from ..types import Response
 
@@ -42,6 +43,8 @@ class Options:
     sampling: opening.Sampling
     prompt: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    frames: FrameChoice | None = None
     pages: str | None = None
     image_patches: int | None = None
     password_file: str | None = None
@@ -65,6 +68,12 @@ def command(
         typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a file; '-' is standard input."),
     ] = None,
     pages: options.Pages = None,
+    video: videos.Videos = None,
+    frames: videos.Frames = None,
+    sample: videos.Sample = "uniform",
+    fps: videos.Fps = None,
+    timestamps: videos.Timestamps = "hms",
+    dedupe: videos.Dedupe = False,
     image_patches: options.ImagePatches = None,
     password_file: options.PasswordFile = None,
     markers: options.Markers = "auto",
@@ -92,6 +101,8 @@ def command(
 
     kimi-vl run -m kimi.gguf -i photo.jpg "What does the sign say?"
     kimi-vl run -m kimi.gguf -i report.pdf#3,7-9 "What changed?"
+
+    kimi-vl run -m kimi.gguf -v talk.mp4#00:10:00-00:20:00 "What is on the slides?"
     """
 
     def job(terminal: Terminal) -> int:
@@ -109,6 +120,8 @@ def command(
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
+                videos=tuple(video or ()),
+                frames=videos.choice(frames, sample, fps, timestamps, dedupe, image_patches) if video else None,
                 pages=pages,
                 image_patches=image_patches,
                 password_file=password_file,
@@ -131,10 +144,20 @@ def run(options: Options, terminal: Terminal) -> int:
     options = replace(options, files=opening.choose_model(options.files))
     options = replace(options, images=tuple(attachments.resolve(path) for path in options.images))
     prompt, images, notices = gather(options)
+    asked = videos.plan(options.videos, options.frames) if options.frames is not None else []
     progress = Progress(terminal)
+
+    def more(model: KimiVL) -> int:
+        return 0 if options.frames is None else videos.positions(asked, options.frames, model)
+
     patches = options.image_patches
-    with attachments.open_model_for(images, prompt, options.files, options.sampling, patches, progress) as model:
+    with attachments.open_model_for(images, prompt, options.files, options.sampling, patches, progress, more) as model:
         opening.introduce(model, options.files, terminal)
+        if options.frames is not None:
+            model.require_vision()
+            room = attachments.room_beside(model, images, prompt, options.sampling, patches)
+            seen, said = videos.pictures(asked, options.frames, model, room, may_shrink=patches is None)
+            images, notices = [*images, *seen], [*notices, *said]
         for notice in notices:
             terminal.note(notice)
         if options.json:

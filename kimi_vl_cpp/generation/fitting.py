@@ -21,8 +21,8 @@ _TEMPLATE_TOKENS = 64  # of a request, around its messages
 
 
 def limit_images(
-    model: LoadedModel, images: Sequence[ImageInput], patches: int | None
-) -> list[ImageInput | LimitedImage]:
+    model: LoadedModel, images: Sequence[ImageInput | ProcessedImage], patches: int | None
+) -> list[ImageInput | LimitedImage | ProcessedImage]:
     """The pictures with a limit of `patches` each; None leaves them as they are.
 
     Raises BadRequest (code "request.image_patches") for a limit above that of the model.
@@ -31,12 +31,12 @@ def limit_images(
         return list(images)
     top = model.processor.in_token_limit
     check_int("image_patches", patches, 4, top)
-    return [LimitedImage(image, patches) for image in images]
+    return [image if isinstance(image, ProcessedImage) else LimitedImage(image, patches) for image in images]
 
 
 def fit_images(
     model: LoadedModel,
-    images: Sequence[ImageInput],
+    images: Sequence[ImageInput | ProcessedImage],
     patches: int | None,
     *,
     prompt: str,

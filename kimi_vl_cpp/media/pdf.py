@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import NotPicklable
-from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported, shown
+from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported
 from . import ranges
 from .decode import format_of, stranger
 from .drawn import Drawn
+from .regular_file import open_regular
 
 MAX_BYTES = 1 << 30
 MAX_PAGES = 2000
@@ -267,25 +267,4 @@ def _pdfium() -> Any:
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file of at most MAX_BYTES. Never waits on a pipe or a device."""
-    name = os.path.expanduser(os.fspath(path))
-    flags = os.O_RDONLY
-    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # not all exist everywhere
-        flags |= getattr(os, flag, 0)
-    try:
-        handle = os.open(name, flags)
-    except FileNotFoundError:
-        raise BadDocument(f"{shown(name)}: no such file: check the path", "document.not_found") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadDocument(f"{shown(name)}: cannot be read: {reason}", "document.not_readable") from None
-    status = os.fstat(handle)
-    problem = None
-    if not stat.S_ISREG(status.st_mode):
-        problem = ("not a regular file: give a PDF file", "document.not_a_file")
-    elif status.st_size > MAX_BYTES:
-        problem = (f"{status.st_size} bytes, expected at most {MAX_BYTES}: split the file", "document.too_large")
-    if problem:
-        os.close(handle)
-        raise BadDocument(f"{shown(name)}: {problem[0]}", problem[1])
-    return os.fdopen(handle, "rb")
+    return open_regular(path, MAX_BYTES, lambda text, problem: BadDocument(text, f"document.{problem}"), "a PDF file")

@@ -103,11 +103,13 @@ class Engine:
         isa: str = "auto",
         activations: str = "int8",
         backend: str = "cpu",
+        library: str = "",
     ) -> None:
-        """backend: one of `backends()`; the options before it are those of the CPU.
+        """backend: one of `backends()`. isa: of "cpu" alone. library: of "cuda" alone, the file that holds it, in place
+        of libkimi_cuda.so beside the package's core.
 
-        Raises Unsupported "device.not_built" for a backend that was left out of this build, BadRequest "device.unknown"
-        for another name and "device.option" for an option that the backend does not have."""
+        Raises Unsupported "device.plugin" for a backend whose library cannot be loaded, "device.none" without a GPU,
+        BadRequest "device.unknown" for another name, "device.option" for an option that the backend does not have."""
     @property
     def config(self) -> dict[str, Any]: ...
     @property
@@ -340,7 +342,12 @@ PAGE_POSITIONS: int
 """Positions of a page of the KV cache: the unit in which the form of rows is decided."""
 
 def backends() -> list[str]:
-    """What `Engine` takes as backend: the names that this version knows, built or not."""
+    """What `Engine` takes as backend: the names that this version knows, installed or not."""
+
+def describe_backend(name: str) -> str:
+    """The variant that `Engine` would use of a backend: an instruction set, or the architecture of the GPU.
+
+    Raises what Engine raises for it."""
 
 def check_text_model(gguf: GGUFFile) -> int: ...
 def check_vision_file(gguf: GGUFFile, hidden_size: int | None = None) -> None: ...

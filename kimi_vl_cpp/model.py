@@ -82,6 +82,7 @@ class KimiVL(NotPicklable):
         *,
         n_ctx: int | None = None,
         n_threads: int | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
         isa: str = "auto",
         kv_type: str = "auto",
         activations: str = "int8",
@@ -103,6 +104,7 @@ class KimiVL(NotPicklable):
         n_ctx: tokens of context. None: 8192, less where the model or the memory allows less. 0: all that the model was
             trained for.
         n_threads: None or 0: as many as the process may use.
+        device: "cpu", or "cuda" for an NVIDIA GPU, where the library for it is installed (`kimi-vl doctor` says so).
         isa: the instruction set, "auto" (the best that the processor has) or a name that `kimi-vl doctor` lists:
             "generic", "avx2", "avx2-vnni", "avx512-vnni" or "avx512".
         kv_type: the numbers of the KV cache: "f16", "f32" or "q8_0" (half of "f16", faster on long contexts,
@@ -124,11 +126,13 @@ class KimiVL(NotPicklable):
             letting it crawl.
         progress: called as progress(stage, done, total) by this and every later call, see `types.Progress`.
 
-        Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument.
+        Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument, Unsupported for a
+        device that is not there (code "device.plugin" or "device.none").
         """
         options = LoadOptions(
             n_ctx=n_ctx,
             n_threads=n_threads,
+            device=device,
             isa=isa,
             kv_type=kv_type,
             activations=activations,

@@ -86,18 +86,19 @@ FloatArray encode(PyEngine& self, const py::array& array, py::object progress, b
 void bind_engine(py::module_& m) {
   py::class_<PyEngine, std::shared_ptr<PyEngine>>(m, "Engine", "Files, weights and a backend; immutable.")
       .def(py::init([](const std::string& path, std::optional<std::string> mmproj, int n_threads, const std::string& isa,
-                       const std::string& activations, const std::string& backend) {
+                       const std::string& activations, const std::string& backend, const std::string& library) {
              EngineOptions options{mmproj.value_or(""), backend};
              if (n_threads != 0) options.backend_options["n_threads"] = std::to_string(n_threads);
              if (isa != "auto") options.backend_options["isa"] = isa;
              if (activations != "int8") options.backend_options["activations"] = activations;
+             if (!library.empty()) options.backend_options["library"] = library;
              auto self = std::make_shared<PyEngine>();
              py::gil_scoped_release release;
              self->engine = std::make_shared<Engine>(path, options);
              return self;
            }),
            py::arg("path"), py::arg("mmproj") = py::none(), py::arg("n_threads") = 0, py::arg("isa") = "auto",
-           py::arg("activations") = "int8", py::arg("backend") = "cpu")
+           py::arg("activations") = "int8", py::arg("backend") = "cpu", py::arg("library") = "")
       .def_property_readonly("config", [](const PyEngine& self) { return config_dict(self.get()); })
       .def_property_readonly("gguf", [](const PyEngine& self) { return shared_file(self.engine, &self.get().file()); })
       .def_property_readonly("vision_gguf",
@@ -119,7 +120,10 @@ void bind_engine(py::module_& m) {
           py::arg("pixels"), py::arg("progress") = py::none())
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
-  m.def("backends", backend_names, "What Engine takes as backend: the names that this version knows, built or not.");
+  m.def("backends", backend_names, "What Engine takes as backend: the names that this version knows, installed or not.");
+  m.def(
+      "describe_backend", [](const std::string& name) { return std::string(make_backend(name, {})->isa()); }, py::arg("name"),
+      py::call_guard<py::gil_scoped_release>());
   m.def(
       "check_text_model",
       [](const gguf::File& file) {

@@ -1,6 +1,7 @@
 """What all tests share: where the package and the reference vectors are, small models, instruction sets.
 
-Nothing skips but tests of an instruction set that this processor lacks: a missing extension fails the run.
+Nothing skips but tests of an instruction set that this processor lacks and of a CUDA library that is not named: a
+missing extension fails the run.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISAS = [row["name"] for row in _core.isas()]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuda-library", help="the CUDA backend that tests/cuda runs on: one for a GPU, or emulated")
 
 
 @pytest.fixture(params=ISAS)

@@ -109,11 +109,22 @@ def make_report(progress: Progress) -> dict[str, Any]:
         report["ok"] = False
         return report
     report["processor"] |= {**_core.cpu_info(), "isas": _core.isas()}
+    report["gpu"] = _gpu()
     report["quantizations"] = _quantizations(memory)
     test = self_test(progress)
     report["self_test"] = asdict(test)
     report["ok"] = test.ok
     return report
+
+
+def _gpu() -> dict[str, str]:
+    """architecture: of the GPU that device="cuda" would use; or missing: why there is none, and the error's code."""
+    from .. import _core
+
+    try:
+        return {"architecture": _core.describe_backend("cuda")}
+    except errors.KimiVLError as missing:
+        return {"missing": str(missing), "code": missing.code}
 
 
 def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
@@ -261,6 +272,9 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
     )
     head("Processor")
     _print_processor(report, row, terminal)
+    if "gpu" in report:
+        gpu = report["gpu"]
+        row("GPU", gpu.get("architecture") or f"none used: {printable(gpu['missing'], one_line=True)}")
     head("Memory")
     _print_memory(report, row, terminal)
     head("Self-test")

@@ -52,6 +52,7 @@ class LoadOptions:
 
     n_ctx: int | None = None
     n_threads: int | None = None
+    device: str = "cpu"
     isa: str = "auto"
     kv_type: str = "auto"
     activations: str = "int8"
@@ -72,6 +73,7 @@ class LoadOptions:
             check_int("n_threads", self.n_threads, 0, _MAX_THREADS)
         if self.in_token_limit is not None:
             check_int("in_token_limit", self.in_token_limit, 4, 512 * 512)
+        check_choice("device", self.device, tuple(_core.backends()))
         check_text("isa", self.isa)
         check_text("kv_type", self.kv_type)
         check_text("activations", self.activations)
@@ -189,7 +191,9 @@ def load(
     files = model_files.resolve(path, mmproj, options.kv_type)
     n_ctx = _context(files, options)
     vision_path = None if files.mmproj is None else str(files.mmproj)
-    engine = _core.Engine(str(files.text), vision_path, options.n_threads or 0, options.isa, options.activations)
+    engine = _core.Engine(
+        str(files.text), vision_path, options.n_threads or 0, options.isa, options.activations, options.device
+    )
     gate = Gate(engine.close)
     try:
         variant = detect_variant(engine.gguf.get, files.text)

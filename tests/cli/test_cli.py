@@ -849,12 +849,23 @@ def test_doctor_finds_this_computer_fit(run):
     tested = {row["isa"] for row in report["self_test"]["results"]}
     assert tested == {isa["name"] for isa in report["processor"]["isas"] if isa["supported"]}
     assert report["self_test"]["chosen_isa"] in tested
+    assert report["gpu"]["code"] == "device.plugin"  # the package carries no library for one
 
 
 def test_doctor_in_words(run):
     result = run("doctor")
     assert result.code == 0
-    for words in ("Versions", "Processor", "threads", "Memory", "Q4_K_M", "Self-test", "passed in"):
+    for words in (
+        "Versions",
+        "Processor",
+        "threads",
+        "GPU",
+        "libkimi_cuda.so",
+        "Memory",
+        "Q4_K_M",
+        "Self-test",
+        "passed in",
+    ):
         assert words in result.out
 
 

@@ -16,6 +16,13 @@
 
 #include "quant/format.h"
 
+// Functions that kernels call as well.
+#ifdef __CUDACC__
+#define KIMI_HOST_DEVICE __host__ __device__
+#else
+#define KIMI_HOST_DEVICE
+#endif
+
 namespace kimi::cuda {
 
 // How `scales` and `base` make the scale of a group.
@@ -41,7 +48,7 @@ struct Layout {
 };
 
 template <quant::Type type>
-constexpr Layout layout_of_type() {
+KIMI_HOST_DEVICE constexpr Layout layout_of_type() {
   using enum quant::Type;
   using enum Scaling;
   switch (type) {
@@ -98,7 +105,7 @@ inline Layout layout_of(quant::Type type) {
 struct PlaneOffsets {
   int64_t high, scales, base, end;
 };
-inline constexpr PlaneOffsets plane_offsets(const Layout& layout, int64_t rows, int64_t cols) {
+KIMI_HOST_DEVICE constexpr PlaneOffsets plane_offsets(const Layout& layout, int64_t rows, int64_t cols) {
   const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
   const int64_t groups = rows * (cols / 32), blocks = rows * (cols / layout.block);
   PlaneOffsets at{};

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ def tables() -> str:
     from kimi_vl_cpp.cli.app import app
 
     root: Any = typer.main.get_command(app)
-    return "\n".join(f"### {name}\n\n{_table(command)}" for name, command in root.commands.items())
+    return "\n".join(f"### {name}\n\n{_table(command)}" for name, command in _commands(root, ""))
+
+
+def _commands(group: Any, before: str) -> Iterator[tuple[str, Any]]:
+    """Every command under its name, those of a group behind the group's."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def with_tables(page: str) -> str:

@@ -16,7 +16,7 @@ import typer
 from .. import errors
 from ..checks import expand_home
 from ..version import __version__
-from . import batch, compare, doctor, evaluate, failures, imatrix, point, quantize, read, run, serve
+from . import batch, cache, compare, doctor, evaluate, failures, imatrix, point, quantize, read, run, serve
 from .bench import command as bench
 from .chat import command as chat
 from .inspect import command as inspect
@@ -66,6 +66,7 @@ for _name, _command, _summary in (
     ("compare", compare.command, compare.SUMMARY),
 ):
     app.command(_name, short_help=_summary)(_command)
+app.add_typer(cache.app, name="cache", short_help=cache.SUMMARY)
 
 
 def main(argv: list[str]) -> int:

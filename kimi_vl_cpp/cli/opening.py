@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import errors
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..types import Response
 
 Sampling = Mapping[str, Any]  # the keyword arguments of KimiVL.chat that were given
+
+Caching = Mapping[str, Any]  # those of KimiVL that say what is remembered and guessed
 
 MAX_PROMPT_BYTES = 16 << 20
 MAX_PICTURE_BYTES = 1 << 30
@@ -36,6 +39,7 @@ class Opening:
     isa: str = "auto"
     kv_type: str = "auto"
     builtin: bool = False
+    caching: Caching = field(default_factory=dict)
 
 
 def sampling(
@@ -65,6 +69,40 @@ def sampling(
     given = {name: value for name, value in options.items() if value is not None and (name, value) != ("seed", -1)}
     resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
     return given
+
+
+_UNITS = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def read_size(option: str, text: str) -> int:
+    """A size as 64MiB, 10MB or 1000. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,15}) *([kmg]i?)?b?", text.strip().lower())
+    if not match:
+        raise exits.UsageError(f"{option} {text}: expected a size as 64MiB, 10MB or 1000000")
+    return int(match[1]) * _UNITS[match[2] or ""]
+
+
+def caching(kv_memory: str | None, cache_dir: str | None, cache_disk: str | None, no_speculate: bool) -> Caching:
+    """The options that were given, as keyword arguments of KimiVL. Raises UsageError."""
+    given: dict[str, Any] = {}
+    if kv_memory is not None:
+        given["kv_memory"] = read_size("--kv-memory", kv_memory)
+    if cache_dir is not None:
+        given["cache_dir"] = cache_dir
+    if cache_disk is not None:
+        if cache_dir is None:
+            raise exits.UsageError("--cache-disk says how much a folder may take: name the folder with --cache-dir")
+        given["cache_disk"] = read_size("--cache-disk", cache_disk)
+    if no_speculate:
+        given["speculate"] = "off"
+    return given
+
+
+def explain_cache(model: KimiVL, terminal: Terminal) -> None:
+    """Says what went wrong with the cache folder, which cost time only."""
+    disk = model.cache.info().disk
+    for notice in () if disk is None else disk.notices:
+        terminal.note(notice.text)
 
 
 def choose_model(opening: Opening) -> Opening:
@@ -132,6 +170,7 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
             kv_type=opening.kv_type,
             in_token_limit=opening.in_token_limit,
             progress=progress,
+            **opening.caching,
         )
     finally:
         progress.clear()

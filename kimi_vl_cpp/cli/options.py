@@ -26,6 +26,29 @@ Context = Annotated[
     int | None,
     typer.Option("-c", "--ctx", metavar="N", help="Room for the conversation, in tokens. Default: 8192."),
 ]
+KvMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-memory",
+        metavar="SIZE",
+        help="Memory of the KV cache, as 4GiB. Default: a quarter of what is free, one context at least.",
+    ),
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="Keep what was computed of prompts and pictures in this folder for later runs. Not encrypted.",
+    ),
+]
+CacheDisk = Annotated[
+    str | None,
+    typer.Option("--cache-disk", metavar="SIZE", help="What the folder may take, as 20GiB. Default: 10GiB."),
+]
+NoSpeculate = Annotated[
+    bool, typer.Option("--no-speculate", help="Do not guess tokens that have followed the same ones before.")
+]
 Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),

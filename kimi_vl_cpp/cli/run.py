@@ -18,7 +18,7 @@ import typer
 
 from .. import errors
 from ..tasks import citations
-from . import attachments, exits, opening, options, videos
+from . import attachments, exits, opening, options, several, videos
 from .answer import AnswerWriter, ThinkingMode
 from .progress import Progress
 from .terminal import DIM, Terminal, is_terminal
@@ -54,6 +54,8 @@ class Options:
     system: str | None = None
     json: bool = False
     timings: bool = False
+    answers: int | None = None
+    vote: bool = False
     thinking: ThinkingMode = "auto"
 
 
@@ -81,6 +83,13 @@ def command(
     mmproj: options.Mmproj = None,
     json: options.Json = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
+    answers: Annotated[
+        int | None,
+        typer.Option("--answers", metavar="N", help="N answers, each with another seed, computed together."),
+    ] = None,
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Of the answers (5 unless --answers says otherwise), print the commonest.")
+    ] = False,
     max_tokens: options.MaxTokens = None,
     temp: options.Temp = None,
     top_k: options.TopK = None,
@@ -92,6 +101,10 @@ def command(
     system: options.System = None,
     thinking: options.Thinking = None,
     ctx: options.Context = None,
+    kv_memory: options.KvMemory = None,
+    cache_dir: options.CacheDir = None,
+    cache_disk: options.CacheDisk = None,
+    no_speculate: options.NoSpeculate = False,
     threads: options.Threads = None,
     in_token_limit: options.InTokenLimit = None,
     kv_type: options.KvType = "auto",
@@ -116,6 +129,7 @@ def command(
                     in_token_limit=in_token_limit,
                     isa=isa,
                     kv_type=kv_type,
+                    caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate),
                 ),
                 sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
                 prompt=tuple(prompt or ()),
@@ -131,6 +145,8 @@ def command(
                 system=system,
                 json=json,
                 timings=timings,
+                answers=several.count(answers, vote),
+                vote=vote,
                 thinking=options.thinking_mode(thinking),
             ),
             terminal,
@@ -160,7 +176,9 @@ def run(options: Options, terminal: Terminal) -> int:
             images, notices = [*images, *seen], [*notices, *said]
         for notice in notices:
             terminal.note(notice)
-        if options.json:
+        if options.answers is not None:
+            response = _ask_several(model, prompt, images, options, progress, terminal)
+        elif options.json:
             response = _ask_quietly(model, prompt, images, options, progress, terminal)
             terminal.out.write(json.dumps(_as_json(response, model, options, images)) + "\n")
             terminal.out.flush()
@@ -169,6 +187,7 @@ def run(options: Options, terminal: Terminal) -> int:
             for notice in response.notices:
                 terminal.note(notice)
             opening.explain_end(response, terminal)
+        opening.explain_cache(model, terminal)
     if options.cite:
         for problem in citations.problems(_citations(response, images)):
             terminal.note(problem)
@@ -300,6 +319,33 @@ def _ask_streaming(
     if stream.result is None:
         raise errors.KimiVLError("the answer ended without a result", "internal")
     return stream.result
+
+
+def _ask_several(
+    model: KimiVL, prompt: str, images: Sequence[Any], options: Options, progress: Progress, terminal: Terminal
+) -> Response:
+    """Prints all answers, or the one that won, and returns that one, else the first."""
+    if options.image_patches is not None:
+        raise exits.UsageError("--image-patches goes with one answer, not with --answers: use --in-token-limit")
+    assert options.answers is not None
+    try:
+        found = model.answers(
+            prompt,
+            images,
+            n=options.answers,
+            vote=options.vote,
+            system=options.system,
+            progress=attachments.LongWait(progress, terminal, len(images)),
+            **options.sampling,
+        )
+    finally:
+        progress.clear()
+    if options.json:
+        result = several.as_json(found, lambda response: _as_json(response, model, options, images))
+        terminal.out.write(json.dumps(result) + "\n")
+    else:
+        several.write(found, options.vote, terminal)
+    return found.winner or found.responses[0]
 
 
 def _citations(response: Response, images: Sequence[Any]) -> list[citations.Citation]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 SUMMARY = "Serve a model over HTTP, in the shapes of OpenAI's API."
 BUILTIN_NAME = "kimi-vl-demo"
 KEY_VARIABLE = "KIMI_VL_API_KEY"
-_UNITS = {"": 1, "k": 1000, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def command(
@@ -127,6 +125,10 @@ def command(
         str | None, typer.Option("--trace", metavar="FILE", help="Write where the time of every answer went.")
     ] = None,
     ctx: options.Context = None,
+    kv_memory: options.KvMemory = None,
+    cache_dir: options.CacheDir = None,
+    cache_disk: options.CacheDisk = None,
+    no_speculate: options.NoSpeculate = False,
     threads: options.Threads = None,
     in_token_limit: options.InTokenLimit = None,
     kv_type: options.KvType = "auto",
@@ -179,9 +181,10 @@ def command(
                 in_token_limit=in_token_limit,
                 isa=isa,
                 kv_type=kv_type,
+                caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate),
             )
         )
-        arguments["max_body"] = read_size(max_body)
+        arguments["max_body"] = opening.read_size("--max-body", max_body)
         arguments["log_json"] = read_format(log_format)
         return run(files, arguments, (api_key or [], api_key_file), terminal)
 
@@ -224,14 +227,6 @@ def _with_extra(arguments: dict[str, Any], keys: tuple[list[str], str | None]) -
     settings = Settings(**arguments, keys=found)
     settings.check()
     return settings, serve
-
-
-def read_size(text: str) -> int:
-    """A size as 64MiB, 10MB or 1000. Raises UsageError."""
-    match = re.fullmatch(r"(\d{1,15}) *([kmg]i?)?b?", text.strip().lower())
-    if not match:
-        raise UsageError(f"--max-body {text}: expected a size as 64MiB, 10MB or 1000000")
-    return int(match[1]) * _UNITS[match[2] or ""]
 
 
 def read_format(text: str) -> bool:

@@ -143,6 +143,45 @@ def test_json_is_one_object_with_everything(run, model_path, photo):
     assert result.err == ""
 
 
+def test_several_answers_have_seeds_of_their_own_and_a_vote_prints_one(run, model_path):
+    arguments = ("run", "-m", model_path, "-n", "3", "--seed", "5", "hello")
+    one = run(*arguments)
+    three = run(*arguments, "--answers", "3", "--json")
+    found = json.loads(three.out)
+    assert len({answer["seed"] for answer in found["answers"]}) == 3
+    assert found["answers"][0]["text"] == one.out.rstrip("\n")
+    plain = run(*arguments, "--answers", "3")
+    assert plain.code == 0 and f"answer 3 of 3, seed {found['answers'][2]['seed']}" in plain.err
+    voted = run("run", *greedy("-m", model_path, "--vote", "hello"))
+    assert voted.code == 0
+    for wrong in (("--answers", "0"), ("--answers", "65"), ("--answers", "1", "--vote")):
+        assert run(*arguments, *wrong).code == 2
+
+
+def test_a_cache_folder_serves_the_next_run_and_can_be_looked_at(run, model_path, tmp_path):
+    folder = tmp_path / "cache"
+    arguments = ("run", "-m", model_path, "-n", "4", "--temp", "0", "--cache-dir", str(folder), "--json", "word " * 150)
+    first, second = (json.loads(run(*arguments).out) for _ in range(2))
+    assert second["text"] == first["text"]
+    assert first["usage"]["restored_tokens"] == 0
+    assert second["usage"]["restored_tokens"] == second["usage"]["prompt_tokens"] - 1
+    info = json.loads(run("cache", "info", str(folder), "--json").out)
+    rows = [json.loads(line) for line in run("cache", "list", str(folder), "--json").out.splitlines()]
+    assert info["files"] == len(rows) >= 5 and info["bytes"] == sum(row["bytes"] for row in rows)
+    assert run("cache", "verify", str(folder)).code == 0
+    Path(rows[0]["file"]).write_bytes(b"x")
+    broken = run("cache", "verify", str(folder))
+    assert broken.code == 1 and rows[0]["file"] in broken.out and "1 damaged" in broken.out
+    assert json.loads(run(*arguments).out)["text"] == first["text"]
+    (folder / "mine.txt").write_text("kept")
+    assert run("cache", "clear", str(folder)).code == 0
+    assert json.loads(run("cache", "info", str(folder), "--json").out)["files"] == 0
+    assert (folder / "mine.txt").exists()
+    assert run("cache", "info", str(tmp_path / "nowhere")).code == 2
+    assert run(*arguments, "--kv-memory", "3XB").code == 2
+    assert run("run", "-m", model_path, "--cache-disk", "1GiB", "hello").code == 2
+
+
 def test_timings_are_one_line_on_standard_error(run, model_path):
     result = run("run", "-m", model_path, *greedy(), "--timings", "hi")
     lines = [line for line in result.err.splitlines() if line.startswith("load ")]
@@ -560,7 +599,7 @@ def test_a_backslash_continues_the_message_on_the_next_line(talk, tmp_path):
 
 
 def test_unknown_commands_are_explained_and_the_chat_goes_on(talk):
-    result = talk("/imagine x", "/foo", "/clear now", "hello")
+    result = talk("/imagine x", "/xyzzy", "/clear now", "hello")
     assert "did you mean /image?" in result.err
     assert "/help lists the commands" in result.err
     assert "/clear takes nothing after it" in result.err
@@ -1003,3 +1042,9 @@ from kimi_vl_cpp.cli import main; sys.exit(main(["doctor"]))"""
 @pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
 def test_standard_input_has_several_names(name):
     assert opening.resolve_picture(name) == "-"
+
+
+def test_a_fork_goes_its_own_way_and_back_returns(talk):
+    result = talk("hello", "/fork", "more", "/stats", "/back", "/back", "/undo")
+    assert "Forked after 1 question" in result.err and "Back after 1 question" in result.err
+    assert "/back: nothing was forked" in result.err and "0 questions left" in result.err

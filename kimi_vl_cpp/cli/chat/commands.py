@@ -1,4 +1,4 @@
-"""The commands of a chat: /image, /undo, /regen, /clear, /save, /load, /stats, /help, /exit.
+"""The commands of a chat: /image, /undo, /regen, /fork, /back, /clear, /save, /load, /stats, /help, /exit.
 
 A command is a line that begins with a slash and one of these names; a path of an existing picture is never one.
 """
@@ -23,6 +23,8 @@ HELP = """\
 /image PATH   add a picture or a PDF (FILE.pdf#3-5) to the next message (or just paste or drop its path)
 /undo         take the last question and its answer back
 /regen        answer the last question again
+/fork         try something else from here; /back returns to this place
+/back         return to where /fork was
 /clear        forget everything and begin anew
 /save FILE    write the conversation to a file
 /load FILE    go on with a saved conversation
@@ -102,6 +104,22 @@ def clear(chat: Chat, rest: str) -> None:
     chat.terminal.say("Everything forgotten.", DIM)
 
 
+def fork(chat: Chat, rest: str) -> None:
+    """/fork: the conversation goes on in a copy; what was computed for it serves both."""
+    chat.forked.append(chat.conversation)
+    chat.conversation = chat.conversation.fork()
+    chat.terminal.say(f"Forked after {plural(len(chat.conversation.turns), 'question')}; /back returns here.", DIM)
+
+
+def back(chat: Chat, rest: str) -> None:
+    """/back: to where the last /fork was."""
+    if not chat.forked:
+        raise exits.UsageError("/back: nothing was forked")
+    chat.conversation = chat.forked.pop()
+    chat.last = chat.conversation.last
+    chat.terminal.say(f"Back after {plural(len(chat.conversation.turns), 'question')}.", DIM)
+
+
 def save(chat: Chat, rest: str) -> None:
     """/save FILE"""
     target = paths.resolve(rest) if rest else chat.file
@@ -166,6 +184,8 @@ COMMANDS: dict[str, Callable[[Chat, str], None]] = {
     "/image": image,
     "/undo": undo,
     "/regen": regen,
+    "/fork": fork,
+    "/back": back,
     "/clear": clear,
     "/save": save,
     "/load": load,

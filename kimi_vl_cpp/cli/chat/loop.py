@@ -62,6 +62,7 @@ class Chat:
     progress: Progress
     attached: list[Attached] = field(default_factory=list)
     last: Response | None = None
+    forked: list[Conversation] = field(default_factory=list)  # where /back returns to
     file: str | None = None  # of /save and /load
     n_regenerated: int = 0
     first_failure: int = errors.EXIT_OK

@@ -85,12 +85,11 @@ class ChatRequest:
     def stream(self, progress: Callable[[str, int, int], None] | None = None, seed: int | None = None) -> PieceStream:
         """The stream of one answer. In a worker; the pictures are opened once for all of them."""
         model, translated = self._state.model, self._translated
+        first = self._opened is None
         if self._opened is None:
             self._opened = open_pictures(model, translated)
-            for image in self._opened:
-                self._state.pictures.earlier.put(self._owner, image)
             self.images = [_about(image) for image in self._opened]
-        return model.start(
+        stream = model.start(
             translated.messages,
             self._opened,
             progress=progress,
@@ -99,6 +98,9 @@ class ChatRequest:
             tools=self._options.tools,
             **{**self._options.sampling, "seed": self._options.sampling.get("seed") if seed is None else seed},
         )
+        for image in self._opened if first else ():  # they fit into the context, so that they have their pixels
+            self._state.pictures.earlier.put(self._owner, image)
+        return stream
 
 
 def open_pictures(model: KimiVL, translated: Translated) -> list[ProcessedImage]:

@@ -116,7 +116,12 @@ class PictureSources:
     async def fetch(self, pictures: list[Picture]) -> None:
         """Replaces every Remote among the pictures by its bytes. Raises BadImage with the picture's place."""
         wanted = [(index, one) for index, one in enumerate(pictures) if isinstance(one.source, Remote)]
-        fetched = await asyncio.gather(*(self._fetch_one(one) for _, one in wanted))
+        tasks = [asyncio.ensure_future(self._fetch_one(one)) for _, one in wanted]
+        try:
+            fetched = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # one that failed ends the others
+                task.cancel()
         for (index, one), data in zip(wanted, fetched, strict=True):
             pictures[index] = replace(one, source=data)
 

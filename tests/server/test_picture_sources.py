@@ -108,6 +108,18 @@ def test_a_digest_is_known_to_its_own_key_and_salt_alone(server):
     refused(ask(server, "sha256:nothing"), "image.unknown_digest")
 
 
+def test_pictures_of_a_request_that_was_refused_are_not_kept(server):
+    """Those beyond the context are never decoded to their end."""
+    digest = image_of(ask(server, picture_url(11), key="two"))["digest"]
+    urls = [*(picture_url(seed, (280, 280)) for seed in range(20)), picture_url(11)]
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    with server.client(headers={"Authorization": "Bearer one"}) as client:
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
+        response = client.post("/v1/chat/completions", json=body)
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    refused(ask(server, f"sha256:{digest}"), "image.unknown_digest")
+
+
 def test_earlier_pictures_are_forgotten_by_their_size():
     def picture(name: str) -> ProcessedImage:
         pixels = np.zeros((10, 10, 3), np.uint8)

@@ -111,6 +111,10 @@ class GGUFFile:
         return value if isinstance(value, list) and (not value or isinstance(value[0], bytes)) else None
 
 
+def backends() -> list[str]:
+    return ["cpu"]
+
+
 class Engine:
     def __init__(
         self,
@@ -119,6 +123,7 @@ class Engine:
         n_threads: int = 0,
         isa: str = "auto",
         activations: str = "int8",
+        backend: str = "cpu",
     ) -> None:
         self.gguf = GGUFFile(path)
         self.vision_gguf = None

@@ -1,4 +1,4 @@
-// Sees what weights are multiplied with: for measurements over a run. Without one, an operation pays for a test of a pointer.
+// Sees what weights are multiplied with: for measurements over a run. Without one, an operation costs one pointer test.
 #pragma once
 #include <cstdint>
 
@@ -8,9 +8,9 @@ struct Matrix;
 
 // What one matrix is about to be multiplied with.
 struct ProductInput {
-  const Matrix* w;  // one matrix, not a stack
-  const float* x;   // [n, w->cols] before any rounding, rows `stride` apart
-  int64_t n, stride;
+  const Matrix* w;      // one matrix, not a stack
+  const float* x;       // on the host, [n, w->cols] before any rounding
+  int64_t n, stride;    // stride: from row to row, in elements
   const int32_t* rows;  // which rows of x; nullptr: the first n
 };
 

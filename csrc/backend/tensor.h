@@ -37,11 +37,14 @@ struct Matrix {
   int64_t row_bytes = 0;
   int64_t count = 1;        // matrices in the stack
   int64_t stack_bytes = 0;  // from one to the next
+  int32_t weight = -1;      // which of the model's weights it is, for an observer; -1: one that nobody asks for
+  int32_t index = 0;        // of the first matrix, in that weight's stack
   explicit operator bool() const { return data != nullptr; }
   Matrix at(int64_t i) const {
     Matrix one = *this;
     one.data = data + i * stack_bytes;
     one.count = 1;
+    one.index += static_cast<int32_t>(i);
     return one;
   }
 };

@@ -46,6 +46,7 @@ class Engine {
   const gguf::File& file() const { return file_; }
   const gguf::File* vision_file() const { return vision_file_ ? &*vision_file_ : vision() ? &file_ : nullptr; }
   const std::vector<std::string>& warnings() const { return store_.warnings; }
+  const std::vector<WeightInfo>& weights() const { return store_.weights; }  // by Matrix::weight
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
   // Pools for the pages of sessions: PagePool::with_budget, and PagePool::without_budget for n_ctx positions at most.
@@ -69,8 +70,8 @@ class Engine {
 
   // Runs `body` while no call is under way.
   void between_calls(const std::function<void()>& body);
-  // Shows what weights are multiplied with to `observer`, from the next call on. `current` is who was told before (nullptr:
-  // nobody). Throws Error(bad_request, "importance.busy") when it is somebody else.
+  // Shows what weights are multiplied with to `observer`, from the next call on, instead of to `current` (nullptr: none). Throws
+  // Error(bad_request, "importance.busy") when the observer is another.
   void observe(const InputObserver* current, InputObserver* observer);
 
  private:

@@ -1,5 +1,5 @@
 // Sums of squares of what each column of every weight matrix is multiplied with, over a run: how much a column matters.
-// Owns the sums and which bytes of the files belong to which matrix; refuses to know what they are used for.
+// Owns the sums; refuses to know what they are used for.
 #pragma once
 #include <memory>
 #include <string>
@@ -33,18 +33,8 @@ class Importance final : public InputObserver {
   void see(const ProductInput& input, int64_t first, int64_t n_cols) noexcept override;
 
  private:
-  struct Entry {
-    InputSums seen;
-    const uint8_t* begin;
-    const uint8_t* end;
-    int64_t stack_bytes;  // from one matrix to the next
-    bool heads_of_kv_b;   // a legacy attn_kv_b: rows of all heads over the same columns; only its values are multiplied
-  };
-  void add(const gguf::File& file);
-  Entry* find(const uint8_t* data, int64_t* matrix) noexcept;
-
-  std::shared_ptr<Engine> engine_;
-  std::vector<Entry> entries_;  // by address
+  const std::shared_ptr<Engine> engine_;
+  std::vector<InputSums> seen_;  // of the engine's weights, in their order
 };
 
 }  // namespace kimi

@@ -46,7 +46,10 @@ class Finder {
   Matrix matrix(const std::string& name, int64_t rows, int64_t cols, const char* why, int64_t count = 0) {
     std::vector<int64_t> ne = {cols, rows};
     if (count) ne.push_back(count);
-    return view(tensor(name, ne, why), rows, cols, count ? count : 1);
+    Matrix m = view(tensor(name, ne, why), rows, cols, count ? count : 1);
+    m.weight = static_cast<int32_t>(store_->weights.size());
+    store_->weights.push_back({name, m.count, cols});
+    return m;
   }
 
   static Matrix view(const gguf::TensorInfo& t, int64_t rows, int64_t cols, int64_t count) {
@@ -134,6 +137,7 @@ Swiglu swiglu(Finder& find, const std::string& prefix, const std::string& suffix
     w.gate = w.up = both;  // gate rows first in every expert
     w.gate.rows = w.up.rows = inner;
     w.up.data += inner * both.row_bytes;
+    w.up.weight = -1;  // the gate says what both are multiplied with
   } else {
     w.gate = find.matrix(prefix + "ffn_gate" + suffix + ".weight", inner, hidden, why, count);
     w.up = find.matrix(prefix + "ffn_up" + suffix + ".weight", inner, hidden, why, count);
@@ -152,6 +156,9 @@ void split_kv_b(Finder& find, const std::string& prefix, const TextConfig& c, We
   layer->attn_v_b.rows = c.v_head_dim;
   layer->attn_v_b.count = c.num_attention_heads;
   layer->attn_v_b.stack_bytes = per_head * kv_b.row_bytes;
+  WeightInfo& info = store->weights[static_cast<size_t>(kv_b.weight)];
+  info.n_matrices = c.num_attention_heads;
+  info.is_one_matrix = true;
   AlignedBuffer<float>& keys =
       store->converted.emplace_back(static_cast<size_t>(c.num_attention_heads * c.kv_lora_rank * c.qk_nope_head_dim));
   std::vector<float> row(static_cast<size_t>(c.kv_lora_rank));
@@ -270,6 +277,7 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
         *parts[p] = qkv;
         parts[p]->rows = c.hidden_size;
         parts[p]->data += p * c.hidden_size * qkv.row_bytes;
+        if (p > 0) parts[p]->weight = -1;  // the queries say what all three are multiplied with
         *biases[p] = Vector(static_cast<size_t>(c.hidden_size));
         std::copy_n(bias.host().data() + p * c.hidden_size, c.hidden_size, biases[p]->host().data());
       }

@@ -72,9 +72,18 @@ struct VisionWeights {
   Vector mm_1_bias, mm_2_bias;
 };
 
-// Memory that the weights own beside the mapping, and what was odd but harmless.
+// A tensor that products are taken with, as an observer of their inputs names it.
+struct WeightInfo {
+  std::string name;    // as GGUF spells it
+  int64_t n_matrices;  // in the stack (experts, heads)
+  int64_t n_cols;
+  bool is_one_matrix = false;  // in the file: the rows of all heads over the same columns
+};
+
+// Memory that the weights own beside the mapping, which tensors they are, and what was odd but harmless.
 struct WeightStore {
   std::vector<AlignedBuffer<float>> converted;
+  std::vector<WeightInfo> weights;  // by Matrix::weight
   std::vector<std::string> warnings;
 };
 

@@ -6,8 +6,11 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/error.h"
@@ -136,6 +139,35 @@ TEST_CASE("the network gives the same bits over memory that it cannot touch, and
   CHECK(same_bits(run_picture(*far), run_picture(*near)));
   CHECK(far->n_operations() > 50);
   CHECK(far->n_buffers() == 0);
+}
+
+// Sums of squares of inputs by weight, matrix of its stack and first column.
+struct Sums final : InputObserver {
+  void see(const ProductInput& input, int64_t first, int64_t n_cols) noexcept override {
+    double sum = 0;
+    for (int64_t i = 0; i < input.n; ++i)
+      for (int64_t c = 0; c < n_cols; ++c) {
+        const double x = input.x[(input.rows ? input.rows[i] : i) * input.stride + first + c];
+        sum += x * x;
+      }
+    const std::lock_guard lock(mutex);
+    of[{input.w->weight, input.w->index, first}] += sum;
+  }
+  std::mutex mutex;
+  std::map<std::tuple<int32_t, int32_t, int64_t>, double> of;
+};
+
+TEST_CASE("an observer knows weights wherever they lie") {
+  Sums far_sums, near_sums;
+  const auto far = std::make_shared<FarBackend>();
+  const std::shared_ptr<Backend> near = make_cpu_backend({});
+  far->set_observer(&far_sums);
+  near->set_observer(&near_sums);
+  run_text(far, KvType::f32, false);
+  run_text(near, KvType::f32, false);
+  CHECK(far_sums.of.size() > 50);
+  CHECK(far_sums.of == near_sums.of);
+  CHECK(far_sums.of.count({-1, 0, 0}) == 0);  // in this file every matrix is a tensor of its own
 }
 
 TEST_CASE("memory of the far backend ends whoever follows a pointer into it") {

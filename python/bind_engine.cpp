@@ -66,17 +66,17 @@ std::shared_ptr<gguf::File> shared_file(const std::shared_ptr<Engine>& engine, c
 
 FloatArray encode(PyEngine& self, const py::array& array, py::object progress, bool tower_only) {
   const std::shared_ptr<Engine> engine = self.engine;
-  const Pixels pixels = pixels_of(array);
+  const Picture picture = picture_of(self.get(), array);
   Guarded guarded(std::move(progress));
-  const VisionConfig& vision = self.get().require_vision();
-  check_pixels(vision, pixels);
-  const int64_t patches = count_patches(vision, pixels);
+  const VisionConfig& vision = engine->require_vision();
+  const int64_t patches = picture.n_patches();
   FloatArray out({tower_only ? patches : patches / (vision.merge * vision.merge),
                   tower_only ? vision.hidden_size : vision.text_hidden_size});
   float* data = out.mutable_data();
   const Progress callback = guarded.callback();
   guarded.run([&] {
-    tower_only ? engine->vision_tower(pixels, callback, &guarded, data) : engine->encode_image(pixels, callback, &guarded, data);
+    tower_only ? engine->vision_tower(picture, callback, &guarded, data)
+               : engine->encode_image(picture, callback, &guarded, data);
   });
   return out;
 }

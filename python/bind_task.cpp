@@ -80,13 +80,13 @@ std::unique_ptr<PyPrefill> begin_prefill(std::shared_ptr<PyEngine> engine, py::o
 }
 
 std::unique_ptr<PyImage> begin_image(std::shared_ptr<PyEngine> engine, const py::array& array) {
-  const Pixels pixels = pixels_of(array);
+  const Engine& core = engine->get();
+  const Picture picture = picture_of(core, array);
   auto self = std::make_unique<PyImage>();
   self->arrays = {array};
-  const VisionConfig& vision = engine->get().require_vision();
-  check_pixels(vision, pixels);
-  FloatArray out({count_patches(vision, pixels) / (vision.merge * vision.merge), vision.text_hidden_size});
-  self->work = std::make_unique<ImageTask>(engine->engine, pixels, out.mutable_data());
+  const VisionConfig& vision = core.require_vision();
+  FloatArray out({picture.n_patches() / (vision.merge * vision.merge), vision.text_hidden_size});
+  self->work = std::make_unique<ImageTask>(engine->engine, picture, out.mutable_data());
   self->out = std::move(out);
   self->engine = std::move(engine);
   return self;

@@ -60,12 +60,12 @@ py::object room_for_logits(Slice* slice, int64_t vocab) {
   return out;
 }
 
-Pixels pixels_of(const py::array& array) {
+Picture picture_of(const Engine& engine, const py::array& array) {
   KIMI_CHECK(py::isinstance<py::array_t<uint8_t>>(array) && array.ndim() == 3 && array.shape(2) == 3, ErrorKind::bad_request,
              "request.pixels", "pixels must be a uint8 array of shape [H, W, 3]");
   KIMI_CHECK((array.flags() & py::array::c_style) != 0, ErrorKind::bad_request, "request.pixels",
              "pixels must be contiguous: pass numpy.ascontiguousarray(pixels)");
-  return {static_cast<const uint8_t*>(array.data()), array.shape(0), array.shape(1)};
+  return {engine.require_vision(), static_cast<const uint8_t*>(array.data()), array.shape(0), array.shape(1)};
 }
 
 }  // namespace kimi

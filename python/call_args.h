@@ -16,7 +16,7 @@ Part part_of(const pybind11::array& array, int64_t hidden);
 std::vector<RowForm> forms_of(const pybind11::object& expanded);
 // Where the slice's logits go: float32 [n, vocab], [vocab] or None.
 pybind11::object room_for_logits(Slice* slice, int64_t vocab);
-// uint8 [H, W, 3]. Points into the array.
-Pixels pixels_of(const pybind11::array& array);
+// uint8 [H, W, 3]. Points into the array. Throws what Engine::require_vision and Picture do.
+Picture picture_of(const Engine& engine, const pybind11::array& array);
 
 }  // namespace kimi

@@ -89,8 +89,8 @@ const VisionConfig& Engine::require_vision() const {
   return *vision_config_;
 }
 
-void Engine::run_tower(const Pixels& pixels, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out) {
-  TowerTask task(*this, pixels, output, out);
+void Engine::run_tower(const Picture& picture, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out) {
+  TowerTask task(*this, picture, output, out);
   const Call call(*this, interrupt);
   do {
     if (progress) progress(task.n_done(), task.n_total());
@@ -98,12 +98,12 @@ void Engine::run_tower(const Pixels& pixels, TowerOutput output, const Progress&
   if (progress) progress(task.n_done(), task.n_total());
 }
 
-void Engine::vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
-  run_tower(pixels, TowerOutput::features, progress, interrupt, out);
+void Engine::vision_tower(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out) {
+  run_tower(picture, TowerOutput::features, progress, interrupt, out);
 }
 
-void Engine::encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out) {
-  run_tower(pixels, TowerOutput::embeddings, progress, interrupt, out);
+void Engine::encode_image(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out) {
+  run_tower(picture, TowerOutput::embeddings, progress, interrupt, out);
 }
 
 void Engine::between_calls(const std::function<void()>& body) {

@@ -54,10 +54,10 @@ class Engine {
   std::shared_ptr<PagePool> pool_for_context(std::optional<KvType> kv_type, int64_t n_ctx) const;
   Numbers picture_numbers() const;
 
-  // Throws Error(unsupported, "model.no_vision") when the model came without a vision file; so do the two below.
+  // What a Picture is made with. Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
   const VisionConfig& require_vision() const;
-  void vision_tower(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
-  void encode_image(const Pixels& pixels, const Progress& progress, Interrupt* interrupt, float* out);
+  void vision_tower(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out);
+  void encode_image(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out);
 
   // One step of several sessions. Everything is checked before anything is computed. A slice larger than `chunk` advances its
   // session chunk by chunk, so that an interrupt leaves whole chunks behind. The bits of a row follow from the rows before it in
@@ -81,7 +81,7 @@ class Engine {
   friend class PrefillTask;
   friend class TowerTask;
   friend class ImageTask;
-  void run_tower(const Pixels& pixels, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
+  void run_tower(const Picture& picture, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
   KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slice(const Slice& slice) const;

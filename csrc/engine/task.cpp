@@ -83,10 +83,8 @@ bool SliceTask::advance() {
   return n_done_ == slice_.n();
 }
 
-TowerTask::TowerTask(Engine& engine, const Pixels& pixels, TowerOutput output, float* out)
-    : engine_(engine), pixels_(pixels), output_(output), out_(out) {
-  check_pixels(engine.require_vision(), pixels);
-}
+TowerTask::TowerTask(Engine& engine, const Picture& picture, TowerOutput output, float* out)
+    : engine_(engine), picture_(picture), output_(output), out_(out) {}
 
 int64_t TowerTask::n_total() const { return engine_.vision_config_->num_hidden_layers + 2; }
 
@@ -94,7 +92,7 @@ bool TowerTask::advance() {
   MoonVit& vit = *engine_.moonvit_;
   Backend& backend = *engine_.backend_;
   if (n_done_ == 0)
-    vit.begin(backend, pixels_, &pass_);
+    vit.begin(backend, picture_, &pass_);
   else if (n_done_ + 1 < n_total())
     vit.advance(backend, &pass_);
   else
@@ -163,8 +161,8 @@ void PrefillTask::release() {
   session_->drop(session_->n_past_);
 }
 
-ImageTask::ImageTask(std::shared_ptr<Engine> engine, const Pixels& pixels, float* out) : Task(std::move(engine)) {
-  work_.emplace(*engine_, pixels, TowerOutput::embeddings, out);
+ImageTask::ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, float* out) : Task(std::move(engine)) {
+  work_.emplace(*engine_, picture, TowerOutput::embeddings, out);
 }
 
 }  // namespace kimi

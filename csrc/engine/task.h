@@ -63,9 +63,9 @@ enum class TowerOutput { features, embeddings };
 
 class TowerTask {
  public:
-  // Checks the picture. out: [n_patches, vision hidden_size] features, or embeddings [n_patches / merge^2, hidden_size].
-  // pixels are read by the first advance only.
-  TowerTask(Engine& engine, const Pixels& pixels, TowerOutput output, float* out);
+  // picture: of the engine's config. out: [n_patches, vision hidden_size] features, or embeddings [n_patches / merge^2,
+  // hidden_size]. Its pixels are read by the first advance only.
+  TowerTask(Engine& engine, const Picture& picture, TowerOutput output, float* out);
   bool advance();                             // -> whether that was all of it
   int64_t n_done() const { return n_done_; }  // of n_total() advances
   int64_t n_total() const;
@@ -73,7 +73,7 @@ class TowerTask {
  private:
   void finish();
   Engine& engine_;
-  const Pixels pixels_;
+  const Picture picture_;
   const TowerOutput output_;
   float* const out_;
   int64_t n_done_ = 0;
@@ -125,8 +125,8 @@ class PrefillTask final : public Task {
 // A picture through the tower and the projector.
 class ImageTask final : public Task {
  public:
-  // pixels and out must outlive the task; TowerTask says what they are.
-  ImageTask(std::shared_ptr<Engine> engine, const Pixels& pixels, float* out);
+  // The picture's pixels and out must outlive the task; TowerTask says what they are.
+  ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, float* out);
   ~ImageTask() override { cancel(); }
 
  private:

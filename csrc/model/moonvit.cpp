@@ -1,108 +1,23 @@
 #include "model/moonvit.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "base/error.h"
 
 namespace kimi {
 namespace {
 
-constexpr int64_t kMlpRows =
-    1024;  // rows whose inner activations are held at a time; 4096 would be 1 % faster and take 86 MB more
-
-struct Taps {
-  int64_t index[4];
-  float weight[4];
-};
-
-Taps cubic_taps(int64_t i, int64_t in, int64_t out) {
-  constexpr double a = -0.75;
-  const double source = (static_cast<double>(i) + 0.5) * static_cast<double>(in) / static_cast<double>(out) - 0.5;
-  const double floor = std::floor(source), t = source - floor;
-  const auto inner = [](double x) { return ((a + 2) * x - (a + 3)) * x * x + 1; };
-  const auto outer = [](double x) { return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a; };
-  Taps taps;
-  const double weights[4] = {outer(t + 1), inner(t), inner(1 - t), outer(2 - t)};
-  for (int k = 0; k < 4; ++k) {
-    taps.index[k] = std::clamp<int64_t>(static_cast<int64_t>(floor) - 1 + k, 0, in - 1);
-    taps.weight[k] = static_cast<float>(weights[k]);
-  }
-  return taps;
-}
+// Rows whose inner activations are held at a time; 4096 would be 1 % faster and take 86 MB more.
+constexpr int64_t kMlpRows = 1024;
 
 }  // namespace
 
-void resample_position_table(const float* table, int64_t side, int64_t channels, int64_t height, int64_t width, float* out) {
-  if (height == side && width == side) {
-    std::copy_n(table, side * side * channels, out);
-    return;
-  }
-  // Columns first, [side, width, channels], then rows.
-  std::vector<float> wide(static_cast<size_t>(side * width * channels));
-  for (int64_t x = 0; x < width; ++x) {
-    const Taps taps = cubic_taps(x, side, width);
-    for (int64_t y = 0; y < side; ++y) {
-      float* to = wide.data() + (y * width + x) * channels;
-      const float* row = table + y * side * channels;
-      for (int64_t c = 0; c < channels; ++c)
-        to[c] = taps.weight[0] * row[taps.index[0] * channels + c] + taps.weight[1] * row[taps.index[1] * channels + c] +
-                taps.weight[2] * row[taps.index[2] * channels + c] + taps.weight[3] * row[taps.index[3] * channels + c];
-    }
-  }
-  const int64_t row_floats = width * channels;
-  for (int64_t y = 0; y < height; ++y) {
-    const Taps taps = cubic_taps(y, side, height);
-    const float *r0 = wide.data() + taps.index[0] * row_floats, *r1 = wide.data() + taps.index[1] * row_floats,
-                *r2 = wide.data() + taps.index[2] * row_floats, *r3 = wide.data() + taps.index[3] * row_floats;
-    float* to = out + y * row_floats;
-    for (int64_t i = 0; i < row_floats; ++i)
-      to[i] = taps.weight[0] * r0[i] + taps.weight[1] * r1[i] + taps.weight[2] * r2[i] + taps.weight[3] * r3[i];
-  }
-}
-
-std::vector<float> rope_2d_cos_sin(int64_t height, int64_t width, int64_t head_dim, bool split) {
-  const int64_t pairs = head_dim / 2, freqs = head_dim / 4;
-  std::vector<float> out(static_cast<size_t>(height * width * pairs * 2));
-  for (int64_t j = 0; j < pairs; ++j) {
-    const int64_t i = split ? j % freqs : j / 2;
-    const bool by_column = split ? j < freqs : j % 2 == 0;
-    const double freq = std::pow(10000.0, -4.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-    const int64_t n = by_column ? width : height;
-    for (int64_t position = 0; position < n; ++position) {
-      const float c = static_cast<float>(std::cos(static_cast<double>(position) * freq)),
-                  s = static_cast<float>(std::sin(static_cast<double>(position) * freq));
-      for (int64_t other = 0; other < (by_column ? height : width); ++other) {
-        const int64_t patch = by_column ? other * width + position : position * width + other;
-        out[static_cast<size_t>((patch * pairs + j) * 2)] = c;
-        out[static_cast<size_t>((patch * pairs + j) * 2 + 1)] = s;
-      }
-    }
-  }
-  return out;
-}
-
-void check_pixels(const VisionConfig& config, const Pixels& pixels) {
-  const int64_t unit = config.patch_size * config.merge, limit = config.max_grid_side * config.patch_size;
-  KIMI_CHECK(pixels.height > 0 && pixels.width > 0 && pixels.height % unit == 0 && pixels.width % unit == 0, ErrorKind::bad_image,
-             "image.size",
-             "picture of %lld x %lld pixels: both sides must be positive multiples of %lld (the processor pads them)",
-             static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(unit));
-  KIMI_CHECK(
-      pixels.height < limit && pixels.width < limit, ErrorKind::bad_image, "image.too_many_patches",
-      "picture of %lld x %lld pixels: a side must stay below %lld pixels (%lld patches): scale it down or cut it into parts",
-      static_cast<long long>(pixels.width), static_cast<long long>(pixels.height), static_cast<long long>(limit),
-      static_cast<long long>(config.max_grid_side));
-}
-
 // Patches through the convolution as a product, plus positions.
-void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, TowerPass* pass) {
-  const int64_t p = config_.patch_size, hidden = config_.hidden_size, n = pass->n_patches();
+void MoonVit::embed_patches(Backend& backend, const Picture& picture, TowerPass* pass) {
+  const int64_t p = config_.patch_size, n = pass->n_patches();
   Buffer patches;
   PatchArgs cut{};
-  cut.pixels = pixels.data;
-  cut.height = pixels.height;
-  cut.width = pixels.width;
+  cut.pixels = picture.pixels();
+  cut.height = picture.height();
+  cut.width = picture.width();
   cut.patch_size = p;
   cut.mean = config_.image_mean;
   cut.std = config_.image_std;
@@ -116,11 +31,7 @@ void MoonVit::embed_patches(Backend& backend, const Pixels& pixels, TowerPass* p
   conv.numbers = numbers_;
   conv.out = pass->x_.floats();
   backend.linear(conv);
-  AlignedBuffer<float> positions(static_cast<size_t>(n * hidden));
-  resample_position_table(weights_.position_embd.host().data(), config_.position_side, hidden, pass->grid_h_, pass->grid_w_,
-                          positions.data());
-  const Buffer adopted = backend.adopt(positions.data(), n * hidden);
-  backend.add(adopted.floats(), n * hidden, pass->x_.floats());
+  backend.add(pass->positions_->embeddings(), n * config_.hidden_size, pass->x_.floats());
 }
 
 void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos_sin, int64_t n, float* x) {
@@ -168,20 +79,20 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
   }
 }
 
-void MoonVit::begin(Backend& backend, const Pixels& pixels, TowerPass* pass) {
-  pass->grid_h_ = pixels.height / config_.patch_size;
-  pass->grid_w_ = pixels.width / config_.patch_size;
+void MoonVit::begin(Backend& backend, const Picture& picture, TowerPass* pass) {
+  pass->grid_h_ = picture.grid_h();
+  pass->grid_w_ = picture.grid_w();
   pass->block_ = 0;
+  if (!positions_ || !positions_->are_of(picture.grid_h(), picture.grid_w()))
+    positions_ = std::make_shared<PatchPositions>(backend, config_, weights_, picture.grid_h(), picture.grid_w());
+  pass->positions_ = positions_;
   backend.room(&pass->x_, pass->n_patches() * config_.hidden_size);
-  embed_patches(backend, pixels, pass);
-  pass->angles_ =
-      rope_2d_cos_sin(pass->grid_h_, pass->grid_w_, config_.hidden_size / config_.num_attention_heads, config_.split_rope);
-  pass->cos_sin_ = backend.adopt(pass->angles_.data(), static_cast<int64_t>(pass->angles_.size()));
+  embed_patches(backend, picture, pass);
 }
 
 void MoonVit::advance(Backend& backend, TowerPass* pass) {
   backend.room(&normed_, pass->n_patches() * config_.hidden_size);
-  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->cos_sin_.floats(), pass->n_patches(),
+  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->positions_->cos_sin(), pass->n_patches(),
         pass->x_.floats());
   backend.check_interrupt();
 }

@@ -112,9 +112,9 @@ std::vector<float> run_picture(Backend& backend) {
   MoonVit vit(config, weights, Numbers::floats);
   std::vector<uint8_t> values(static_cast<size_t>(56 * 84 * 3));
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(i * 31);
-  const Pixels pixels{values.data(), 56, 84};
+  const Picture picture(config, values.data(), 56, 84);
   TowerPass pass;
-  vit.begin(backend, pixels, &pass);
+  vit.begin(backend, picture, &pass);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) vit.advance(backend, &pass);
   const float* features = vit.finish(backend, &pass);
   std::vector<float> out(static_cast<size_t>(pass.n_patches() / 4 * config.text_hidden_size));

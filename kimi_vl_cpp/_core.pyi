@@ -335,8 +335,116 @@ class _Bench:
 
 bench: _Bench
 
-ops: Any
-"""The kernels of each instruction set, for tests; their docstrings say arguments and shapes."""
+_F32 = NDArray[np.float32]
+_U8 = NDArray[np.uint8]
+_Bits = NDArray[np.uint16]
+_Arrays = tuple[NDArray[Any], ...]
+
+class _Ops:
+    """The kernels of each instruction set, for tests. Bits are those of float16 or bfloat16. A kernel that the
+    instruction set does not have returns None. Raises BadRequest for arrays of other types or shapes."""
+
+    def isas(self) -> list[str]:
+        """Names of the instruction sets that this processor runs, best first."""
+    def sizes(self, isa: str) -> dict[str, int]:
+        """panel_lanes, tile_lanes and max_attention_keys of a table."""
+    def decode_row(self, isa: str, type: str, raw: _U8, n: int) -> _F32:
+        """[n], exact."""
+    def quantize_rows(self, isa: str, x: _F32) -> NDArray[Any]:
+        """x [n, k] -> a structured array [n, k / 32] of blocks of 32."""
+    def gemv(self, isa: str, type: str, w: _U8, x: NDArray[Any]) -> _F32:
+        """w [n_rows, row_bytes], x from `quantize_rows` -> [n_x, n_rows]."""
+    def gemv_float(self, isa: str, type: str, w: _U8, x: _F32) -> _F32:
+        """w [n_rows, row_bytes] of F32, F16 or BF16, x [n_x, k] -> [n_x, n_rows]."""
+    def gemm(self, isa: str, type: str, w: _U8, x: NDArray[Any], rows: NDArray[np.int32] | None = None) -> _F32:
+        """As gemv, through panels; rows [n]: the row of x that each output row takes."""
+    def gemm_f32(self, isa: str, a: _F32, b: _F32, out: _F32 | None = None, transposed: bool = False) -> _F32:
+        """a [m, k], or [k, m] when transposed, b [k, tile_lanes] -> a @ b, added to out when given."""
+    def gemm_bf16(self, isa: str, a: _Bits, b: _Bits, into: Literal["floats", "rows", "pairs"]) -> NDArray[Any] | None:
+        """a [m, k], b [k / 2, tile_lanes, 2] -> floats [m, tile_lanes], rows: bits of it, pairs: bits
+        [(m + 1) / 2, tile_lanes, 2]."""
+    def pack_panel(self, isa: str, type: str, w: _U8, k: int) -> dict[str, Any]:
+        """One panel: q uint8 [k / 4, lanes, 4] with bias and max_q, scale and min float32 [k / group, lanes] (min None
+        without), group, k."""
+    def pack_bf16(self, isa: str, type: str, w: _U8, k: int) -> _Bits | None:
+        """w [n_rows, row_bytes], its first k elements -> [k / 2, tile_lanes, 2]; None for types without such a kernel,
+        too."""
+    def transpose_panel(self, isa: str, w: _F32, k: int) -> _F32:
+        """w [n_rows, ld] -> its first k columns as [k, tile_lanes]; missing rows are zeros."""
+    def rms_norm(self, isa: str, x: _F32, weight: _F32, eps: float) -> _F32:
+        """One row."""
+    def layer_norm(self, isa: str, x: _F32, weight: _F32, bias: _F32, eps: float) -> _F32:
+        """One row."""
+    def silu_mul(self, isa: str, gate: _F32, up: _F32) -> _F32:
+        """silu(gate) * up."""
+    def gelu_tanh(self, isa: str, x: _F32) -> _F32: ...
+    def gelu_erf(self, isa: str, x: _F32) -> _F32: ...
+    def add_scaled(self, isa: str, x: _F32, scale: float, out: _F32) -> _F32:
+        """out + scale * x."""
+    def rotate_pairs(self, isa: str, x: _F32, cos_sin: _F32) -> _F32:
+        """x [2 n], cos_sin [n, 2]; pairs (2j, 2j + 1)."""
+    def f16_from_f32(self, isa: str, x: _F32) -> _Bits:
+        """To nearest even."""
+    def f32_from_f16(self, isa: str, x: _Bits) -> _F32: ...
+    def f32_from_q8(self, isa: str, bytes: _U8, scales: _Bits, n: int) -> _F32:
+        """scale * (byte - 128) of the first n."""
+    def bf16_from_f32(self, isa: str, x: _F32) -> _Bits | None:
+        """To nearest even."""
+    def bf16_pairs_from_f32(self, isa: str, x: _F32, scale: float) -> _Bits | None:
+        """scale * x, [n_rows, n_cols], as bits [(n_rows + 1) / 2, n_cols, 2]; the partner of an odd last row is
+        zeros."""
+    def attention_block(
+        self,
+        isa: str,
+        q: _F32,
+        k1: _F32,
+        k2: _F32 | None,
+        v: _F32,
+        key0: int = 0,
+        last_key: NDArray[np.int32] | None = None,
+        state: _Arrays | None = None,
+    ) -> _Arrays:
+        """q [lanes, dk1 + dk2], k1 [n, dk1], k2 [n, dk2], v [n, dv], last_key [lanes], state (m, l, o) -> (m, l, o)."""
+    def attention_block_bf16(
+        self,
+        isa: str,
+        q_t: _Bits,
+        k1: _Bits,
+        k2: _Bits,
+        v: _Bits,
+        key0: int,
+        last_key: NDArray[np.int32] | None,
+        state: _Arrays,
+    ) -> _Arrays | None:
+        """q_t [dk / 2, lanes, 2], k1 [n, dk1], k2 [n, dk2], v [(n + 1) / 2, dv, 2], state (m, l, o_t) ->
+        (m, l, o_t)."""
+    def latent_block_f16(
+        self,
+        isa: str,
+        q_t: _Bits,
+        rows: _Bits,
+        key0: int,
+        last_key: NDArray[np.int32] | None,
+        state: _Arrays,
+    ) -> _Arrays | None:
+        """q_t of bfloat16 [width / 2, lanes, 2], rows of float16 [n_keys, width], state (m, l, o_t [rank, lanes]) ->
+        (m, l, o_t)."""
+    def latent_block_q8(
+        self,
+        isa: str,
+        q: NDArray[np.int8],
+        q_scale: _F32,
+        bytes: _U8,
+        scales: _Bits,
+        dv: int,
+        key0: int,
+        last_key: NDArray[np.int32] | None,
+        state: _Arrays,
+    ) -> _Arrays | None:
+        """q [lanes, n], q_scale [lanes, n / 32], bytes [n_keys, n], scales of float16 [n_keys, n / 32], state (m, l, o)
+        -> (m, l, o)."""
+
+ops: _Ops
 
 PAGE_POSITIONS: int
 """Positions of a page of the KV cache: the unit in which the form of rows is decided."""

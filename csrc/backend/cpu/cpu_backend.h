@@ -212,7 +212,7 @@ class CpuBackend final : public Backend {
   // mla_expanded.cpp
   void attend_expanded(const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
   template <typename Form>
-  void attend_expanded_in(const Form& form, const MlaArgs& args, const AttentionSlice& slice, const float* q, float* attended);
+  class ExpandedAttention;
 
   // vit.cpp
   template <typename Form>

@@ -44,6 +44,36 @@ KIMI_INLINE void sum_lanes(const Lane& lanes, int first, int n, double* sum) {
   *sum = total;
 }
 
+// One superblock of 16 groups or two of 8, side by side in the lanes of a tile.
+template <class Format>
+struct Superblocks {
+  static constexpr int kSupers = kTile / Format::kGroups;
+  alignas(64) float x[kSupers][256];
+  Tile<Format::kElems> tile;
+  PowerOfTwo unit[2];  // up 0: nothing there, or nothing but zeros
+  int n = 0;           // up to the last that is there
+};
+
+// Superblocks b, b + 1 ... of a row of n_blocks.
+template <class Format>
+KIMI_INLINE void load_superblocks(const float* row, const float* importance, float importance_unit, int64_t b, int64_t n_blocks,
+                                  Superblocks<Format>* supers) {
+  alignas(64) float w[256];
+  for (int s = 0; s < Superblocks<Format>::kSupers; ++s) {
+    const int first = s * Format::kGroups;
+    const bool there =
+        b + s < n_blocks && load_block(row + (b + s) * 256, importance ? importance + (b + s) * 256 : nullptr, importance_unit,
+                                       Format::kLarge, kLeastMagnitude, 256, supers->x[s], w, &supers->unit[s]);
+    if (there) {
+      fill_tile(&supers->tile, supers->x[s], w, first, Format::kGroups);
+      supers->n = s + 1;
+    } else {
+      supers->unit[s].up = 0;
+      clear_lanes(&supers->tile, first, Format::kGroups);
+    }
+  }
+}
+
 // ---- value = d * level[g] * q, level signed --------------------------------------------------------------------------
 
 template <class Format>
@@ -89,97 +119,110 @@ KIMI_INLINE void choose_levels(const Tile<Format::kElems>& tile, const Lane& sca
   }
 }
 
+// The shared scales of superblocks whose groups have been fitted.
+template <class Format>
+KIMI_INLINE void choose_scales(const ScaleFit& fit, const PowerOfTwo* unit, ScaleState<Format>* state) {
+  constexpr int kGroups = Format::kGroups;
+  for (int s = 0; s < Superblocks<Format>::kSupers; ++s) {
+    const float* scale = fit.scale.at + s * kGroups;
+    float extreme = 0;
+    for (int g = 0; g < kGroups; ++g)
+      if (__builtin_fabsf(scale[g]) > __builtin_fabsf(extreme)) extreme = scale[g];
+    float d = 1;
+    state->d[s] = {0, 0};
+    if (unit[s].up > 0 && extreme != 0) {
+      state->d[s] = choose_shared(scale, fit.w_qq.at + s * kGroups, kGroups, extreme, Format::kDivisors, Format::kLevelLow,
+                                  Format::kLevelHigh, unit[s]);
+      d = state->d[s].value * unit[s].down;
+    }
+    for (int g = 0; g < kGroups; ++g) state->d_lane.at[s * kGroups + g] = d;
+  }
+}
+
+// The shared scales by least squares over whole superblocks, for the levels that were chosen.
+template <class Format>
+KIMI_INLINE void refit_scales(const Lane& w_xq, const Lane& w_qq, const PowerOfTwo* unit, ScaleState<Format>* state) {
+  constexpr int kGroups = Format::kGroups;
+  for (int s = 0; s < Superblocks<Format>::kSupers; ++s) {
+    double top = 0, bottom = 0;
+    for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
+      top += static_cast<double>(state->level.at[g]) * static_cast<double>(w_xq.at[g]);
+      bottom +=
+          static_cast<double>(state->level.at[g]) * static_cast<double>(state->level.at[g]) * static_cast<double>(w_qq.at[g]);
+    }
+    if (unit[s].up == 0 || !(bottom > 0) || top == 0) continue;
+    state->d[s] = step_half(static_cast<float>(top / bottom) * unit[s].up);
+    for (int g = 0; g < kGroups; ++g) state->d_lane.at[s * kGroups + g] = state->d[s].value * unit[s].down;
+  }
+}
+
+// Those superblocks of a state that lose less than the best so far.
+template <class Format>
+KIMI_INLINE void keep_better(const ScaleState<Format>& state, ScaleState<Format>* best) {
+  constexpr int kGroups = Format::kGroups;
+  for (int s = 0; s < Superblocks<Format>::kSupers; ++s) {
+    double error, least;
+    sum_lanes(state.error, s * kGroups, kGroups, &error);
+    sum_lanes(best->error, s * kGroups, kGroups, &least);
+    if (!(error < least)) continue;
+    best->d[s] = state.d[s];
+    for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
+      best->d_lane.at[g] = state.d_lane.at[g];
+      best->level.at[g] = state.level.at[g];
+      best->error.at[g] = state.error.at[g];
+    }
+  }
+}
+
+// Superblock s of a state, or zeros when nothing is there.
+template <class Format>
+KIMI_INLINE void write_scaled(const float* x, const ScaleState<Format>& state, int s, bool there, typename Format::Block* block) {
+  constexpr int kGroups = Format::kGroups, kElems = Format::kElems;
+  uint8_t codes[256], levels[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    const float level = there ? state.level.at[s * kGroups + g] : 0.0f;
+    const float value = there ? state.d_lane.at[s * kGroups + g] * level : 0.0f;
+    const float inverse = value != 0 ? 1.0f / value : 0.0f;
+    levels[g] = static_cast<uint8_t>(static_cast<int>(level) - Format::kLevelLow);
+    for (int e = 0; e < kElems; e += kWidth) {
+      int32_t wide[kWidth];
+      store(wide, Format::Grid::code(there ? load(x + g * kElems + e) * inverse : F{}));
+      for (int i = 0; i < kWidth; ++i) codes[g * kElems + e + i] = static_cast<uint8_t>(wide[i]);
+    }
+  }
+  Format::write(codes, levels, there ? state.d[s].bits : 0, block);
+}
+
 // Format: kElems per group, kGroups per superblock, Grid, kLevelLow, kLevelHigh, kTargets and kPolish (see fit_scale), kDivisors
 // (see choose_shared), kReach and kReachAgain (levels tried at first and later; kReachKnown: with importance), Block,
-// write(codes, level codes, block). One tile is one superblock of 16 groups or two of 8.
+// write(codes, level codes, block).
 template <class Format>
 void encode_scaled_superblocks(const float* row, const float* importance, void* out, int64_t n) {
-  constexpr int kGroups = Format::kGroups, kElems = Format::kElems, kSupers = kTile / kGroups;
+  constexpr int kSupers = Superblocks<Format>::kSupers;
   auto* blocks = static_cast<typename Format::Block*>(out);
   const float importance_unit = unit_of_importance(importance, n);
   const int64_t n_blocks = n / 256;
   for (int64_t b = 0; b < n_blocks; b += kSupers) {
-    alignas(64) float x[kSupers][256], w[256];
-    Tile<kElems> tile;
-    PowerOfTwo unit[2];
-    int n_supers = 0;
-    for (int s = 0; s < kSupers; ++s) {
-      const bool there = b + s < n_blocks && load_block(row + (b + s) * 256, importance ? importance + (b + s) * 256 : nullptr,
-                                                        importance_unit, Format::kLarge, kLeastMagnitude, 256, x[s], w, &unit[s]);
-      if (there) {
-        fill_tile(&tile, x[s], w, s * kGroups, kGroups);
-        n_supers = s + 1;
-      } else {
-        unit[s].up = 0;  // nothing there, or nothing but zeros
-        clear_lanes(&tile, s * kGroups, kGroups);
-      }
-    }
+    Superblocks<Format> supers;
+    load_superblocks(row, importance, importance_unit, b, n_blocks, &supers);
     ScaleFit fit;
     ScaleState<Format> best, state;
-    if (n_supers > 0) {
-      fit_scale<typename Format::Grid>(tile, Format::kTargets, Format::kPolish, &fit);
-      for (int s = 0; s < kSupers; ++s) {
-        const float* scale = fit.scale.at + s * kGroups;
-        float extreme = 0;
-        for (int g = 0; g < kGroups; ++g)
-          if (__builtin_fabsf(scale[g]) > __builtin_fabsf(extreme)) extreme = scale[g];
-        float d = 1;
-        state.d[s] = {0, 0};
-        if (unit[s].up > 0 && extreme != 0) {
-          state.d[s] = choose_shared(scale, fit.w_qq.at + s * kGroups, kGroups, extreme, Format::kDivisors, Format::kLevelLow,
-                                     Format::kLevelHigh, unit[s]);
-          d = state.d[s].value * unit[s].down;
-        }
-        for (int g = 0; g < kGroups; ++g) state.d_lane.at[s * kGroups + g] = d;
-      }
+    if (supers.n > 0) {
+      fit_scale<typename Format::Grid>(supers.tile, Format::kTargets, Format::kPolish, &fit);
+      choose_scales(fit, supers.unit, &state);
       Lane w_xq, w_qq;
-      choose_levels(tile, fit.scale, importance ? Format::kReachKnown : Format::kReach, &state, &w_xq, &w_qq);
+      choose_levels(supers.tile, fit.scale, importance ? Format::kReachKnown : Format::kReach, &state, &w_xq, &w_qq);
       best = state;
       for (int round = 0; round < Format::kRounds; ++round) {
         for (int lane = 0; lane < kTile; lane += kWidth)
           store(fit.scale.at + lane, divide(load(w_xq.at + lane), load(w_qq.at + lane)));
-        for (int s = 0; s < kSupers; ++s) {
-          double top = 0, bottom = 0;
-          for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
-            top += static_cast<double>(state.level.at[g]) * static_cast<double>(w_xq.at[g]);
-            bottom +=
-                static_cast<double>(state.level.at[g]) * static_cast<double>(state.level.at[g]) * static_cast<double>(w_qq.at[g]);
-          }
-          if (unit[s].up == 0 || !(bottom > 0) || top == 0) continue;
-          state.d[s] = step_half(static_cast<float>(top / bottom) * unit[s].up);
-          for (int g = 0; g < kGroups; ++g) state.d_lane.at[s * kGroups + g] = state.d[s].value * unit[s].down;
-        }
-        choose_levels(tile, fit.scale, importance ? Format::kReachKnown : Format::kReachAgain, &state, &w_xq, &w_qq);
-        for (int s = 0; s < kSupers; ++s) {
-          double error, least;
-          sum_lanes(state.error, s * kGroups, kGroups, &error);
-          sum_lanes(best.error, s * kGroups, kGroups, &least);
-          if (!(error < least)) continue;
-          best.d[s] = state.d[s];
-          for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
-            best.d_lane.at[g] = state.d_lane.at[g];
-            best.level.at[g] = state.level.at[g];
-            best.error.at[g] = state.error.at[g];
-          }
-        }
+        refit_scales(w_xq, w_qq, supers.unit, &state);
+        choose_levels(supers.tile, fit.scale, importance ? Format::kReachKnown : Format::kReachAgain, &state, &w_xq, &w_qq);
+        keep_better(state, &best);
       }
     }
-    for (int s = 0; s < kSupers && b + s < n_blocks; ++s) {
-      uint8_t codes[256], levels[kGroups];
-      const bool there = n_supers > 0 && unit[s].up > 0;
-      for (int g = 0; g < kGroups; ++g) {
-        const float level = there ? best.level.at[s * kGroups + g] : 0.0f;
-        const float value = there ? best.d_lane.at[s * kGroups + g] * level : 0.0f;
-        const float inverse = value != 0 ? 1.0f / value : 0.0f;
-        levels[g] = static_cast<uint8_t>(static_cast<int>(level) - Format::kLevelLow);
-        for (int e = 0; e < kElems; e += kWidth) {
-          int32_t wide[kWidth];
-          store(wide, Format::Grid::code(there ? load(x[s] + g * kElems + e) * inverse : F{}));
-          for (int i = 0; i < kWidth; ++i) codes[g * kElems + e + i] = static_cast<uint8_t>(wide[i]);
-        }
-      }
-      Format::write(codes, levels, there ? best.d[s].bits : 0, blocks + b + s);
-    }
+    for (int s = 0; s < kSupers && b + s < n_blocks; ++s)
+      write_scaled(supers.x[s], best, s, supers.n > 0 && supers.unit[s].up > 0, blocks + b + s);
   }
 }
 

@@ -95,100 +95,104 @@ KIMI_INLINE void spread_pair(PowerOfTwo unit, int first, int n_groups, int s, Of
   }
 }
 
+// The shared scales and minimums of superblocks whose groups have been fitted.
+template <class Format>
+KIMI_INLINE void choose_pairs(const OffsetFit& fit, const PowerOfTwo* unit, OffsetState* state) {
+  constexpr int kGroups = Format::kGroups;
+  Lane cost;
+  for (int g = 0; g < kTile; ++g) {
+    // What a deviation of the scale costs once the minimum has followed it.
+    const float follows = fit.min.at[g] > 0 ? fit.w_q.at[g] * fit.w_q.at[g] / fit.w.at[g] : 0.0f;
+    cost.at[g] = fit.w_qq.at[g] > follows ? fit.w_qq.at[g] - follows : 0.0f;
+  }
+  for (int s = 0; s < Superblocks<Format>::kSupers; ++s) {
+    const int first = s * kGroups;
+    state->d[s] = state->dmin[s] = {0, 0};
+    if (unit[s].up > 0) {
+      float scale = 0, minimum = 0;
+      for (int g = first; g < first + kGroups; ++g) {
+        scale = fit.scale.at[g] > scale ? fit.scale.at[g] : scale;
+        minimum = fit.min.at[g] > minimum ? fit.min.at[g] : minimum;
+      }
+      state->d[s] =
+          choose_shared(fit.scale.at + first, cost.at + first, kGroups, scale, Format::kDivisors, 0.0f, Format::kLevels, unit[s]);
+      state->dmin[s] = choose_shared(fit.min.at + first, fit.w.at + first, kGroups, minimum, Format::kDivisors, 0.0f,
+                                     Format::kLevels, unit[s]);
+    }
+    spread_pair(unit[s], first, kGroups, s, state);
+  }
+}
+
+// Those superblocks of a state that lose less than the best so far.
+KIMI_INLINE void keep_better(const OffsetState& state, int n_groups, OffsetState* best) {
+  for (int s = 0; s < kTile / n_groups; ++s) {
+    double error, least;
+    sum_lanes(state.error, s * n_groups, n_groups, &error);
+    sum_lanes(best->error, s * n_groups, n_groups, &least);
+    if (!(error < least)) continue;
+    best->d[s] = state.d[s];
+    best->dmin[s] = state.dmin[s];
+    for (int g = s * n_groups; g < (s + 1) * n_groups; ++g) {
+      best->d_lane.at[g] = state.d_lane.at[g];
+      best->dmin_lane.at[g] = state.dmin_lane.at[g];
+      best->level.at[g] = state.level.at[g];
+      best->min_level.at[g] = state.min_level.at[g];
+      best->error.at[g] = state.error.at[g];
+    }
+  }
+}
+
+// Superblock s of a state, or zeros when nothing is there.
+template <class Format>
+KIMI_INLINE void write_offset(const float* x, const OffsetState& state, int s, bool there, typename Format::Block* block) {
+  constexpr int kGroups = Format::kGroups, kElems = Format::kElems;
+  uint8_t codes[256], levels[kGroups], min_levels[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    const int at = s * kGroups + g;
+    const float level = there ? state.level.at[at] : 0.0f, min_level = there ? state.min_level.at[at] : 0.0f;
+    const float scale = there ? state.d_lane.at[at] * level : 0.0f, minimum = there ? state.dmin_lane.at[at] * min_level : 0.0f;
+    const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    levels[g] = static_cast<uint8_t>(level);
+    min_levels[g] = static_cast<uint8_t>(min_level);
+    for (int e = 0; e < kElems; e += kWidth) {
+      int32_t wide[kWidth];
+      const F raised = (there ? load(x + g * kElems + e) : F{}) + minimum;
+      store(wide, __builtin_convertvector(nearest(clamp(raised * inverse, F{}, splat(Format::kMost))), I));
+      for (int i = 0; i < kWidth; ++i) codes[g * kElems + e + i] = static_cast<uint8_t>(wide[i]);
+    }
+  }
+  Format::write(codes, levels, min_levels, there ? state.d[s].bits : 0, there ? state.dmin[s].bits : 0, block);
+}
+
 // Format: kElems, kGroups, kLevels (most level), kMost (most q), kStretches, kDivisors, reaches, Block, write(...).
 template <class Format>
 void encode_offset_superblocks(const float* row, const float* importance, void* out, int64_t n) {
-  constexpr int kGroups = Format::kGroups, kElems = Format::kElems, kSupers = kTile / kGroups;
+  constexpr int kGroups = Format::kGroups, kSupers = Superblocks<Format>::kSupers;
   auto* blocks = static_cast<typename Format::Block*>(out);
   const float importance_unit = unit_of_importance(importance, n);
   const int64_t n_blocks = n / 256;
   for (int64_t b = 0; b < n_blocks; b += kSupers) {
-    alignas(64) float x[kSupers][256], w[256];
-    Tile<kElems> tile;
-    PowerOfTwo unit[2];
-    int n_supers = 0;
-    for (int s = 0; s < kSupers; ++s) {
-      const bool there = b + s < n_blocks && load_block(row + (b + s) * 256, importance ? importance + (b + s) * 256 : nullptr,
-                                                        importance_unit, Format::kLarge, kLeastMagnitude, 256, x[s], w, &unit[s]);
-      if (there) {
-        fill_tile(&tile, x[s], w, s * kGroups, kGroups);
-        n_supers = s + 1;
-      } else {
-        unit[s].up = 0;
-        clear_lanes(&tile, s * kGroups, kGroups);
-      }
-    }
+    Superblocks<Format> supers;
+    load_superblocks(row, importance, importance_unit, b, n_blocks, &supers);
     OffsetFit fit;
     OffsetState best, state;
-    if (n_supers > 0) {
-      fit_offset<kElems, false>(tile, Format::kMost, Format::kStretches, Format::kRefits, &fit);
-      Lane cost;
-      for (int g = 0; g < kTile; ++g) {
-        // What a deviation of the scale costs once the minimum has followed it.
-        const float follows = fit.min.at[g] > 0 ? fit.w_q.at[g] * fit.w_q.at[g] / fit.w.at[g] : 0.0f;
-        cost.at[g] = fit.w_qq.at[g] > follows ? fit.w_qq.at[g] - follows : 0.0f;
-      }
-      for (int s = 0; s < kSupers; ++s) {
-        const int first = s * kGroups;
-        state.d[s] = state.dmin[s] = {0, 0};
-        if (unit[s].up > 0) {
-          float scale = 0, minimum = 0;
-          for (int g = first; g < first + kGroups; ++g) {
-            scale = fit.scale.at[g] > scale ? fit.scale.at[g] : scale;
-            minimum = fit.min.at[g] > minimum ? fit.min.at[g] : minimum;
-          }
-          state.d[s] = choose_shared(fit.scale.at + first, cost.at + first, kGroups, scale, Format::kDivisors, 0.0f,
-                                     Format::kLevels, unit[s]);
-          state.dmin[s] = choose_shared(fit.min.at + first, fit.w.at + first, kGroups, minimum, Format::kDivisors, 0.0f,
-                                        Format::kLevels, unit[s]);
-        }
-        spread_pair(unit[s], first, kGroups, s, &state);
-      }
-      choose_level_pairs<Format>(tile, Format::kReach, Format::kMinReach, &fit, &state);
+    if (supers.n > 0) {
+      fit_offset<Format::kElems, false>(supers.tile, Format::kMost, Format::kStretches, Format::kRefits, &fit);
+      choose_pairs<Format>(fit, supers.unit, &state);
+      choose_level_pairs<Format>(supers.tile, Format::kReach, Format::kMinReach, &fit, &state);
       best = state;
       for (int round = 0; round < Format::kRounds; ++round) {
         for (int s = 0; s < kSupers; ++s) {
-          if (unit[s].up == 0) continue;
-          refit_pair(fit, s * kGroups, kGroups, unit[s], &state, s);
-          spread_pair(unit[s], s * kGroups, kGroups, s, &state);
+          if (supers.unit[s].up == 0) continue;
+          refit_pair(fit, s * kGroups, kGroups, supers.unit[s], &state, s);
+          spread_pair(supers.unit[s], s * kGroups, kGroups, s, &state);
         }
-        choose_level_pairs<Format>(tile, Format::kReachAgain, Format::kMinReachAgain, &fit, &state);
-        for (int s = 0; s < kSupers; ++s) {
-          double error, least;
-          sum_lanes(state.error, s * kGroups, kGroups, &error);
-          sum_lanes(best.error, s * kGroups, kGroups, &least);
-          if (!(error < least)) continue;
-          best.d[s] = state.d[s];
-          best.dmin[s] = state.dmin[s];
-          for (int g = s * kGroups; g < (s + 1) * kGroups; ++g) {
-            best.d_lane.at[g] = state.d_lane.at[g];
-            best.dmin_lane.at[g] = state.dmin_lane.at[g];
-            best.level.at[g] = state.level.at[g];
-            best.min_level.at[g] = state.min_level.at[g];
-            best.error.at[g] = state.error.at[g];
-          }
-        }
+        choose_level_pairs<Format>(supers.tile, Format::kReachAgain, Format::kMinReachAgain, &fit, &state);
+        keep_better(state, kGroups, &best);
       }
     }
-    for (int s = 0; s < kSupers && b + s < n_blocks; ++s) {
-      uint8_t codes[256], levels[kGroups], min_levels[kGroups];
-      const bool there = n_supers > 0 && unit[s].up > 0;
-      for (int g = 0; g < kGroups; ++g) {
-        const int at = s * kGroups + g;
-        const float level = there ? best.level.at[at] : 0.0f, min_level = there ? best.min_level.at[at] : 0.0f;
-        const float scale = there ? best.d_lane.at[at] * level : 0.0f, minimum = there ? best.dmin_lane.at[at] * min_level : 0.0f;
-        const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        levels[g] = static_cast<uint8_t>(level);
-        min_levels[g] = static_cast<uint8_t>(min_level);
-        for (int e = 0; e < kElems; e += kWidth) {
-          int32_t wide[kWidth];
-          const F raised = (there ? load(x[s] + g * kElems + e) : F{}) + minimum;
-          store(wide, __builtin_convertvector(nearest(clamp(raised * inverse, F{}, splat(Format::kMost))), I));
-          for (int i = 0; i < kWidth; ++i) codes[g * kElems + e + i] = static_cast<uint8_t>(wide[i]);
-        }
-      }
-      Format::write(codes, levels, min_levels, there ? best.d[s].bits : 0, there ? best.dmin[s].bits : 0, blocks + b + s);
-    }
+    for (int s = 0; s < kSupers && b + s < n_blocks; ++s)
+      write_offset<Format>(supers.x[s], best, s, supers.n > 0 && supers.unit[s].up > 0, blocks + b + s);
   }
 }
 

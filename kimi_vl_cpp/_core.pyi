@@ -157,6 +157,8 @@ class Engine:
     def begin_image(self, pixels: NDArray[np.uint8]) -> ImageTask:
         """`encode_image` in pieces: raises what it would, and computes nothing yet. pixels must not change before the
         first `advance`."""
+    def kv_bytes_per_token(self, kv_type: str = "auto") -> int:
+        """Bytes of the KV cache for one position of all layers."""
     def close(self) -> None:
         """Later use of it or of its sessions raises BadRequest with code "engine.closed"."""
 
@@ -448,6 +450,9 @@ ops: _Ops
 
 PAGE_POSITIONS: int
 """Positions of a page of the KV cache: the unit in which the form of rows is decided."""
+
+def kv_row_bytes(kv_type: str, kv_lora_rank: int, qk_rope_head_dim: int) -> int:
+    """Bytes of the KV cache for one position of one layer; auto counts as f16."""
 
 def backends() -> list[str]:
     """What `Engine` takes as backend: the names that this version knows, installed or not."""

@@ -34,8 +34,6 @@ py::dict config_dict(const Engine& engine) {
   d["n_shared_experts"] = t.n_shared_experts;
   d["first_k_dense_replace"] = t.first_k_dense_replace;
   d["kv_type"] = engine.default_kv_type() == KvType::f32 ? "f32" : "f16";
-  d["kv_bytes_per_token"] =
-      t.num_hidden_layers * (t.kv_lora_rank + t.qk_rope_head_dim) * (engine.default_kv_type() == KvType::f32 ? 4 : 2);
   d["has_vision"] = engine.vision() != nullptr;
   if (const VisionConfig* v = engine.vision()) {
     d["vision_hidden_size"] = v->hidden_size;

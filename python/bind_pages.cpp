@@ -97,8 +97,18 @@ void bind_pages(py::module_& m) {
       .def_property_readonly("kv_type", [](const PyPagePool& self) { return name_of(self.pool->layout().type); })
       .def("page_from", page_from, py::arg("rows"), py::arg("n_filled"));
   m.attr("PAGE_POSITIONS") = kPagePositions;
+  m.def(
+      "kv_row_bytes",
+      [](const std::string& kv_type, int64_t kv_lora_rank, int64_t qk_rope_head_dim) {
+        return KvRow(parse_kv_type(kv_type).value_or(KvType::f16), kv_lora_rank, qk_rope_head_dim).bytes;
+      },
+      py::arg("kv_type"), py::arg("kv_lora_rank"), py::arg("qk_rope_head_dim"));
 
-  // Methods of Session, which is known already.
+  // Methods of Engine and Session, which are known already.
+  const py::object engine = m.attr("Engine");
+  engine.attr("kv_bytes_per_token") = py::cpp_function(
+      [](const PyEngine& self, const std::string& kv_type) { return self.get().page_layout(parse_kv_type(kv_type)).bytes_of(1); },
+      py::name("kv_bytes_per_token"), py::is_method(engine), py::arg("kv_type") = "auto");
   const py::object session = m.attr("Session");
   session.attr("pages") = py::module_::import("builtins").attr("property")(py::cpp_function(pages_of, py::is_method(session)));
   session.attr("adopt") = py::cpp_function(adopt, py::name("adopt"), py::is_method(session), py::arg("pages"), py::arg("n_past"));

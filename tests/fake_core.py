@@ -146,6 +146,9 @@ class Engine:
             "isa": isa,
         }
 
+    def kv_bytes_per_token(self, kv_type: str = "auto") -> int:
+        return PAGE_BYTES // PAGE_POSITIONS
+
     def _enter(self) -> None:
         if self.closed:
             raise BadRequest("the engine is closed", "engine.closed")

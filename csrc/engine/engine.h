@@ -49,6 +49,7 @@ class Engine {
   const std::vector<WeightInfo>& weights() const { return store_.weights; }  // by Matrix::weight
   const Backend& backend() const { return *backend_; }
   KvType default_kv_type() const;  // f16; f32 for float32 weights
+  KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   // Pools for the pages of sessions: PagePool::with_budget, and PagePool::without_budget for n_ctx positions at most.
   std::shared_ptr<PagePool> pool_with_budget(std::optional<KvType> kv_type, int64_t budget) const;
   std::shared_ptr<PagePool> pool_for_context(std::optional<KvType> kv_type, int64_t n_ctx) const;
@@ -82,7 +83,6 @@ class Engine {
   friend class TowerTask;
   friend class ImageTask;
   void run_tower(const Picture& picture, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
-  KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slice(const Slice& slice) const;
   static int64_t checked_chunk(int64_t chunk);

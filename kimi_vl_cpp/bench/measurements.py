@@ -17,6 +17,7 @@ import numpy as np
 from .. import _core
 from ..errors import BadRequest
 from ..files import model_files
+from ..generation.raw import RawCore, RawSession
 from ..machine.memory import check_memory
 from .work import Machine, TextCost, VisionCost, Work
 
@@ -116,20 +117,20 @@ class Bench:
         room = max((test.depth + test.n for test in tests), default=0) if n_ctx is None else n_ctx
         check_memory(self.files, room)
         vision: Path | None = self.files.mmproj if pictures else None
-        self.engine = _core.Engine(str(self.files.text), None if vision is None else str(vision), n_threads, isa)
-        self.config: dict[str, Any] = self.engine.config
+        self.core = RawCore.open(self.files.text, vision, n_threads=n_threads, isa=isa, kv_type=kv_type)
+        engine = self.core.engine
+        self.config: dict[str, Any] = engine.config
         if pictures and not self.config["has_vision"]:
             raise BadRequest(
                 f"{self.files.text}: --image needs a vision file. {self.files.why_no_mmproj}", "model.no_vision"
             )
         self.n_threads = int(self.config["n_threads"])
         self.isa = str(self.config["isa"])
-        self._kv_type, self._n_ctx, self._probe_seconds = kv_type, n_ctx, probe_seconds
-        self._sessions: dict[int, _core.Session] = {}
+        self._n_ctx, self._probe_seconds = n_ctx, probe_seconds
+        self._sessions: dict[int, RawSession] = {}
         self._warm: set[str] = set()
-        short = _core.Session(self.engine, 1, kv_type)
-        self._text = TextCost(self.config, self.engine.gguf.tensors, float(short.kv_bytes))
-        vision_file = self.engine.vision_gguf
+        self._text = TextCost(self.config, engine.gguf.tensors, engine.kv_bytes_per_token(kv_type))
+        vision_file = engine.vision_gguf
         self._vision = None if vision_file is None else VisionCost(self.config, vision_file.tensors)
         self.keep_depths = False  # whether the cache of a depth stays when another one is measured
         self._room: dict[int, int] = {}
@@ -140,7 +141,7 @@ class Bench:
     def close(self) -> None:
         """Frees the model."""
         self._sessions.clear()
-        self.engine.close()
+        self.core.close()
 
     def row(self, test: Test) -> Row:
         """The test with its work counted and nothing measured."""
@@ -171,20 +172,20 @@ class Bench:
             if "picture" not in self._warm:
                 tell("warming up")
                 patch = int(self.config["patch_size"]) * int(self.config["merge"])
-                self.engine.encode_image(np.zeros((patch * 4, patch * 4, 3), np.uint8))
+                self.core.encode_image(np.zeros((patch * 4, patch * 4, 3), np.uint8))
                 self._warm.add("picture")
             return
         if test.depth not in self._sessions:
             if not self.keep_depths:
                 self._sessions.clear()
             room = self._n_ctx if self._n_ctx is not None else self._room[test.depth]
-            session = _core.Session(self.engine, room, self._kv_type)
+            session = self.core.session(room)
             if test.depth:
                 tell(f"filling the cache to {test.depth}")
                 session.prefill(
                     [self._ids(test.depth, 1)],
-                    logits="none",
-                    progress=lambda done, total: tell(f"filling the cache: {done} of {total}"),
+                    "none",
+                    lambda done, total: tell(f"filling the cache: {done} of {total}"),
                 )
             self._sessions[test.depth] = session
         if test.name not in self._warm:
@@ -192,7 +193,7 @@ class Bench:
             session = self._sessions[test.depth]
             session.truncate(test.depth)
             if test.kind == "prefill":
-                session.prefill([self._ids(min(test.n, _WARM_PROMPT), 2)])
+                session.prefill([self._ids(min(test.n, _WARM_PROMPT), 2)], "last")
             else:
                 for token in self._ids(min(test.n, 4), 3).tolist():
                     session.decode(token)
@@ -204,7 +205,7 @@ class Bench:
         if test.kind == "picture":
             pixels = self._noise(test)
             started = time.perf_counter()
-            self.engine.encode_image(pixels)
+            self.core.encode_image(pixels)
             seconds = time.perf_counter() - started
         else:
             session = self._sessions[test.depth]
@@ -212,7 +213,7 @@ class Bench:
             ids = self._ids(test.n, 2 if test.kind == "prefill" else 3)
             started = time.perf_counter()
             if test.kind == "prefill":
-                session.prefill([ids])
+                session.prefill([ids], "last")
             else:
                 for token in ids.tolist():
                     session.decode(token)

@@ -76,7 +76,7 @@ class _Weights:
 class TextCost:
     """The decoder's share. config: that of _core.Engine; tensors: of the text file."""
 
-    def __init__(self, config: Mapping[str, Any], tensors: Sequence[TensorInfo], kv_bytes_per_token: float) -> None:
+    def __init__(self, config: Mapping[str, Any], tensors: Sequence[TensorInfo], kv_bytes_per_token: int) -> None:
         self._layers, self._experts = _Weights(), _Weights()
         named = {tensor.name: tensor for tensor in tensors}
         for name, tensor in named.items():

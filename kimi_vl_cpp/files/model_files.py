@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._core import GGUFFile, check_vision_file
+from .._core import GGUFFile, check_vision_file, kv_row_bytes
 from ..checks import expand_home
 from ..errors import BadModelFile, BadRequest, KimiVLError, shown
 from .opening import open_gguf
@@ -141,9 +141,9 @@ def _size(gguf: GGUFFile, key: str) -> int:
 
 
 def _kv_bytes_per_token(gguf: GGUFFile, kv_type: str) -> int:
-    """Of the latent cache: (kv_lora_rank + rotary dimensions) numbers in every layer, of two bytes unless said."""
-    width = _size(gguf, "attention.kv_lora_rank") + _size(gguf, "rope.dimension_count")
-    return int({"f32": 4, "q8_0": 34 / 32}.get(kv_type, 2) * width) * _size(gguf, "block_count")
+    """Of the latent cache. Raises BadRequest for an unknown type."""
+    rank, rope = _size(gguf, "attention.kv_lora_rank"), _size(gguf, "rope.dimension_count")
+    return kv_row_bytes(kv_type, rank, rope) * _size(gguf, "block_count")
 
 
 def _path(name: str, value: object) -> Path:

@@ -197,7 +197,7 @@ def load(
     gate = Gate(engine.close)
     try:
         variant = detect_variant(engine.gguf.get, files.text)
-        pool, n_ctx = _pool(engine, files, options, n_ctx)
+        pool, n_ctx = _pool(engine, options, n_ctx)
         root = root_key(
             model=model_digest(engine.gguf),
             arithmetic=f"{__version__} {engine.config['isa']} {options.activations}",
@@ -259,7 +259,7 @@ def _context(files: ModelFiles, options: LoadOptions) -> int:
     return n_ctx
 
 
-def _pool(engine: _core.Engine, files: ModelFiles, options: LoadOptions, n_ctx: int) -> tuple[_core.PagePool, int]:
+def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core.PagePool, int]:
     """The memory of all caches, and the tokens of context, which the pool can always hold.
 
     Raises BadRequest (code "request.n_ctx") beyond what the model was trained for, OutOfMemory.
@@ -271,7 +271,7 @@ def _pool(engine: _core.Engine, files: ModelFiles, options: LoadOptions, n_ctx: 
             f"use n_ctx <= {context_length}, or 0 for all of them",
             "request.n_ctx",
         )
-    page_bytes = _core.PAGE_POSITIONS * files.kv_bytes_per_token
+    page_bytes = _core.PAGE_POSITIONS * engine.kv_bytes_per_token(options.kv_type)
     free = free_bytes() or 0
     while True:
         least = (-(-n_ctx // _core.PAGE_POSITIONS) + 1) * page_bytes  # one more: an answer's page may be a copy

@@ -1,31 +1,34 @@
 """The tools' inner door to a model: ids and pixels in, embeddings and logits out, every call inside the model's lock.
 
-What measures a model (quantize's importance and comparison) uses it, and so do `KimiVL.logits` and `generate`. Knows no
-text, no chat and no stop string.
+What measures a model (quantize's importance and comparison, the benchmark) uses it, and so do `KimiVL.logits` and
+`generate`. Knows no text, no chat and no stop string.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .loaded import LoadedModel
+from ..scheduler.gate import Gate
+
+if TYPE_CHECKING:
+    from .loaded import LoadedModel
 
 Tick = Callable[[int, int], None]
 """tick(done, total): called between chunks of a call; an exception from it ends the call."""
 
 
 class RawSession:
-    """One fresh sequence of a model. n_positions: how many positions fit."""
+    """One sequence of a model; `RawCore.session` makes it."""
 
-    def __init__(self, loaded: LoadedModel, n_positions: int) -> None:
-        """Raises OutOfMemory."""
-        self._gate = loaded.gate
-        self._session: _core.Session = self._gate.call(_core.Session, loaded.engine, n_positions, loaded.kv_type)
+    def __init__(self, session: _core.Session, gate: Gate) -> None:
+        self._session = session
+        self._gate = gate
 
     def truncate(self, n_positions: int) -> None:
         """Forgets every position from n_positions on."""
@@ -38,7 +41,7 @@ class RawSession:
 
         logits: "all" returns float32 [n_positions, n_vocab], "last" [n_vocab], "none" nothing.
         """
-        return self._gate.call(self._session.prefill, parts, logits, self._checked(tick))
+        return self._gate.call(self._session.prefill, parts, logits, _checked(self._gate, tick))
 
     def sample(self, sampler: _core.Sampler) -> int:
         """A token by the logits of the last position."""
@@ -59,14 +62,6 @@ class RawSession:
         while True:
             yield token
             token = self._gate.call(following, token)
-
-    def _checked(self, tick: Tick | None) -> Tick:
-        def checked(done: int, total: int) -> None:
-            self._gate.check_running()
-            if tick is not None:
-                tick(done, total)
-
-        return checked
 
 
 class Observation:
@@ -96,33 +91,54 @@ class Observation:
                 self._loaded.conductor.observed(self._importance.close)
 
 
-class RawModel:
-    """The core of an open model, call by call."""
+class RawCore:
+    """The core of a model, call by call. engine: for what it says of itself; what computes goes through the methods."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
+    def __init__(self, engine: _core.Engine, gate: Gate, kv_type: str) -> None:
+        self.engine = engine
+        self._gate = gate
+        self._kv_type = kv_type
+
+    @classmethod
+    def open(cls, text: Path, mmproj: Path | None, *, n_threads: int, isa: str, kv_type: str) -> RawCore:
+        """The files of a model without its tokenizer. n_threads 0: automatic. Raises BadModelFile, BadRequest."""
+        engine = _core.Engine(str(text), None if mmproj is None else str(mmproj), n_threads, isa)
+        return cls(engine, Gate(engine.close), kv_type)
+
+    def close(self) -> None:
+        """Frees everything; waits for the call that is running."""
+        self._gate.close()
 
     def session(self, n_positions: int) -> RawSession:
-        """A fresh sequence of n_positions. Raises OutOfMemory."""
-        return RawSession(self._loaded, n_positions)
+        """A fresh sequence with room for n_positions. Raises OutOfMemory."""
+        return RawSession(self._gate.call(_core.Session, self.engine, n_positions, self._kv_type), self._gate)
 
     def encode_image(self, pixels: NDArray[np.uint8], tick: Tick | None = None) -> NDArray[np.float32]:
         """Processed pixels, uint8 [H, W, 3], through tower and projector: float32 [n_tokens, hidden_size]. Neither
         reads nor fills the image cache."""
-        return self._loaded.gate.call(self._loaded.engine.encode_image, pixels, self._checked(tick))
+        return self._gate.call(self.engine.encode_image, pixels, _checked(self._gate, tick))
 
     def vision_tower(self, pixels: NDArray[np.uint8], tick: Tick | None = None) -> NDArray[np.float32]:
         """Processed pixels through the tower alone: float32 [n_patches, vision_hidden_size]."""
-        return self._loaded.gate.call(self._loaded.engine.vision_tower, pixels, self._checked(tick))
+        return self._gate.call(self.engine.vision_tower, pixels, _checked(self._gate, tick))
+
+
+class RawModel(RawCore):
+    """The core of an open model."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded.engine, loaded.gate, loaded.kv_type)
+        self._loaded = loaded
 
     def observe(self) -> Observation:
         """Begins to sum up what the weights are multiplied with, until the result is closed."""
         return Observation(self._loaded)
 
-    def _checked(self, tick: Tick | None) -> Tick:
-        def checked(done: int, total: int) -> None:
-            self._loaded.gate.check_running()
-            if tick is not None:
-                tick(done, total)
 
-        return checked
+def _checked(gate: Gate, tick: Tick | None) -> Tick:
+    def checked(done: int, total: int) -> None:
+        gate.check_running()
+        if tick is not None:
+            tick(done, total)
+
+    return checked

@@ -151,7 +151,7 @@ def test_the_work_in_a_file_matches_its_shapes(tiny):
     tests = [Test("decode", 1)]
     opened = Bench(str(tiny.text), None, tests, n_threads=1, isa="auto", kv_type="f16", n_ctx=None, probe_seconds=0.005)
     try:
-        tensors = {t.name: t for t in opened.engine.gguf.tensors}
+        tensors = {t.name: t for t in opened.core.engine.gguf.tensors}
         config = opened.config
         share = config["num_experts_per_tok"] / config["n_routed_experts"]
         expected = sum(
@@ -159,12 +159,23 @@ def test_the_work_in_a_file_matches_its_shapes(tiny):
             for name, t in tensors.items()
             if name.startswith("blk.") and name.endswith(".weight") and "norm" not in name
         )
-        cost = bench_work.TextCost(config, opened.engine.gguf.tensors, config["kv_bytes_per_token"])
+        cost = bench_work.TextCost(config, opened.core.engine.gguf.tensors, 0)
         assert cost.ops_per_token == pytest.approx(2 * expected)
         row = opened.row(tests[0])
         opened.prepare(row.test, lambda words: None)
         row.probes.append(opened.probe())
         assert opened.sample(row) > 0 and row.samples == [row.median]
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
+def test_a_deeper_cache_is_more_to_read(tiny, kv_type):
+    opened = Bench(str(tiny.text), None, [], n_threads=1, isa="auto", kv_type=kv_type, n_ctx=64)
+    try:
+        pool = _core.PagePool(opened.core.engine, 1 << 24, kv_type)
+        at, deeper = (opened.row(Test("decode", 1, depth)).work.n_bytes for depth in (0, 50))
+        assert deeper - at == 50 * pool.page_bytes / _core.PAGE_POSITIONS > 0
     finally:
         opened.close()
 

@@ -152,7 +152,7 @@ def make_report(
         "load_average": list(os.getloadavg()),
         "model": {
             "file": files.text.name,
-            "bytes": bench.engine.gguf.file_bytes,
+            "bytes": bench.core.engine.gguf.file_bytes,
             "name": str(bench.config.get("name") or files.text.stem),
             "mmproj": None if files.mmproj is None else files.mmproj.name,
         },

@@ -162,10 +162,11 @@ def _text_part(gguf: GGUFFile, file_bytes: int, tokens: list[str] | None) -> dic
     def number(key: str) -> int | None:
         return _int(gguf.get("deepseek2." + key))
 
+    from ..._core import kv_row_bytes
     from ...machine.memory import SAMPLE_CONTEXT, estimate_bytes
 
     layers, rank, rope = number("block_count"), number("attention.kv_lora_rank"), number("rope.dimension_count")
-    kv = 2 * layers * (rank + rope) if layers and rank and rope else None
+    kv = layers * kv_row_bytes("f16", rank, rope) if layers and rank and rope else None
     n_ctx = min(SAMPLE_CONTEXT, number("context_length") or SAMPLE_CONTEXT)
     present = set(tokens or ())
     special = {name: name in present for name in (*CHAT_TOKENS, *MEDIA_TOKENS)}

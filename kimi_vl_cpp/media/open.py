@@ -82,7 +82,6 @@ def open_image(
     Raises BadImage with a code image.*, and OutOfMemory.
     """
     image, label, notices = _with_header(source, max_pixels)
-    check_pixels(image.size, label, max_pixels)
     if accept is not None:
         accept(*image.size)
     load_pixels(image, label, max_pixels, notices)
@@ -91,10 +90,11 @@ def open_image(
 
 
 def _with_header(source: ImageInput, max_pixels: int) -> tuple[Image.Image, str, list[str]]:
-    """The picture with its header read, what messages call it, and notices."""
+    """The picture with its header read and its size checked, what messages call it, and notices."""
     if isinstance(source, np.ndarray):
         return _image_of_array(source, max_pixels), "array", []
     if isinstance(source, Image.Image):
+        check_pixels(source.size, "PIL image", max_pixels)
         return source, "PIL image", ["one frame of an animation"] if _frame(source) else []
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(_bytes_of(source), "picture", max_pixels)

@@ -52,7 +52,7 @@ if [[ $what == asan || $what == all ]]; then
   # The tests that reach into the core; those that start processes or limit memory get in the sanitizer's way.
   tests=()
   for name in core/test_{formats,kernels_int8,kernels_float,kernels_bf16,kv_q8,encoders,gguf_reader,gguf_content,sampler,engine,engine_batch} \
-    api/test_api chat/test_conversation; do
+    core/test_{tasks,pages,decode,activations,backends} api/test_api chat/test_conversation; do
     tests+=("$root/tests/$name.py")
   done
   (cd "$work" && PYTHONPATH="$work/package" LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so)" \

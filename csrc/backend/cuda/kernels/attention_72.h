@@ -3,7 +3,8 @@
 // conflicts. Sums over 72 are four steps of 16 and half a step, whose other half is zeros in the queries; values take 9
 // tiles of 8 with nothing wasted.
 //
-// A block takes 16 queries for each of its warps, of one head; keys and values come in tiles of kKeys through two stages.
+// A block takes 16 queries for each of its warps, of one head; keys and values come in tiles of kKeys through two stages. The
+// kernel is one long body: what a thread holds of queries, scores and output stays in registers through all of the loop.
 #pragma once
 #include "backend/cuda/primitives.h"
 

@@ -87,7 +87,7 @@ __all__ = [
 
 
 def _refuse_sub_interpreter() -> None:
-    """Raises ImportError in a sub-interpreter, where loading the C++ core would wait for the GIL for ever: the core is
+    """Raises ImportError in a sub-interpreter, where loading the C++ core would wait for the GIL forever: the core is
     bound to the state of the process's first interpreter."""
     for name in ("_interpreters", "_xxsubinterpreters"):  # Python 3.13 and later; before
         try:

@@ -260,7 +260,7 @@ class PagePool:
         when there are not as many as n_filled rows have."""
 
 class Session:
-    """One mutable timeline; its KV cache lies in pages."""
+    """One sequence of positions; its KV cache lies in pages."""
 
     def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None) -> None:
         """n_ctx: a limit; pages are taken as positions come. pool None: a pool of its own, that grows to n_ctx."""

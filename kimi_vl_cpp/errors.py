@@ -35,7 +35,7 @@ class BadModelFile(KimiVLError):
 
 
 class BadImage(KimiVLError):
-    """Bytes that are no picture, or a picture that cannot be encoded."""
+    """Bytes that are not a picture, or a picture that cannot be encoded."""
 
     def __init__(self, message: str, code: str = "image.invalid") -> None:
         super().__init__(message, code)

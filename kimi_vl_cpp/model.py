@@ -329,7 +329,7 @@ class KimiVL(NotPicklable):
     ) -> Response | PieceStream:
         """One question, with pictures before the text; one answer.
 
-        prompt: the question; text that spells a special token stays text. images: each a path, bytes of a picture file,
+        prompt: the question; the text of a special token stays text. images: each a path, bytes of a picture file,
         a PIL.Image, a uint8 array [H, W, 3], a `Page` of a document, or what `frames` gives. documents: PDF documents,
         each a `Document` or a path, perhaps with pages behind it ("report.pdf#3,7-9"); their pages stand before the
         images, each behind "Page 3 of 50:". image_patches: 14x14 patches above which a picture is scaled down, at most
@@ -560,7 +560,7 @@ class KimiVL(NotPicklable):
     def detokenize(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD. special: whether special tokens appear in it.
 
-        Raises BadRequest (code "request.token_id") for what is no id of the vocabulary.
+        Raises BadRequest (code "request.token_id") for an id outside the vocabulary.
         """
         self.loaded.gate.check()
         return self.loaded.tokenizer.decode(ids, special=special)

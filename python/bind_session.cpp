@@ -152,7 +152,7 @@ void bind_session(py::module_& m) {
   add_limits("repeat_last_n", SamplerLimits::repeat_last_n);
   m.attr("SAMPLER_LIMITS") = limits;
 
-  py::class_<PySession>(m, "Session", "One mutable timeline with its cache.")
+  py::class_<PySession>(m, "Session", "One sequence of positions with its cache.")
       .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type, const PyPagePool* pool) {
              engine->get();
              KIMI_CHECK(!pool || pool->owner == engine, ErrorKind::bad_request, "request.pool",

@@ -3,7 +3,7 @@
     from kimi_vl_cpp.quantize import quantize
     report = quantize("Kimi-VL-A3B-Instruct", "kimi-Q4_K_M.gguf", "Q4_K_M")
 
-`docs/quantize.md` tells the types, the recipes and what happens when a run is interrupted.
+`docs/quantize.md` lists the types, the recipes and what happens when a run is interrupted.
 """
 
 from __future__ import annotations

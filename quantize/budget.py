@@ -72,7 +72,7 @@ class Fit:
 
     @property
     def summary(self) -> str:
-        """One sentence for a person."""
+        """One sentence for the user."""
         counts = Counter(kind for target, kind, _ in self.chosen if is_free(target))
         types = ", ".join(f"{n} of {kind}" for kind, n in counts.most_common())
         left = f"{self.n_left} bytes are left" + (", for no type is larger" if self.is_largest else "")

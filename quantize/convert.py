@@ -52,7 +52,7 @@ def quantize(
 
     src: a folder with a Hugging Face checkpoint of Kimi-VL, or a GGUF file of one.
     dst: the GGUF file to write. It is there at the end or not at all.
-    type: a mix (`recipe.MIXES`), or a recipe of ours (`recipe.RECIPES`).
+    type: a mix (`recipe.MIXES`), or one of the project's recipes (`recipe.RECIPES`).
     vision: the type of the vision part's matrices. None: the recipe's, else that of a float `type`, else F16; a vision
         part that is already quantized stays as it is.
     split: two files as llama.cpp reads them: the text at `dst`, the vision part at `mmproj-` before its name.
@@ -77,7 +77,7 @@ def quantize(
     if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
         raise BadRequest(f"n_threads is {shown(n_threads)}, expected 0 (automatic) to 1024", "quantize.n_threads")
     if name is not None and not _is_name(name):
-        raise BadRequest(f"name is {shown(name)}, expected a text of 1 to 200 characters", "quantize.name")
+        raise BadRequest(f"name is {shown(name)}, expected a string of 1 to 200 characters", "quantize.name")
     src, dst = _path(src, "src"), _path(dst, "dst")
     chosen = read_recipe(_path(recipe, "recipe")) if recipe is not None else named_recipe(type)
     chosen = with_rules(chosen, types)

@@ -1,7 +1,7 @@
 """Which tensor gets which type: the mixes by their common names, recipes of our own, and rules by tensor pattern.
 
 The mixes follow llama-quantize type for type (its defaults), so that a file says what its
-name says everywhere; tests hold the totals of the full-size model to them. A recipe of one's own is one entry in
+name says everywhere; tests hold the totals of the full-size model to them. A new recipe is one entry in
 `RECIPES` or a TOML file:
 
     base = "Q4_K_M"                        # a mix or a recipe
@@ -166,7 +166,7 @@ def fallback(type_name: str, n_cols: int) -> str:
 
 @dataclass
 class Chooser:
-    """The types of one output file. Rules that were never of use are errors, told by `finish`."""
+    """The types of one output file. Rules that matched nothing are errors, raised by `finish`."""
 
     recipe: Recipe
     vision: str
@@ -187,7 +187,7 @@ class Chooser:
             return "F32"  # the convolution: rows of 14
         chosen = fallback(wanted, shape[-1])
         if patterns and chosen != wanted:
-            self.notices.append(f"{name}: rows of {shape[-1]} are no whole blocks of {wanted}: {chosen} instead")
+            self.notices.append(f"{name}: rows of {shape[-1]} are not whole blocks of {wanted}: {chosen} instead")
         return chosen
 
     def has_rule(self, name: str) -> bool:
@@ -237,7 +237,7 @@ def check_type(type_name: object, where: str) -> str:
 
 
 def named_recipe(name: object) -> Recipe:
-    """A mix or a recipe of ours by its name, in any case. Raises BadRequest "quantize.type"."""
+    """A mix or a recipe by its name, in any case. Raises BadRequest "quantize.type"."""
     if isinstance(name, str):
         if name.upper() in MIXES:
             return Recipe(name.upper(), name=name.upper())
@@ -245,7 +245,7 @@ def named_recipe(name: object) -> Recipe:
             found = RECIPES[name.lower()]
             return Recipe(found.base, found.reason, found.types, found.vision, name.lower())
     raise BadRequest(
-        f"type: {shown(name)} is no type: expected one of {', '.join([*MIXES, *RECIPES])}", "quantize.type"
+        f"type: {shown(name)} is not a type: expected one of {', '.join([*MIXES, *RECIPES])}", "quantize.type"
     )
 
 
@@ -263,7 +263,7 @@ def read_recipe(path: Path) -> Recipe:
         raise bad(f"is not TOML: {error}") from None
     unknown = values.keys() - {"base", "reason", "vision", "types"}
     if unknown:
-        raise bad(f"{shown(sorted(unknown)[0])} is no key of a recipe: expected base, reason, vision, types")
+        raise bad(f"{shown(sorted(unknown)[0])} is not a key of a recipe: expected base, reason, vision, types")
     if "base" not in values:
         raise bad('base is missing, for example base = "Q4_K_M"')
     try:
@@ -284,6 +284,6 @@ def with_rules(recipe: Recipe, rules: Mapping[str, str] | Sequence[tuple[str, st
     pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
     for pair in pairs:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise BadRequest(f"types: {shown(pair)} is no pair of a pattern and a type", "quantize.type")
+            raise BadRequest(f"types: {shown(pair)} is not a pair of a pattern and a type", "quantize.type")
     checked = tuple((pattern, check_type(kind, f"type rule {pattern}")) for pattern, kind in pairs)
     return Recipe(recipe.base, recipe.reason, recipe.types + checked, recipe.vision, recipe.name)

@@ -1,4 +1,4 @@
-// What the network may ask of a machine. The model is told once over these operations; a backend differs inside them only.
+// What the network may ask of a device. The model is written once over these operations; backends differ only inside them.
 //
 // Pointers are the backend's memory, from allocate() or adopt(), unless they say that they are the host's: the model passes them
 // on and never looks behind them. Matrices are [rows, cols], row-major, one format for a whole matrix, and have been prepared.

@@ -162,7 +162,7 @@ void check_regular(const std::string& path, const struct stat& info) {
 MappedFile MappedFile::open(const std::string& path) {
   KIMI_CHECK(!path.empty(), kBad, "file.not_found", "the path is empty: name a file");
   KIMI_CHECK(path.find('\0') == std::string::npos, kBad, "file.not_found", "%s: the path contains a NUL byte", path.c_str());
-  // O_NONBLOCK: a named pipe without a writer would hold us here for ever.
+  // O_NONBLOCK: a named pipe without a writer would block forever.
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)};
   if (file.fd < 0) fail_open(path, errno);
   struct stat info;

@@ -11,7 +11,7 @@ namespace kimi {
 class Engine::Call {
  public:
   Call(Engine& engine, Interrupt* interrupt) : engine_(engine) {
-    if (engine.fork_generation_ != fork_generation()) {  // a thread of the parent may hold the old one for ever
+    if (engine.fork_generation_ != fork_generation()) {  // a thread of the parent may hold the old one forever
       static_cast<void>(engine.mutex_.release());
       engine.mutex_ = std::make_unique<std::mutex>();
       engine.fork_generation_ = fork_generation();

@@ -35,7 +35,7 @@ void Candidates::weigh(std::span<const float> scores, float top, float inverse, 
     const size_t end = std::min(n, i + kBlock);
     for (size_t j = i; j < end; ++j) {
       const float scaled = (x[j] - top) * inverse;
-      // The best itself without the product: 1 / temperature may be infinite, and 0 * infinity is no number.
+      // The best itself without the product: 1 / temperature may be infinite, and 0 * infinity is not a number.
       const float exponent = x[j] == top ? 0.0f : scaled;
       const float weight = exp_of(exponent < -28.0f ? -28.0f : exponent);
       out[j] = exponent < floor ? 0.0f : weight;

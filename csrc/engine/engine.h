@@ -1,5 +1,5 @@
-// Engine: files, weights and a backend, immutable once open. Session: one mutable timeline with its cache.
-// Speaks ids, embeddings, pixels and logits; texts and pictures files belong to Python.
+// Engine: files, weights and a backend, immutable once open.
+// Speaks ids, embeddings, pixels and logits; text and image files are Python's.
 //
 // Calls of several threads on one engine are served one after another.
 #pragma once

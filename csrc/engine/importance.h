@@ -11,7 +11,7 @@ namespace kimi {
 
 // Of one tensor: a matrix, or a stack of n_matrices (experts, heads).
 struct InputSums {
-  std::string name;  // of the tensor, as GGUF spells it
+  std::string name;  // of the tensor, as in GGUF
   int64_t n_matrices = 1;
   int64_t n_cols = 0;
   std::vector<double> sums;     // [n_matrices, n_cols]

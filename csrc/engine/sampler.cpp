@@ -61,7 +61,7 @@ void Sampler::accept(int32_t token) {
   if (static_cast<int64_t>(recent_.size()) > options_.repeat_last_n) recent_.pop_front();
 }
 
-// The logits with the repeat penalty, -inf for those that are no finite numbers.
+// The logits with the repeat penalty, -inf for those that are not finite.
 void Sampler::score(std::span<const float> logits) {
   constexpr float kLargest = std::numeric_limits<float>::max(), kNever = -std::numeric_limits<float>::infinity();
   scores_.resize(logits.size());

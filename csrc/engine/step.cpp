@@ -71,10 +71,10 @@ void Engine::step(std::vector<Slice>& slices, int64_t chunk, const Progress& pro
     }
     SliceTask task(*this, slice, chunk);
     if (progress) progress(0, n);
-    for (int64_t told = 0; told < n;) {
+    for (int64_t reported = 0; reported < n;) {
       task.advance();
-      if (task.n_done() > told && progress) progress(task.n_done(), n);
-      told = task.n_done();
+      if (task.n_done() > reported && progress) progress(task.n_done(), n);
+      reported = task.n_done();
     }
   }
   if (!shared.empty()) ForwardTask(*this, shared).finish();

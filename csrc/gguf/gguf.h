@@ -54,7 +54,7 @@ class File {
   uint32_t version() const;
   int n_shards() const;
   uint64_t file_bytes() const;                       // of all shards
-  const std::vector<std::string>& warnings() const;  // legal but odd: trailing bytes, unknown keys of ours, …
+  const std::vector<std::string>& warnings() const;  // legal but odd: trailing bytes, unknown keys under kimi_vl., …
 
   const std::vector<std::pair<std::string, Value>>& metadata() const;  // of shard 0, in file order
   const Value* find_key(std::string_view key) const;

@@ -1,4 +1,4 @@
-// Hyperparameters, read from GGUF keys and named as Hugging Face spells them. Every value is checked here; nothing
+// Hyperparameters, read from GGUF keys and with Hugging Face's names. Every value is checked here; nothing
 // behind this file meets a size that is zero, negative or absurd.
 #pragma once
 #include <cstdint>

@@ -5,7 +5,7 @@
 namespace kimi {
 namespace {
 
-constexpr int64_t kShared = 4;  // spans of so many rows share one pass over the output matrix
+constexpr int64_t kShared = 4;  // spans of up to this many rows share one pass over the output matrix
 
 }  // namespace
 

@@ -22,7 +22,7 @@ class Finder {
 
   bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
 
-  // ne as GGUF spells it, contiguous dimension first.
+  // ne in GGUF's order, contiguous dimension first.
   const gguf::TensorInfo& tensor(const std::string& name, std::vector<int64_t> ne, const char* why) {
     const gguf::TensorInfo* t = file_.find_tensor(name);
     KIMI_CHECK(t, ErrorKind::bad_model_file, "model.tensor_missing",
@@ -146,7 +146,7 @@ Swiglu swiglu(Finder& find, const std::string& prefix, const std::string& suffix
   return w;
 }
 
-// attn_kv_b [kv_lora_rank, heads * (nope + v)]: values are rows of it, keys are transposed into memory of our own.
+// attn_kv_b [kv_lora_rank, heads * (nope + v)]: values are rows of it, keys are transposed into the store's memory.
 void split_kv_b(Finder& find, const std::string& prefix, const TextConfig& c, WeightStore* store, DecoderLayerWeights* layer) {
   const int64_t per_head = c.qk_nope_head_dim + c.v_head_dim;
   const Matrix kv_b = find.matrix(prefix + "attn_kv_b.weight", c.num_attention_heads * per_head, c.kv_lora_rank,

@@ -74,7 +74,7 @@ struct VisionWeights {
 
 // A tensor that products are taken with, as an observer of their inputs names it.
 struct WeightInfo {
-  std::string name;    // as GGUF spells it
+  std::string name;    // in GGUF
   int64_t n_matrices;  // in the stack (experts, heads)
   int64_t n_cols;
   bool is_one_matrix = false;  // in the file: the rows of all heads over the same columns

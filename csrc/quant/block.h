@@ -1,6 +1,6 @@
 // What every block format shares: byte access, the traits, and the decoder that is the same for all of them.
 //
-// A quantized format is told once, by its `unpack`: a block becomes signed bytes and one scale (and minimum) per group,
+// A quantized format is defined once, by its `unpack`: a block becomes signed bytes and one scale (and minimum) per group,
 //   value[i] = scale[i / group] * q[i] - min[i / group]
 // and everything else (the reference decoder here, the int8 kernels in backend/cpu) is built upon that.
 //

@@ -138,7 +138,7 @@ class Duel:
 
 
 def _key(name: str) -> str:
-    """A test's name without what is spelled differently here and there."""
+    """A test's name without what programs write differently."""
     return re.sub(r"[\s@]+", "", name).lower()
 
 

@@ -18,7 +18,7 @@ _LATIN = {"·": "-", "…": "..."}
 
 
 def check_path(path: str) -> None:
-    """Raises BadRequest ("bench.plot") for a name that is no PNG, before anything is measured."""
+    """Raises BadRequest ("bench.plot") for a name that does not end in .png, before anything is measured."""
     if not path.lower().endswith(".png"):
         raise BadRequest(f"--plot {path}: expected a name that ends in .png", "bench.plot")
 

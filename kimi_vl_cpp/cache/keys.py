@@ -24,7 +24,7 @@ _PROMPT, _ANSWER, _PICTURE = 0, 1, 2  # tags of a position; in a page's content 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's place in a prompt. digest: what tells it from other pictures. n_tokens: the positions it takes."""
+    """A picture's place in a prompt. digest: of its pixels. n_tokens: the positions it takes."""
 
     digest: str
     n_tokens: int

@@ -1,7 +1,7 @@
 """The command line: `kimi-vl run`, `chat`, `read`, `point`, `serve`, `batch`, `eval`, `bench`, `inspect`,
 `quantize`, `imatrix`, `compare`, `doctor`.
 
-Owns what a person types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the
+Owns what a user types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the
 public Python API.
 """
 

@@ -13,7 +13,7 @@ ThinkingMode = Literal["auto", "show", "hide"]
 
 
 class AnswerWriter:
-    """Writes an answer as it comes: the answer proper on standard output, the reasoning where a person sees it.
+    """Writes an answer as it comes: the answer proper on standard output, the reasoning where a user sees it.
 
     thinking "auto": dimmed before the answer when standard output is a terminal; when it is not, dimmed on standard
     error if that is a terminal, else left out: a pipe or a file receives the answer alone. "show": always on standard

@@ -17,13 +17,13 @@ SUMMARY = "Answer a file of requests in OpenAI's batch format."
 
 
 def command(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="The requests, one JSON object a line.")],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="The requests, one JSON object per line.")],
     target: Annotated[
-        str, typer.Argument(metavar="OUT", help="Where the answers go; what is there is not asked again.")
+        str, typer.Argument(metavar="OUT", help="The answers; requests that it already answers are skipped.")
     ],
     model: options.Model = None,
     mmproj: options.Mmproj = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", help="Requests answered at once.")] = 8,
+    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", help="Requests answered concurrently.")] = 8,
     ctx: options.Context = None,
     threads: options.Threads = None,
     in_token_limit: options.InTokenLimit = None,

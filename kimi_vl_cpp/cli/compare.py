@@ -33,18 +33,19 @@ def command(
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="Texts (.txt, .md) and pictures; NAME.txt asks about NAME.png. Default: a small set of our own.",
+            help="Texts (.txt, .md) and pictures; NAME.txt asks about NAME.png. Default: a small built-in set.",
         ),
     ] = None,
     report: Annotated[str | None, typer.Option("--report", metavar="FILE.html", help="Write a report to read.")] = None,
     png: Annotated[str | None, typer.Option("--png", metavar="FOLDER", help="Write the report's figures too.")] = None,
     imatrix: Annotated[
-        str | None, typer.Option("--imatrix", metavar="FILE", help="Show how often experts were used, by this file.")
+        str | None,
+        typer.Option("--imatrix", metavar="FILE", help="Show how often experts were used according to this file."),
     ] = None,
     ctx: Annotated[int, typer.Option("-c", "--ctx", metavar="N", help="Tokens of text in a prompt.")] = 256,
     answer: Annotated[int, typer.Option("--answer", metavar="N", help="Tokens of the answer to a picture.")] = 32,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
+        int | None, typer.Option("--chunks", metavar="N", help="At most N prompts, half of them pictures.")
     ] = None,
     weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Compare the weights themselves too.")] = True,
     in_token_limit: options.InTokenLimit = None,

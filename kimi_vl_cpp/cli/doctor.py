@@ -4,7 +4,7 @@ The self-test makes a small random model and shows it a text and a picture throu
 processor has. All of them must agree, and in each the tokens decoded one by one must be those that the whole sequence
 predicts, which other kernels compute. Then the built-in model has to read the total of a receipt, through every
 instruction set too: trained weights in the types and sizes of a real file, and an answer that is known. An installation
-without the built-in model is told, and no failure of the computer.
+without the built-in model is reported, and does not count as a failure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`kimi-vl eval`: what a model gets right of the bundled picture questions, or of a folder of one's own.
+"""`kimi-vl eval`: what a model gets right of the bundled picture questions, or of a folder of the user's.
 
 Owns the options and the progress line; the table is in evaluate_output.py, questions and judging are in evaluate.py of
 the package. Imports only what is quick: it is read at every start.

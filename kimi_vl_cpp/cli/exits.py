@@ -83,7 +83,7 @@ def describe_missing(path: str, what: str, suffixes: Collection[str] = ()) -> st
 def check_readable(
     path: str, what: str, suffixes: Collection[str], error: Callable[[str, str], errors.KimiVLError], code: str
 ) -> None:
-    """Raises `error` when `path` is not a file that can be opened; cheap, so that a typing mistake is told before a
+    """Raises `error` when `path` is not a file that can be opened; cheap, so that a typo is reported before a
     model is loaded."""
     if not path or "\0" in path:
         raise error(f"{what}: {path!r} is not the name of a file", code)

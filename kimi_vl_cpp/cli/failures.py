@@ -34,7 +34,7 @@ OPTION_OF = {
 
 
 def report(failure: Exception, terminal: Terminal) -> int:
-    """Prints what went wrong, for a person, and returns the exit code. KIMI_VL_LOG=debug adds the traceback."""
+    """Prints what went wrong, for the user, and returns the exit code. KIMI_VL_LOG=debug adds the traceback."""
     if os.environ.get("KIMI_VL_LOG") == "debug":
         traceback.print_exception(failure, file=terminal.err)
     if isinstance(failure, (exits.UsageError, exits.NoModel)):
@@ -75,7 +75,7 @@ def _report_parse_error(failure: Any, terminal: Terminal) -> None:
     context = getattr(failure, "ctx", None)
     terminal.error(printable(str(failure.format_message()).rstrip(".")))
     if context is not None:
-        terminal.say(f"`{context.command_path} --help` tells the options.")
+        terminal.say(f"`{context.command_path} --help` lists the options.")
 
 
 _SERVER_LIBRARIES = frozenset("starlette uvicorn msgspec prometheus_client anyio markdown_it mdit_py_plugins".split())

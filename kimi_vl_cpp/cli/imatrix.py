@@ -33,12 +33,12 @@ def command(
     mmproj: options.Mmproj = None,
     ctx: Annotated[int, typer.Option("-c", "--ctx", metavar="N", help="Tokens of text in a prompt.")] = 512,
     answer: Annotated[
-        int, typer.Option("--answer", metavar="N", help="Let the model answer N tokens to every prompt; 0: none.")
+        int, typer.Option("--answer", metavar="N", help="Generate N tokens of answer to every prompt; 0: none.")
     ] = 32,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", metavar="N", help="N prompts at most, half of them pictures.")
+        int | None, typer.Option("--chunks", metavar="N", help="At most N prompts, half of them pictures.")
     ] = None,
-    few: Annotated[int, typer.Option("--few", metavar="N", help="Tell of experts that saw fewer than N tokens.")] = 64,
+    few: Annotated[int, typer.Option("--few", metavar="N", help="Report experts that saw fewer than N tokens.")] = 64,
     in_token_limit: options.InTokenLimit = None,
     threads: options.Threads = None,
     show: Annotated[str | None, typer.Option("--show", metavar="FILE", help="Only print the table of a file.")] = None,

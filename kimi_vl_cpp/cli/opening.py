@@ -1,4 +1,4 @@
-"""What `run` and `chat` share: opening the model, sampling options, reading pictures and text that a person named."""
+"""What `run` and `chat` share: opening the model, sampling options, reading pictures and text that the user named."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def sampling(
         "stop": stop or None,
     }
     given = {name: value for name, value in options.items() if value is not None and (name, value) != ("seed", -1)}
-    resolve(SamplingDefaults(), **given)  # a typing mistake is told before a model is loaded
+    resolve(SamplingDefaults(), **given)  # a typo is reported before a model is loaded
     return given
 
 

@@ -24,7 +24,7 @@ Mmproj = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("-c", "--ctx", metavar="N", help="Room for the conversation, in tokens. Default: 8192."),
+    typer.Option("-c", "--ctx", metavar="N", help="Context size, in tokens. Default: 8192."),
 ]
 KvMemory = Annotated[
     str | None,
@@ -64,19 +64,22 @@ MaxTokens = Annotated[
 ]
 Temp = Annotated[
     float | None,
-    typer.Option("--temp", metavar="X", help="Temperature; 0 always takes the likeliest token. Default: the model's."),
+    typer.Option(
+        "--temp", metavar="X", help="Temperature; 0 always takes the most likely token. Default: the model's."
+    ),
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Only the N likeliest tokens; 0 is off.")]
+TopK = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Only the N most likely tokens; 0: off.")]
 TopP = Annotated[
-    float | None, typer.Option("--top-p", metavar="X", help="Only the likeliest tokens up to probability X.")
+    float | None,
+    typer.Option("--top-p", metavar="X", help="Only the most likely tokens up to a total probability of X."),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option("--min-p", metavar="X", help="Only tokens at least X times as likely as the likeliest; 0 is off."),
+    typer.Option("--min-p", metavar="X", help="Only tokens at least X times as likely as the most likely one; 0: off."),
 ]
 RepeatPenalty = Annotated[
     float | None,
-    typer.Option("--repeat-penalty", metavar="X", help="Above 1: tokens used lately become less likely; 1 is off."),
+    typer.Option("--repeat-penalty", metavar="X", help="Above 1, recently used tokens become less likely; 1: off."),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -142,7 +145,7 @@ KvType = Annotated[
     typer.Option(
         "--kv-type",
         metavar="TYPE",
-        help="Numbers of the KV cache: f16, q8_0 (half the memory), f32. Default: f16.",
+        help="Data type of the KV cache: f16, q8_0 (half the memory), f32. Default: f16.",
         show_default=False,
     ),
 ]

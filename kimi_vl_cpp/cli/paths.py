@@ -81,7 +81,7 @@ def existing_file(text: str) -> str | None:
 
 
 def resolve(text: str) -> str:
-    """The file that `text` spells, else its last spelling, for messages; `text` itself when it spells nothing."""
+    """The file that `text` names, else its last reading, for messages; `text` itself when it has none."""
     return existing_file(text) or (spellings(text) or [text])[-1]
 
 
@@ -91,7 +91,7 @@ def has_picture_suffix(path: str) -> bool:
 
 
 def picture(text: str) -> str | None:
-    """The picture file that `text` spells, judged by its suffix, or None."""
+    """The picture file that `text` names, judged by its suffix, or None."""
     path = existing_file(text)
     return path if path is not None and has_picture_suffix(path) else None
 

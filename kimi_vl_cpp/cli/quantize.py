@@ -1,4 +1,4 @@
-"""`kimi-vl quantize SRC DST -q TYPE`: weights of one's own, from a checkpoint folder or a GGUF file.
+"""`kimi-vl quantize SRC DST -q TYPE`: weights made from a checkpoint folder or a GGUF file.
 
 Owns the options, the progress line and the summary; the work is in the package `kimi_vl_cpp.quantize`. Imports only
 what is quick: it is read at every start.
@@ -39,7 +39,7 @@ def command(
     ] = None,
     vision: Annotated[
         str | None,
-        typer.Option("--vision", metavar="TYPE", help="Of the vision part: F16, BF16, Q8_0, … Default: F16."),
+        typer.Option("--vision", metavar="TYPE", help="Type of the vision tensors: F16, BF16, Q8_0, … Default: F16."),
     ] = None,
     split: Annotated[
         bool, typer.Option("--split", help="Two files, DST and mmproj-DST, as llama.cpp reads them.")
@@ -65,9 +65,9 @@ def command(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What the model calls itself.")] = None,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take a SRC that is quantized already; its losses stay.")
+        bool, typer.Option("--allow-requantize", help="Accept a SRC that is already quantized; its losses remain.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     force: options.Force = False,
     threads: options.Threads = None,
     json: options.Json = False,

@@ -1,6 +1,6 @@
 """`kimi-vl run`: one question, one answer.
 
-The answer goes to standard output as it comes and nothing else does; everything for the person goes to standard error.
+The answer goes to standard output as it comes and nothing else does; everything for the user goes to standard error.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ KEY_VARIABLE = "KIMI_VL_API_KEY"
 def command(
     model: options.Model = None,
     mmproj: options.Mmproj = None,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="Port; 0 takes a free one.")] = 8000,
     unix_socket: Annotated[
-        str | None, typer.Option("--unix-socket", metavar="FILE", help="Listen at this socket file instead.")
+        str | None, typer.Option("--unix-socket", metavar="FILE", help="Listen on this Unix socket instead.")
     ] = None,
     alias: Annotated[
         list[str] | None,
@@ -41,11 +41,11 @@ def command(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option("--api-key", metavar="KEY", help="A key that is accepted, or NAME:KEY. Better: --api-key-file."),
+        typer.Option("--api-key", metavar="KEY", help="An accepted key, or NAME:KEY. Safer: --api-key-file."),
     ] = None,
     api_key_file: Annotated[
         str | None,
-        typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line. Read again on SIGHUP."),
+        typer.Option("--api-key-file", metavar="FILE", help="A file of keys, one per line; reread on SIGHUP."),
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond this computer without a key.")] = False,
     allowed_host: Annotated[
@@ -57,32 +57,45 @@ def command(
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            "--cors-origin", metavar="URL", help="A web page that may use the server, as https://chat.example."
+            "--cors-origin",
+            metavar="URL",
+            help="Origin of a page that may use the server, such as https://chat.example.",
         ),
     ] = None,
-    tls_cert: Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate for https.")] = None,
-    tls_key: Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
-    root_path: Annotated[str, typer.Option("--root-path", metavar="PATH", help="Prefix behind a proxy.")] = "",
-    max_running: Annotated[int, typer.Option("--max-running", metavar="N", help="Answers computed at once.")] = 16,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help="TLS certificate (PEM), for https.")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate.")
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option("--root-path", metavar="PATH", help="Path prefix behind a reverse proxy.")
+    ] = "",
+    max_running: Annotated[int, typer.Option("--max-running", metavar="N", help="Answers computed concurrently.")] = 16,
     max_queue: Annotated[int, typer.Option("--max-queue", metavar="N", help="Requests that may wait.")] = 256,
     max_queue_s: Annotated[
-        float, typer.Option("--max-queue-s", metavar="S", help="Seconds that a request may wait; 0 is no limit.")
+        float, typer.Option("--max-queue-s", metavar="S", help="Seconds that a request may wait; 0: no limit.")
     ] = 600,
     max_per_key: Annotated[
-        int, typer.Option("--max-per-key", metavar="N", help="Requests of one key at once; 0 is no limit.")
+        int, typer.Option("--max-per-key", metavar="N", help="Concurrent requests of one key; 0: no limit.")
     ] = 0,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="S", help="Seconds that a request may take in all; 0 is no limit.")
+        float, typer.Option("--timeout", metavar="S", help="Seconds that a request may take in all; 0: no limit.")
     ] = 0,
     grace: Annotated[
-        float, typer.Option("--grace", metavar="S", help="Seconds that answers may go on after SIGTERM or Ctrl-C.")
+        float,
+        typer.Option("--grace", metavar="S", help="Seconds that running answers may take after SIGTERM or Ctrl-C."),
     ] = 30,
     slow_client: Annotated[
         float,
-        typer.Option("--slow-client", metavar="S", help="Seconds after which a client that reads nothing is left."),
+        typer.Option(
+            "--slow-client", metavar="S", help="Seconds after which a client that reads nothing is disconnected."
+        ),
     ] = 60,
-    max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="Largest request, as 64MiB.")] = "64MiB",
-    max_images: Annotated[int, typer.Option("--max-images", metavar="N", help="Pictures of one request.")] = 64,
+    max_body: Annotated[
+        str, typer.Option("--max-body", metavar="SIZE", help="Largest request body, such as 64MiB.")
+    ] = "64MiB",
+    max_images: Annotated[int, typer.Option("--max-images", metavar="N", help="Pictures per request.")] = 64,
     image_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,29 +110,29 @@ def command(
     ] = None,
     thinking_budget: Annotated[
         int | None,
-        typer.Option("--thinking-budget", metavar="N", help="Most tokens of a reasoning; 0 turns it off."),
+        typer.Option("--thinking-budget", metavar="N", help="Maximum tokens of reasoning; 0 turns it off."),
     ] = None,
     answer_reserve: Annotated[
         int | None,
         typer.Option(
-            "--answer-reserve", metavar="N", help="Tokens of max_tokens that a reasoning leaves for the answer."
+            "--answer-reserve", metavar="N", help="Tokens of max_tokens that reasoning leaves for the answer."
         ),
     ] = None,
     thinking_close: Annotated[
-        str, typer.Option("--thinking-close", metavar="TEXT", help="What ends a reasoning that is cut.")
+        str, typer.Option("--thinking-close", metavar="TEXT", help="Text that ends reasoning when it is cut short.")
     ] = "",
     ping: Annotated[
         float, typer.Option("--ping", metavar="S", help="Seconds of silence in a stream before a comment is sent.")
     ] = 15,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unknown fields and unknown names of the model.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Reject unknown fields and model names.")] = False,
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Serve the page.", show_default=False)] = True,
     metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Serve /metrics.", show_default=False)] = True,
-    metrics_per_key: Annotated[bool, typer.Option("--metrics-per-key", help="Count per key, by its name.")] = False,
+    metrics_per_key: Annotated[
+        bool, typer.Option("--metrics-per-key", help="Label the counters with key names.")
+    ] = False,
     log_format: Annotated[str, typer.Option("--log-format", metavar="FORMAT", help="text or json.")] = "text",
     reasoning_field: Annotated[
-        str, typer.Option("--reasoning-field", metavar="NAME", help="Field of a message that holds the reasoning.")
+        str, typer.Option("--reasoning-field", metavar="NAME", help="Message field that holds the reasoning.")
     ] = "reasoning_content",
     trace: Annotated[
         str | None, typer.Option("--trace", metavar="FILE", help="Write where the time of every answer went.")

@@ -49,7 +49,7 @@ class Terminal:
         return f"{''.join(codes)}{text}{RESET}" if codes and (self.err_colour if err else self.out_colour) else text
 
     def say(self, text: str, *codes: str) -> None:
-        """A line for the person, on standard error. A closed standard error is nobody listening, not a failure."""
+        """A line for the user, on standard error. A closed standard error is nobody listening, not a failure."""
         try:
             self.err.write(self.style(printable(text), *codes) + "\n")
             self.err.flush()

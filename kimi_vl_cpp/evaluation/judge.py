@@ -8,7 +8,7 @@ in any; a point is "(0.25, 0.75)" or "x=0.25, y=0.75", shares of width and heigh
 
 Lenient, for models that answer in sentences: it names one thing of the task's kind, and that is the accepted one. The
 kind is, for closed answers, all answers of the task in the folder (in any case and in the plural; three is 3, upper is
-top, middle is centre); for prices, amounts with a currency sign or cents (a sign that is left out is no fault); for
+top, middle is centre); for prices, amounts with a currency sign or cents (a missing sign does not count); for
 points, places in any form that grounding.parse knows, or a pair of numbers (shares, thousandths or pixels; a box stands
 for its middle, and a place may be named twice). Words are right when the answer contains them, in any case.
 """

@@ -59,7 +59,7 @@ def read_questions(folder: str | os.PathLike[str]) -> list[Question]:
 
 
 def check_pictures(questions: Iterable[Question]) -> None:
-    """Opens every picture once, so that a damaged one is told before hours of work. Raises BadRequest "eval.data"."""
+    """Opens every picture once: a damaged one is reported before hours of work. Raises BadRequest "eval.data"."""
     seen: set[Path] = set()
     for question in questions:
         if question.image in seen:
@@ -75,7 +75,7 @@ def _text(path: Path) -> str:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            _bad(path, 0, "is no regular file")
+            _bad(path, 0, "is not a regular file")
         if status.st_size > MAX_QUESTIONS_BYTES:
             _bad(path, 0, f"has {status.st_size} bytes, expected at most {MAX_QUESTIONS_BYTES}")
         with open(path, "rb") as file:

@@ -149,10 +149,10 @@ def _kv_bytes_per_token(gguf: GGUFFile, kv_type: str) -> int:
 def _path(name: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise BadRequest(f"{name}: got {shown(value)} ({type(value).__name__}), expected a path", f"request.{name}")
-    spelled = os.fspath(value)
-    if not isinstance(spelled, str) or not spelled or "\0" in spelled:
-        raise BadRequest(f"{name}: got {shown(spelled)}, expected the path of a GGUF file", f"request.{name}")
-    return Path(expand_home(spelled))
+    named = os.fspath(value)
+    if not isinstance(named, str) or not named or "\0" in named:
+        raise BadRequest(f"{name}: got {shown(named)}, expected the path of a GGUF file", f"request.{name}")
+    return Path(expand_home(named))
 
 
 def _is_vision_only(gguf: GGUFFile) -> bool:
@@ -210,7 +210,7 @@ def _precision(name: str) -> str:
 
 
 def _words(name: str) -> frozenset[str]:
-    """The words of a file name that tell models apart."""
+    """The words of a file name that distinguish models."""
     stem = _PRECISION.sub(" ", _stem(name)).lower()
     return frozenset(re.split(r"[^a-z0-9]+", stem)) - _NO_WORDS
 

@@ -1,6 +1,6 @@
 """Which of the published models a file is, and what follows from it: sampling defaults and the picture budget.
 
-A published GGUF file does not say how large pictures may be or how to sample; only its names tell the variants apart
+A published GGUF file does not say how large pictures may be or how to sample; only its names distinguish the variants
 (`general.name`, `general.basename`, `general.finetune`, `general.version`, then the file's own name). A file may say so
 with keys of our own, which every other runtime ignores; what a file states wins over what its variant implies.
 """
@@ -38,7 +38,7 @@ REASONING: dict[Variant, Reasoning] = {
 # A key of our own (`kimi-vl quantize` writes it): how many 14x14 patches a picture may have.
 KEY_IN_TOKEN_LIMIT = "kimi_vl.vision.in_token_limit"
 MAX_IN_TOKEN_LIMIT = 512 * 512
-# More of ours: that it is the small demonstration model and no Kimi-VL, how to sample where the caller says nothing,
+# More of them: that it is the small demonstration model and not Kimi-VL, how to sample where the caller says nothing,
 # and what the file says of itself (text for people: trained on what, can and cannot do what, accuracy by task).
 KEY_DEMO = "kimi_vl.demo"
 KEY_TEMPERATURE = "kimi_vl.sampling.temperature"
@@ -50,7 +50,7 @@ NAME_KEYS = ("general.name", "general.basename", "general.finetune", "general.ve
 
 
 def variant_of_text(text: str) -> Variant:
-    """The variant that a name spells, in any case and with any separators."""
+    """The variant that a name means, in any case and with any separators."""
     words = set(re.split(r"[^a-z0-9]+", text.lower()))
     if "2506" in words:
         return "thinking-2506"
@@ -68,11 +68,11 @@ def detect_variant(get: Callable[[str], Any], path: str | Path) -> Variant:
     if get(KEY_DEMO) is True:
         return "demo"
     values = [get(key) for key in NAME_KEYS]
-    told = variant_of_text(" ".join(value for value in values if isinstance(value, str)))
+    found = variant_of_text(" ".join(value for value in values if isinstance(value, str)))
     named = variant_of_text(Path(path).name)
-    if told == "unknown" or (told == "thinking" and named == "thinking-2506"):
+    if found == "unknown" or (found == "thinking" and named == "thinking-2506"):
         return named
-    return told
+    return found
 
 
 def default_in_token_limit(variant: Variant) -> int:

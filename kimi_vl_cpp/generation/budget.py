@@ -1,6 +1,6 @@
 """How long the reasoning of an answer may be, and how it is ended when it is longer: by forced tokens.
 
-Knows no sampler and no session: it is told each token and answers with the tokens that must come next.
+Knows no sampler and no session: it is given each token and answers with the tokens that must come next.
 """
 
 from __future__ import annotations

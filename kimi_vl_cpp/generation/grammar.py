@@ -1,7 +1,7 @@
 """Answers that follow a grammar: a JSON schema, a regular expression, a list of choices, or one in Lark's notation.
 
 Owns the compiling (by llguidance, of the extra `server`), the one grammar for a whole reply with its reasoning, and the
-mask of the tokens that may come next. Knows no sampler: `choosing` asks for the mask and tells the token.
+mask of the tokens that may come next. Knows no sampler: `choosing` asks for the mask and reports the token.
 """
 
 from __future__ import annotations

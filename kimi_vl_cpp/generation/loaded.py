@@ -180,7 +180,7 @@ def load(
     options: LoadOptions,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Opens a model: finds its files, checks that it can fit, maps the weights and makes the main timeline.
+    """Opens a model: finds its files, checks that it can fit, maps the weights and makes the pool of the KV cache.
 
     Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong option.
     """

@@ -27,7 +27,7 @@ def answer_seed(seed: int, index: int) -> int:
 class Answers:
     """Several answers to one question.
 
-    responses: in the order of their seeds; with a vote, those that could not change it any more are "cancelled".
+    responses: in the order of their seeds; with a vote, those that could no longer change it are "cancelled".
     votes: normalized answer -> how many ended with it. winner: the first response with the answer of the most votes,
     None where no answer ended.
     """

@@ -204,7 +204,7 @@ def _errors(label: str, kind: str | None, max_pixels: int) -> Iterator[None]:
         raise OutOfMemory(
             f"{label}: not enough memory to decode it: scale it down, or close other programs", code="memory.image"
         ) from None
-    except Image.DecompressionBombError:  # Pillow's limit, which is above the usual one of ours
+    except Image.DecompressionBombError:  # Pillow's limit, which is above the usual max_pixels
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
         by = " (PIL.Image.MAX_IMAGE_PIXELS as this program sets it)" if allowed < max_pixels else ""
         raise BadImage(

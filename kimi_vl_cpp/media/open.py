@@ -1,4 +1,4 @@
-"""Opening pictures: anything a person hands over becomes upright 8-bit RGB, or a `BadImage` that says why not.
+"""Opening pictures: anything a caller passes becomes upright 8-bit RGB, or a `BadImage` that says why not.
 
 Owns the doors: files, bytes, data URLs, PIL images and arrays. What the bytes mean is for `decode`, what colours
 become for `rgb`, and what size the model likes for `processor`.
@@ -78,14 +78,14 @@ def open_image(
 
     source: a path (`~` is expanded), a `data:` URL, the bytes of a picture file, a PIL image (its present frame; the
     object stays as it is), or a uint8 array [H, W, 3], [H, W, 4] (RGBA), [H, W, 1] or [H, W] (grey).
-    accept: called with the two sides that the header tells (not yet upright), to raise before the work of decoding.
+    accept: called with the two sides that the header states (not yet upright), to raise before the work of decoding.
     Raises BadImage with a code image.*, and OutOfMemory.
     """
     image, label, notices = _with_header(source, max_pixels)
     if accept is not None:
         accept(*image.size)
     load_pixels(image, label, max_pixels, notices)
-    check_pixels(image.size, label, max_pixels)  # some containers only tell the truth once decoded
+    check_pixels(image.size, label, max_pixels)  # the headers of some containers are wrong
     return OpenedImage(upright(to_rgb(image, label, notices), image, notices), notices)
 
 

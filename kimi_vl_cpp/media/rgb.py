@@ -1,7 +1,7 @@
 """From whatever mode a picture is in to upright 8-bit RGB: orientation, transparency, deep greys.
 
 docs/pictures.md says the same for users. An upright RGB or grey picture passes through bit by bit; where a picture has
-more than that (alpha, 16 bits), what a person would see in a viewer decides, not what the Hugging Face processor does.
+more than that (alpha, 16 bits), what a viewer would show decides, not what the Hugging Face processor does.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class Engine:
 
     def finished(self, run: Run, outcome: Event) -> None:
         """A worker thread has ended a run."""
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed: no one is waiting
             self._loop.call_soon_threadsafe(self._finish, run, outcome)
 
     def _ended_run(self, run: Run) -> None:

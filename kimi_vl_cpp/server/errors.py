@@ -45,7 +45,7 @@ def headers_too_long() -> Refused:
 
 
 class ClientLeft(Exception):
-    """The client closed the connection: nobody waits for an answer any more."""
+    """The client closed the connection: no one is waiting for an answer."""
 
 
 def unavailable(message: str, code: str, retry_after: float = 1) -> Refused:
@@ -70,7 +70,7 @@ def refusal(error: BaseException) -> Refused:
 
 
 def error_body(error: Refused) -> dict[str, Any]:
-    """The JSON that tells a client of an error."""
+    """The JSON body of an error."""
     return {
         "error": {
             "message": str(error),

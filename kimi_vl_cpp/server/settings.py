@@ -1,4 +1,4 @@
-"""What a server is told at its start. Checked once, by `check`."""
+"""The settings of a server. Checked once, by `check`."""
 
 from __future__ import annotations
 

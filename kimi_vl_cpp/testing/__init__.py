@@ -147,8 +147,8 @@ def make_tiny_model(
     vision: "mmproj" a second file, "single" inside the text file, "none", "kimik25" a second file in the style of Kimi
       K2.5's converter (one attn_qkv a block, q and k permuted, a three-dimensional position table).
     text_type, vision_type: one of TENSOR_TYPES, for text also the mixes "Q4_K_M" and "Q5_K_M". As in real files it is
-      for matrices; norms, biases, routers and the position table stay F32, and a row that is no whole number of blocks
-      falls back to another type (K-quants need rows of 256: pass **ROWS_OF_256).
+      for matrices; norms, biases, routers and the position table stay F32, and a row that is not a whole number of
+      blocks falls back to another type (K-quants need rows of 256: pass **ROWS_OF_256).
     tensor_types: pattern of GGUF tensor names (as in fnmatch) -> type, over the above and without fallback.
     routing: "wide": experts are chosen by wide margins, so that rounding does not change the choice and outputs of
       quantized files can be compared; "random": with near ties, as weights come.

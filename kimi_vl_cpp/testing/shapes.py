@@ -1,4 +1,4 @@
-"""The sizes of a test model, named as Hugging Face's config spells them."""
+"""The sizes of a test model, with the names of Hugging Face's config."""
 
 from __future__ import annotations
 

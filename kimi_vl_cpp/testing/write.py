@@ -70,7 +70,7 @@ def encode_tensors(
 ) -> dict[str, tuple[str, NDArray[Any]]]:
     """name -> (type, blocks). overrides: pattern of names (as in fnmatch) -> type; the last that fits wins.
 
-    Raises ValueError for an unknown type, a pattern that fits no tensor of any file or a row that is no whole block.
+    Raises ValueError for an unknown type, a pattern that fits no tensor of any file or a row of a broken block.
     """
     out = {}
     for name, values in tensors.items():

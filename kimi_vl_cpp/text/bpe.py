@@ -30,8 +30,8 @@ PATTERN = "|".join(
 )
 """Where text is cut before merging (model-family constant; in the syntax of Rust's regex crate)."""
 
-# The family's tokenizer encodes at most so many characters at once, and cuts runs of white space, or of anything else,
-# that are longer. The second also keeps the regex engine's stack (about a million white-space characters) out of reach.
+# The family's tokenizer encodes at most this many characters at once, and cuts longer runs of white space, or of
+# anything else. The second also keeps the regex engine's stack (about a million white-space characters) out of reach.
 MAX_CHUNK_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 

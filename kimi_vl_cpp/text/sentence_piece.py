@@ -45,7 +45,7 @@ class SentencePieceEncoder:
 def serialize_model(vocabulary: Vocabulary, add_space_prefix: bool, remove_extra_whitespaces: bool) -> bytes:
     """The vocabulary as a serialized `sentencepiece.ModelProto`.
 
-    User-defined pieces become control pieces, which no text ever matches: text that spells a special token stays text.
+    User-defined pieces become control pieces, which no text ever matches: the text of a special token stays text.
     Field numbers are those of sentencepiece_model.proto.
     """
     out = bytearray()

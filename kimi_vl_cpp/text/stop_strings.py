@@ -18,7 +18,7 @@ class StopMatcher:
         self.hit: str | None = None
 
     def push(self, text: str) -> str:
-        """Takes the next piece, returns what is certain. After a hit nothing comes any more."""
+        """Takes the next piece, returns what is certain. After a hit it returns nothing."""
         if self.hit is not None:
             return ""
         if not self._stop:

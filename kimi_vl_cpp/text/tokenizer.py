@@ -135,8 +135,8 @@ class Tokenizer:
             )
         if value not in self.special.values():
             raise BadModelFile(
-                f"{path}: {key}: token {value} is {self._surface[value]!r}, which is no special token: answers would "
-                "end at that text; remove the key or convert the checkpoint again",
+                f"{path}: {key}: token {value} is {self._surface[value]!r}, which is not a special token: answers "
+                "would end at that text; remove the key or convert the checkpoint again",
                 "tokenizer.id_not_special",
             )
         return value
@@ -187,7 +187,7 @@ class Tokenizer:
         """The token ids of a text; no bos, no eos.
 
         special: text that spells a special token becomes that token (longest match first, the text between is encoded
-        piece by piece). Otherwise it stays text, whatever it spells. Surrogates, which are no characters: a pair
+        piece by piece). Otherwise it stays text, whatever it spells. Surrogates, which are not characters: a pair
         becomes the character that it means, a lone one U+FFFD.
         """
         if not isinstance(text, str):
@@ -212,7 +212,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of token ids; special (and unused) tokens only with special=True. Invalid UTF-8 becomes U+FFFD.
 
-        Raises BadRequest "request.token_id" for what is no id of this vocabulary.
+        Raises BadRequest "request.token_id" for an id outside this vocabulary.
         """
         return self.decode_bytes(ids, special).decode(errors="replace")
 
@@ -226,7 +226,7 @@ class Tokenizer:
                 text = b"".join([surface[token] for token in shown_tokens])
                 return self._without_prefix(shown_tokens[0], text) if shown_tokens else b""
         except (TypeError, ValueError):
-            pass  # something is no integer: found below
+            pass  # something is not an integer: found below
         for position, token in enumerate(tokens):
             self._check_id(token, position)
         return b""
@@ -293,7 +293,7 @@ class StreamDecoder:
         return self._decoder.decode(text)
 
     def flush(self) -> str:
-        """The end: what is kept back, as U+FFFD since it is no whole character. Afterwards it is as new."""
+        """The end: what is kept back, as U+FFFD since it is not a whole character. Afterwards it is as new."""
         rest = self._decoder.decode(b"", final=True)
         self._start()
         return rest
@@ -309,7 +309,7 @@ def join_surrogates(text: str) -> str:
 
 
 def _longest_of(words: list[str], depth: int) -> str:
-    """A regular expression that matches the longest of `words`; common beginnings are told once, `depth` times over."""
+    """A regular expression that matches the longest of `words`; `depth` levels of common prefixes are factored out."""
     if depth == 0:
         return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     branches = []

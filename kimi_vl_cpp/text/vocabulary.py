@@ -244,9 +244,9 @@ class _Reader:
                 continue
             where = f"{KEY_MERGES}[{index}]"
             if not space or not left or not right or b" " in right:
-                self.bad(where, f"got {_shown(merge)}, expected two tokens parted by one space", "merges")
+                self.bad(where, f"got {_shown(merge)}, expected two tokens separated by one space", "merges")
             unknown = next(part for part in (left, right, left + right) if part not in normal)
-            self.bad(where, f"{_shown(merge)} needs {_shown(unknown)}, which is no token", "merges")
+            self.bad(where, f"{_shown(merge)} needs {_shown(unknown)}, which is not a token", "merges")
 
     def sentencepiece_surface(self, tokens: list[bytes], types: list[int]) -> list[bytes]:
         """The bytes of every id: U+2581 is a space, <0xNN> a byte, the unknown token the library's own mark for it."""
@@ -258,7 +258,7 @@ class _Reader:
             if kind == BYTE:
                 match = _BYTE_PIECE.fullmatch(text)
                 if match is None:
-                    self.bad(f"{KEY_TOKENS}[{index}]", f"{_shown(token)} is no byte token like <0x0A>", "byte_token")
+                    self.bad(f"{KEY_TOKENS}[{index}]", f"{_shown(token)} is not a byte token like <0x0A>", "byte_token")
                 surface.append(bytes.fromhex(match[1]))
                 n_bytes += 1
             elif kind == UNKNOWN:

@@ -99,7 +99,7 @@ class Drawing:
     _items: list[Any] = field(default_factory=list)
 
     def rect(self, x: float, y: float, w: float, h: float, colour: str, strength: float = 1.0, title: str = "") -> None:
-        """strength: 0 is invisible. title: what hovering tells."""
+        """strength: 0 is invisible. title: what hovering shows."""
         self._items.append(_Rect(x, y, max(w, 0.0), max(h, 0.0), colour, strength, clean(title)))
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1.0) -> None:

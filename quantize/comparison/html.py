@@ -166,7 +166,7 @@ def _text(words: str, *, lines: bool = False) -> str:
 
 
 def _words(words: str) -> str:
-    """A sentence of ours: numbers stay with their per cent signs."""
+    """A sentence of the report: numbers stay with their per cent signs."""
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", _text(words))
 
 
@@ -203,7 +203,7 @@ def number(x: float | None) -> str:
     if x is None:
         return "–"
     if 0 < x < 1e-3:
-        return f"{x:.2g}".replace("e-0", "e\N{MINUS SIGN}")  # which is no place to break a line
+        return f"{x:.2g}".replace("e-0", "e\N{MINUS SIGN}")  # which must not break the line
     return "0" if x == 0 else f"{x:.4f}" if x < 1 else f"{x:.3g}"
 
 
@@ -395,7 +395,7 @@ def _how(report: CompareReport) -> str:
         "Picture embeddings: what the decoder gets of a picture; the length of the difference divided by the length "
         "of the reference's. Candidates see their own embeddings, so all other numbers of pictures include this error.",
         f"The reference's probabilities were kept as {report.stored_as}. Speeds are from this run, on this machine, "
-        "and only tell orders of magnitude: kimi-vl bench measures them properly.",
+        "and only show orders of magnitude: kimi-vl bench measures them properly.",
     ]
     paragraphs = "".join(f"<p>{_words(words)}</p>" for words in how)
     files = "".join(

@@ -167,7 +167,7 @@ class CompareReport:
         )
 
     def sentence(self, candidate: Candidate) -> str:
-        """What a person should know of one candidate."""
+        """What the user should know of one candidate."""
         judged, where = _judged(candidate), "on pictures" if candidate.picture else "on texts"
         return (
             f"{candidate.model.label} {_word(candidate)} {self.reference.label} {where}: the same next token at "
@@ -269,7 +269,7 @@ def finite(value: float) -> float | None:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Short names that tell the files apart: without what they begin with in common, "Kimi-VL-Q4_K_M" is "Q4_K_M"."""
+    """Short names that distinguish the files: without what they begin with in common, "Kimi-VL-Q4_K_M" is "Q4_K_M"."""
     stems = [path.stem for path in paths]
     if len(set(stems)) < len(stems):
         return [f"{i + 1}: {stem}" for i, stem in enumerate(stems)]

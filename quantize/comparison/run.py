@@ -248,7 +248,7 @@ class Run:
     def _open(self, path: Path) -> KimiVL:
         model = KimiVL(
             path,
-            n_ctx=64,  # of the model's own timeline, which is not used
+            n_ctx=64,  # of conversations, which there are none of
             in_token_limit=self.in_token_limit,
             image_cache_bytes=0,
             progress=self.progress,

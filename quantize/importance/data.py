@@ -171,7 +171,9 @@ def _read_text(path: Path, limit: int) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRequest(f"is no UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x})", "imatrix.data") from None
+        raise BadRequest(
+            f"is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x})", "imatrix.data"
+        ) from None
     if not text.strip():
         raise BadRequest("is empty", "imatrix.data")
     return text

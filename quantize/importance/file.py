@@ -37,7 +37,7 @@ from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, KimiVLError, shown
 
 PRIOR_TOKENS = 16.0
-"""How many inputs of its own outweigh what a matrix is told by its stack. On the built-in model, weights from 6 and 20
+"""How many inputs of its own outweigh what its stack says of a matrix. On the built-in model, weights from 6 and 20
 prompts came nearest to those from 155 prompts with 8 to 32 (docs/imatrix.md)."""
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -114,7 +114,7 @@ def column_weights(name: str, sums: NDArray[np.floating], counts: NDArray[np.int
     if _COMMON_COLUMNS.search(name) and stack_level > 0:
         profile = total / total.mean()
     weights = (s + level * (prior * profile + 1)) / (n + prior + 1)
-    # What is told to encoders are ratios within a matrix; a float32 can hold them whatever the unit.
+    # Encoders get ratios within a matrix; a float32 can hold them whatever the unit.
     return np.clip(weights, np.finfo(np.float32).tiny, np.finfo(np.float32).max).astype(np.float32)
 
 
@@ -130,7 +130,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
         if error.code != "gguf.magic":
             raise
         raise BadModelFile(
-            f"{where}: is no GGUF file, as importance matrices are: make one with `kimi-vl imatrix` (the older .dat "
+            f"{where}: is not a GGUF file, as importance matrices are: make one with `kimi-vl imatrix` (the older .dat "
             "files of llama.cpp are not read)",
             "imatrix.not_gguf",
         ) from None
@@ -245,7 +245,7 @@ def _text_counts(
 
 
 def expert_stacks(names: Mapping[str, object] | Sequence[str]) -> list[str]:
-    """Of every layer with experts the tensor whose counts tell which expert saw how many tokens, by layer."""
+    """Of every layer with experts the tensor whose counts say which expert saw how many tokens, by layer."""
     found: dict[int, str] = {}
     for name in names:
         match = re.fullmatch(r"blk\.(\d{1,4})\.ffn_(?:gate|gate_up)_exps\.weight", name)

@@ -34,7 +34,7 @@ PathLike = str | os.PathLike[str]
 STAGE_DATA, STAGE = "imatrix_data", "imatrix"
 DEFAULT_CTX, DEFAULT_ANSWER = 512, 32
 PREDICTED = 64
-"""Of so many last tokens of a text the output matrix is seen too; of pictures, of the last and of the answer."""
+"""Last tokens of a text of which the output matrix is seen too; of pictures, of the last and of the answer."""
 
 KINDS = ("text", "picture", "answer")
 
@@ -98,7 +98,7 @@ def make_imatrix(
     dst: the file to write. It is there at the end or not at all.
     ctx: tokens of text in a prompt; longer texts are cut. answer: tokens that the model answers to every prompt
         (greedy), which are seen too. chunks: prompts at most.
-    few_tokens: experts that saw fewer are told of in the report.
+    few_tokens: experts that saw fewer are listed in the report.
     force: replace an existing `dst`.
     progress: progress(stage, done, total); stage is "load", "imatrix_data" (in files) or "imatrix" (in tokens, patches
         and answers by what they cost). An exception from it stops the run, and nothing is written.
@@ -116,7 +116,7 @@ def make_imatrix(
     with KimiVL(
         model,
         mmproj,
-        n_ctx=64,  # of the model's own timeline, which is not used
+        n_ctx=64,  # of conversations, which there are none of
         n_threads=n_threads,
         isa=isa,
         in_token_limit=in_token_limit,
@@ -168,7 +168,7 @@ class _Run:
     _done: float = 0.0
 
     def run(self, few_tokens: int, dataset: str) -> tuple[Imatrix, Coverage, list[str]]:
-        """The sums of all prompts, which experts saw how many tokens, and what a person should know."""
+        """The sums of all prompts, which experts saw how many tokens, and what the user should know."""
         model = self.model
         self._importance = model.raw.observe()
         try:

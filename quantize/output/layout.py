@@ -1,6 +1,6 @@
 """What an output file will be, byte for byte but for its weights: metadata, tensor directory, offsets.
 
-The header is packed by the `gguf` package; the weights are written by write.py at the offsets told here.
+The header is packed by the `gguf` package; the weights are written by write.py at the offsets given here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The metadata of a GGUF file of this model: from a checkpoint's configuration, or copied from another GGUF file.
 
-Keys of ours begin with `kimi_vl.`; every other runtime ignores them.
+The project's own keys begin with `kimi_vl.`; every other runtime ignores them.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class _WriteBehind:
         self._stopped = False
 
     def stop(self) -> None:
-        """What was not begun is not written any more."""
+        """What was not begun is no longer written."""
         self._stopped = True
 
     def write(self, piece: Piece, data: NDArray[np.uint8]) -> None:

@@ -43,7 +43,7 @@ def journal_path(path: Path) -> Path:
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], resume: bool, force: bool) -> Path:
-    """The real path to write, symbolic links followed. resume: what an interrupted run left there is no obstacle.
+    """The real path to write, symbolic links followed. resume: what an interrupted run left there does not matter.
 
     Raises BadRequest: "quantize.output_is_input" when it, or a file that is needed beside it, is one of `inputs` by any
     name; "quantize.output_exists" without `force`; "quantize.output" for what cannot be a file to write.
@@ -51,7 +51,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], resu
     try:
         real = Path(os.path.realpath(path))
     except (ValueError, OSError) as error:
-        raise BadRequest(f"{os.fspath(path)!r}: is no path: {error}", "quantize.output") from None
+        raise BadRequest(f"{os.fspath(path)!r}: not a path: {error}", "quantize.output") from None
     if not real.parent.is_dir():
         raise BadRequest(f"{real}: the folder {real.parent} does not exist: make it first", "quantize.output")
     if real.is_dir():
@@ -69,7 +69,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[InputFile], resu
                 "quantize.output_is_input",
             )
         if not stat.S_ISREG(status.st_mode):
-            raise BadRequest(f"{candidate}: is no regular file: give the output another path", "quantize.output")
+            raise BadRequest(f"{candidate}: not a regular file: give the output another path", "quantize.output")
     if not force and not (resume and journal_path(real).exists()):
         _refuse_existing(real)
     if not os.access(real.parent, os.W_OK | os.X_OK):
@@ -132,7 +132,7 @@ class OutputFile:
 
     @property
     def n_done(self) -> int:
-        """Tensors that need no writing any more."""
+        """Tensors that are already written."""
         return len(self.checksums)
 
     def close(self) -> None:

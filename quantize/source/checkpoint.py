@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: config.json and safetensors, taken for hostile.
+"""A Hugging Face checkpoint folder: config.json and safetensors, treated as untrusted.
 
 Owns the safetensors format and the index of shards. Knows neither what the tensors mean nor what becomes of them.
 
@@ -198,7 +198,7 @@ def read_header(file: InputFile) -> Iterator[SourceTensor]:
     begin = 8 + length
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        complain("header: __metadata__ is no object")
+        complain("header: __metadata__ is not an object")
     found = [(_entry(file, name, entry, complain), name) for name, entry in header.items()]
     found.sort(key=lambda item: item[0][2:])
     end = 0
@@ -242,7 +242,7 @@ def _natural_numbers(value: Any) -> bool:
 
 
 def check_float(tensor: SourceTensor) -> None:
-    """Raises Unsupported for weights that are no plain floats, BadModelFile for other numbers."""
+    """Raises Unsupported for weights that are not plain floats, BadModelFile for other numbers."""
     if tensor.type in FLOAT_TYPES:
         return
     message = f"{tensor.file.path}: tensor {tensor.name}: dtype {tensor.type}, expected one of {', '.join(FLOAT_TYPES)}"

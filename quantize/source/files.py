@@ -28,7 +28,7 @@ def bad_file(path: str | os.PathLike[str], problem: str, code: str) -> NoReturn:
 
 
 class InputFile:
-    """A regular file open for reading. `identity` is (device, inode); size and time tell whether it was changed.
+    """A regular file open for reading. `identity` is (device, inode); size and time show whether it was changed.
 
     what: it should be; advice: what to do where there is none.
 
@@ -47,7 +47,7 @@ class InputFile:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
-            bad_file(path, f"is no regular file, expected a {what}", "not_a_file")
+            bad_file(path, f"is not a regular file, expected a {what}", "not_a_file")
         self.n_bytes = status.st_size
         self.identity = (status.st_dev, status.st_ino)
         self.modified_ns = status.st_mtime_ns

@@ -36,7 +36,7 @@ class GGUFSource:
         if architecture != TEXT_ARCHITECTURE:
             raise BadModelFile(
                 f"{path}: general.architecture is {shown(architecture)}, expected "
-                f"{TEXT_ARCHITECTURE!r}: this is no Kimi-VL model",
+                f"{TEXT_ARCHITECTURE!r}: this is not a Kimi-VL model",
                 "checkpoint.not_kimi_vl",
             )
         name = self.text.get("general.name")

@@ -64,7 +64,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> TokenizerKeys:
         if text in taken:
             bad_file(
                 checkpoint.folder / CONFIG_NAME,
-                f"special token {shown(text)} is spelled like an ordinary token of {TIKTOKEN_NAME}",
+                f"special token {shown(text)} is written like an ordinary token of {TIKTOKEN_NAME}",
                 "tokenizer",
             )
     n_unused = n_vocab - base - N_SPECIAL
@@ -126,7 +126,7 @@ def _special_tokens(config: dict[str, Any], base: int, path: Path) -> dict[str, 
     """Text -> id of the 256 special tokens, in order of ids."""
     decoder = config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
-        bad_file(path, "added_tokens_decoder is no object", "tokenizer")
+        bad_file(path, "added_tokens_decoder is not an object", "tokenizer")
     names: dict[int, str] = {}
     for key, entry in decoder.items():
         content = entry.get("content") if isinstance(entry, dict) else None

@@ -70,7 +70,7 @@ def spawn(tiny, tmp_path):
 
 def chat(spawn, *arguments, **environment):
     child = spawn("chat", "--temp", "0", "-n", "8", *arguments, **environment)
-    child.expect("tells the commands")
+    child.expect("lists the commands")
     child.expect(READY)
     return child
 

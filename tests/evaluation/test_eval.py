@@ -100,11 +100,11 @@ def test_a_folder_without_questions_is_named(tmp_path: Path) -> None:
 def test_what_is_no_file_of_questions_is_named_without_waiting(folder: Path) -> None:
     path = folder / "questions.jsonl"
     os.mkfifo(path)
-    with pytest.raises(errors.BadRequest, match="is no regular file"):
+    with pytest.raises(errors.BadRequest, match="is not a regular file"):
         read_questions(folder)
     path.unlink()
     path.symlink_to("/dev/zero")
-    with pytest.raises(errors.BadRequest, match="is no regular file"):
+    with pytest.raises(errors.BadRequest, match="is not a regular file"):
         read_questions(folder)
     path.unlink()
     path.write_bytes(b'{"id": "\xff"}')

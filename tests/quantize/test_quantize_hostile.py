@@ -585,7 +585,7 @@ def test_a_damaged_vocabulary_is_refused(
         ("²", {"content": "x"}, "expected the content of an id"),
         ("322", {"content": "[EOS]"}, "names two ids '[EOS]'"),
         ("322", {"content": "x"}, "names no <|im_end|>"),
-        ("340", {"content": "a"}, "is spelled like an ordinary token"),
+        ("340", {"content": "a"}, "is written like an ordinary token"),
     ],
 )
 def test_damaged_special_tokens_are_refused(broken: Path, key: str, entry: Any, words: str) -> None:

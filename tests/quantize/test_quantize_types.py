@@ -246,7 +246,7 @@ def test_a_rule_that_rows_do_not_allow_falls_back_and_says_so(wide: TinyCheckpoi
     report = quantize(wide.folder, tmp_path / "out.gguf", "Q8_0", types={"blk.*.ffn_down_exps": "Q5_K"})
     assert report.files[0].tensors[-1].type == "F32"
     assert {t.type for t in report.files[0].tensors if "down_exps" in t.name} == {"Q5_1"}
-    told = [notice for notice in report.notices if "rows of 384 are no whole blocks of Q5_K: Q5_1" in notice]
+    told = [notice for notice in report.notices if "rows of 384 are not whole blocks of Q5_K: Q5_1" in notice]
     assert len(told) == 2
 
 

@@ -32,8 +32,7 @@ struct Product {
   RowForm form;  // of the rows of x
 };
 
-constexpr int64_t kDotRows =
-    4;  // up to this many rows, which dots take in one pass over the weights, they beat unpacking a panel
+constexpr int64_t kDotRows = 4;  // up to this many rows, dot kernels are faster than unpacking a panel
 
 // A step's slice in one layer.
 struct AttentionSlice {

@@ -30,7 +30,7 @@ KIMI_INLINE void store(float* to, F value) { __builtin_memcpy(to, &value, sizeof
 KIMI_INLINE void store(int32_t* to, I value) { __builtin_memcpy(to, &value, sizeof value); }
 KIMI_INLINE F splat(float value) { return F{} + value; }
 
-// a < b ? a : b, lane by lane; spelled as the instruction where the compiler would not find it.
+// a < b ? a : b, lane by lane; written as the instruction where the compiler would not find it.
 KIMI_INLINE F min(F a, F b) {
 #if KIMI_QUANT_LANES == 16
   return (F)_mm512_min_ps((__m512)a, (__m512)b);

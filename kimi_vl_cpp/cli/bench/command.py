@@ -22,21 +22,21 @@ def command(
         str | None, typer.Option("-n", "--decode", metavar="N,N", help="Time N tokens one by one. Default: 64.")
     ] = None,
     depths: Annotated[
-        str, typer.Option("-d", "--depth", metavar="N,N", help="Both after N tokens that are there already.")
+        str, typer.Option("-d", "--depth", metavar="N,N", help="Run both tests after N tokens of context.")
     ] = "0",
     image: Annotated[
         str | None,
         typer.Option("--image", metavar="SIZES", help="Time pictures: 448,1344x1008 (width x height in pixels)."),
     ] = None,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="How often each.")] = 5,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="Repetitions of each test.")] = 5,
     threads: options.Threads = None,
     ctx: Annotated[
         int | None,
-        typer.Option("-c", "--ctx", metavar="N", help="Room of the cache, in tokens. Default: what each test needs."),
+        typer.Option("-c", "--ctx", metavar="N", help="Context size, in tokens. Default: what each test needs."),
     ] = None,
     kv_type: options.KvType = "auto",
     output: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="md, csv, json or jsonl.")] = "md",
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Draw the figures too.")] = None,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE.png", help="Plot the figures too.")] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="FILE", help="Show the change since a report of -o json.")
     ] = None,

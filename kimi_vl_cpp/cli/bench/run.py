@@ -82,7 +82,7 @@ def run(options: Options, terminal: Terminal) -> int:
             )  # fmt: skip
     except KeyboardInterrupt:
         cut = True
-    except errors.KimiVLError as problem:  # what was measured before is told first
+    except errors.KimiVLError as problem:  # what was measured so far is reported first
         failure = problem
     finally:
         progress.clear()

@@ -17,7 +17,7 @@ def command(
         typer.Option("-i", "--image", metavar="FILE", help="A picture or a PDF document for the first message."),
     ] = None,
     mmproj: options.Mmproj = None,
-    load: Annotated[str | None, typer.Option("--load", metavar="FILE", help="Go on with a saved conversation.")] = None,
+    load: Annotated[str | None, typer.Option("--load", metavar="FILE", help="Continue a saved conversation.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings after every answer.")] = False,
     max_tokens: options.MaxTokens = None,
     temp: options.Temp = None,
@@ -39,7 +39,7 @@ def command(
     kv_type: options.KvType = "auto",
     isa: options.Isa = "auto",
 ) -> options.Job:
-    """Talk about pictures and text. /help inside tells the commands."""
+    """Talk about pictures and text. Inside, /help lists the commands."""
 
     def job(terminal: Terminal) -> int:
         from .. import opening

@@ -38,7 +38,7 @@ class Reader(Protocol):
 def unechoed() -> Iterator[None]:
     """Keys typed meanwhile are kept for the next message but not shown: they would end up in the middle of an answer.
 
-    Ctrl-C still works. Does nothing where standard input is no terminal.
+    Ctrl-C still works. Does nothing where standard input is not a terminal.
     """
     if termios is None or not is_terminal(sys.stdin):
         yield
@@ -55,7 +55,7 @@ def unechoed() -> Iterator[None]:
 
 
 def state_folder() -> Path:
-    """Where a person's history lives: $XDG_STATE_HOME/kimi-vl, or ~/.local/state/kimi-vl."""
+    """Where the user's history is kept: $XDG_STATE_HOME/kimi-vl, or ~/.local/state/kimi-vl."""
     base = os.environ.get("XDG_STATE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".local" / "state"
     return root / "kimi-vl"

@@ -88,7 +88,7 @@ class Chat:
                 self.fail(failure)
             except (OSError, MemoryError):
                 raise
-            except Exception as failure:  # our own fault must not cost the person the conversation
+            except Exception as failure:  # a bug must not cost the user the conversation
                 self.progress.clear()
                 self.first_failure = self.first_failure or failures.report(failure, self.terminal)
 
@@ -223,7 +223,7 @@ class Chat:
 
 
 def run(options: Options, terminal: Terminal) -> int:
-    """Loads the model and talks until the person leaves. Raises KimiVLError when it cannot begin."""
+    """Loads the model and talks until the user leaves. Raises KimiVLError when it cannot begin."""
     options = replace(options, files=opening.choose_model(options.files))
     images = [attachments.resolve(path) for path in options.images]
     if "-" in images:
@@ -238,7 +238,7 @@ def run(options: Options, terminal: Terminal) -> int:
             greet(model, terminal)
         opening.introduce(model, options.files, terminal)
         if options.files.builtin and reader.interactive:
-            terminal.say("`kimi-vl inspect` tells what it can do and what it cannot.", DIM)
+            terminal.say("`kimi-vl inspect` shows what it can and cannot do.", DIM)
         if options.load is not None:
             commands.load(chat, options.load)
         for path in images:
@@ -252,4 +252,4 @@ def greet(model: KimiVL, terminal: Terminal) -> None:
     terminal.say(
         f"{model.name}, {human_count(model.n_ctx)} tokens of context, {plural(model.n_threads, 'thread')}{vision}"
     )
-    terminal.say("Type a message, or drop a picture here. /help tells the commands, Ctrl-D leaves.", DIM)
+    terminal.say("Type a message, or drop a picture here. /help lists the commands, Ctrl-D leaves.", DIM)

@@ -47,7 +47,7 @@ def check_values(gguf: GGUFFile, progress: Progress) -> list[Finding]:
 
 
 def _not_finite(values: NDArray[np.float32]) -> NDArray[np.intp]:
-    """The places of NaN and infinity. A sum tells most of the time that there are none, at a fraction of the cost."""
+    """The places of NaN and infinity. A sum mostly shows that there are none, at a fraction of the cost."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum(dtype=np.float32)):
             return np.empty(0, np.intp)

@@ -10,7 +10,7 @@ namespace kimi::cpu {
 struct InFloat {
   using Number = float;
   using Block = AttentionBlock;
-  // An operand that lies across the lanes starts so many numbers further for each column.
+  // Column stride of an operand laid out across the lanes, in elements.
   static constexpr int64_t kAcross = 1;
   const KernelTable& kernels;
 
@@ -40,7 +40,7 @@ struct InBf16 {
   static constexpr int64_t kAcross = 2;
   const KernelTable& kernels;
 
-  // Whether the instruction set has it and a sum of so many numbers is one of pairs.
+  // Whether the instruction set has it and sums of n_summed products come in pairs.
   static bool takes(const KernelTable& kernels, int64_t n_summed) { return kernels.attention_block_bf16 && n_summed % 2 == 0; }
   void row(const float* x, int64_t n, uint16_t* out) const { kernels.bf16_from_f32_row(x, n, out); }
   void across(const float* x, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out) const {

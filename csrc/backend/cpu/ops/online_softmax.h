@@ -20,7 +20,7 @@ struct AttentionState {
   }
 };
 
-// Keys [first, end) in blocks that end at the borders of pages: tells `block`, of any kind, what it covers, and calls attend(key)
+// Keys [first, end) in blocks that end at the borders of pages: sets what `block`, of any kind, covers, and calls attend(key)
 // for each. last_key: [lanes], ascending.
 template <typename Block, typename Attend>
 void for_key_blocks(Block* block, const AttentionState& state, int64_t first, int64_t end, const int32_t* last_key,

@@ -249,7 +249,7 @@ void pack_bf16(const void* w, int64_t row_bytes, int64_t n_rows, int64_t k, uint
         rows[r] = _mm512_setzero_si512();
         if (lane0 + r >= n_rows) continue;
         const auto* from = reinterpret_cast<const uint16_t*>(static_cast<const uint8_t*>(w) + (lane0 + r) * row_bytes) + k0;
-        __builtin_prefetch(from + 256);  // so many rows at a time are more streams than the processor follows by itself
+        __builtin_prefetch(from + 256);  // this many rows are more streams than the hardware prefetcher follows
         rows[r] = load_numbers(from, k - k0);
         if (halves) rows[r] = bf16_from_f16(rows[r]);
       }

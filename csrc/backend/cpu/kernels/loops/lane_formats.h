@@ -6,7 +6,7 @@
 //   sink.template group<g, n>(u, scale, min)
 // with the n dwords of group g (n = group / 4): u[i] holds elements 4 i .. 4 i + 3 of every row as unsigned bytes,
 //   value = scale * (u - bias) - min          (min only when BlockTraits<type>::has_min)
-// What a field means is told in quant/<format>.h, whose `unpack` these agree with bit by bit.
+// What a field means is defined in quant/<format>.h, whose `unpack` these agree with bit by bit.
 //
 // L, the lanes of an instruction set, is given by its folder (int8_lanes.h): U is a vector of kWidth dwords, F of kWidth floats.
 #pragma once

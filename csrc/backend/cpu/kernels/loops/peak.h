@@ -1,5 +1,5 @@
 // A loop of one x86 instruction on twelve independent registers: enough chains to hide the latency of any multiply-add.
-// Instruction and registers are spelled out, or the compiler would rearrange them. Register 0 is the source, all zeros.
+// Instruction and registers are explicit, or the compiler would rearrange them. Register 0 is the source, all zeros.
 #pragma once
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-"""The command line: `kimi-vl run`, `chat`, `read`, `point`, `serve`, `batch`, `eval`, `bench`, `inspect`,
+"""The command line: `kimi-vl run`, `chat`, `read`, `point`, `scenes`, `serve`, `batch`, `eval`, `bench`, `inspect`,
 `quantize`, `imatrix`, `compare`, `doctor`.
 
 Owns what a user types and reads at a terminal, and the exit codes (exits.py). Knows the model only through the

@@ -5,7 +5,6 @@ Owns the options, the progress line and the output file. Imports only what is qu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import errors
+from ..media import ranges
 from ..wording import duration, plural, printable
-from . import attachments, exits, opening, options
+from . import attachments, exits, journaled, opening, options
 from .progress import Progress
 from .terminal import Terminal
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SUMMARY = "Read a document, page by page."
 WRITE_EVERY = 10  # pages, after which the output is written
 _KINDS = ("md", "text", "html", "latex", "table")
-_MODEL_BYTES = 4 << 20  # of a model file that tell it from another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +148,8 @@ def run(options: Options, terminal: Terminal) -> int:
     images = opened.open(options.file)
     numbered = [(getattr(image, "number", 1), image) for image in images]
     out = Path(options.out)
-    journal_path = out.with_name(out.name + ".journal")
-    _check_output(out, journal_path, options)
+    journal_path = journaled.journal_of(out)
+    journaled.check_output(out, ranges.split(options.file)[0], force=options.force)
     for notice in opened.notices:
         terminal.note(notice)
     progress = Progress(terminal)
@@ -207,41 +206,17 @@ def _recipe(options: Options, schema: dict[str, Any] | None) -> tuple[str, Recip
     return way, recipe
 
 
-def _check_output(out: Path, journal: Path, options: Options) -> None:
-    if out.is_dir() or not out.parent.is_dir():
-        raise exits.UsageError(f"-o {out}: expected a file in a folder that exists")
-    if out.exists() and os.path.samefile(out, options.file.rpartition("#")[0] or options.file):
-        raise exits.UsageError(f"-o {out}: this is the file that is read")
-    if out.exists() and not journal.exists() and not options.force:
-        raise exits.UsageError(f"-o {out}: it exists and no run of this command made it: --force replaces it")
-
-
 def _head(model: KimiVL, options: Options, recipe: Recipe) -> dict[str, Any]:
     """What a journal must agree on for its pages to be used. Which pages are asked for may change."""
-    from ..media import ranges
-
-    path, _ = ranges.split(options.file)
     return {
-        "document": _digest(path),
-        "model_file": _digest(str(model.files.text), _MODEL_BYTES),
+        "document": journaled.digest(ranges.split(options.file)[0]),
+        "model_file": journaled.model_digest(str(model.files.text)),
         "prompt": recipe.prompt,
         "image_patches": options.image_patches,
         "in_token_limit": model.loaded.processor.in_token_limit,
         "max_new_tokens": options.max_tokens,
         "n_ctx": model.n_ctx,
     }
-
-
-def _digest(path: str, limit: int | None = None) -> str:
-    """SHA-256 of a file, or of its size and first bytes when a limit is given."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        if limit is None:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        else:
-            digest.update(f"{os.fstat(file.fileno()).st_size}:".encode() + file.read(limit))
-    return digest.hexdigest()
 
 
 class _Writer:

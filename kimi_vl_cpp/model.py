@@ -91,6 +91,7 @@ class KimiVL(NotPicklable):
         kv_memory: int | None = None,
         max_parallel: int = DEFAULT_MAX_PARALLEL,
         speculate: Literal["auto", "off"] = "auto",
+        overflow: Literal["error", "drop_turns"] = "error",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_disk: int = DEFAULT_QUOTA,
         memory_check: bool = True,
@@ -119,6 +120,9 @@ class KimiVL(NotPicklable):
         max_parallel: answers that are decoded together; more take turns.
         speculate: "auto" drafts tokens that have followed the same ones earlier in the prompt or the answer, where that
             pays (tables, JSON, edits of a text); the answer is the same, it comes sooner. "off": never.
+        overflow: what happens to a conversation that no longer fits into the context. "error": ContextFull, with the
+            numbers. "drop_turns": its oldest questions are left out with their answers, with a notice; never the system
+            message, the last question, or a part of a turn.
         cache_dir: a folder in which pages of the KV cache and encoded pictures outlive this process, for its owner
             alone and not encrypted; what the model was shown can be partly told from them. None: they end with it.
         cache_disk: bytes that the folder may take; what was not used for longest goes first.
@@ -141,6 +145,7 @@ class KimiVL(NotPicklable):
             kv_memory=kv_memory,
             max_parallel=max_parallel,
             speculate=speculate,
+            overflow=overflow,
             cache_dir=cache_dir,
             cache_disk=cache_disk,
             memory_check=memory_check,

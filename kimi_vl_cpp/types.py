@@ -68,7 +68,8 @@ class Usage:
     the prompt that were still in the KV cache from an earlier call and were not computed again. reasoning_tokens: those
     of completion_tokens up to the end of the reasoning, its marks included. drafted_tokens: tokens that were guessed
     from what had followed the same ones before. accepted_tokens: those of them that the model then chose.
-    restored_tokens: those of cached_tokens that were read from the cache folder.
+    restored_tokens: those of cached_tokens that were read from the cache folder. dropped_tokens: of the conversation's
+    oldest turns, which were left out to fit into the context and are not in prompt_tokens.
     """
 
     prompt_tokens: int = 0
@@ -79,6 +80,7 @@ class Usage:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     restored_tokens: int = 0
+    dropped_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

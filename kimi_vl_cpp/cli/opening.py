@@ -82,9 +82,17 @@ def read_size(option: str, text: str) -> int:
     return int(match[1]) * _UNITS[match[2] or ""]
 
 
-def caching(kv_memory: str | None, cache_dir: str | None, cache_disk: str | None, no_speculate: bool) -> Caching:
+def caching(
+    kv_memory: str | None,
+    cache_dir: str | None,
+    cache_disk: str | None,
+    no_speculate: bool,
+    overflow: str = "error",
+) -> Caching:
     """The options that were given, as keyword arguments of KimiVL. Raises UsageError."""
-    given: dict[str, Any] = {}
+    if overflow not in ("error", "drop_turns"):
+        raise exits.UsageError(f"--overflow {overflow}: expected error or drop_turns")
+    given: dict[str, Any] = {} if overflow == "error" else {"overflow": overflow}
     if kv_memory is not None:
         given["kv_memory"] = read_size("--kv-memory", kv_memory)
     if cache_dir is not None:

@@ -46,6 +46,14 @@ CacheDisk = Annotated[
     str | None,
     typer.Option("--cache-disk", metavar="SIZE", help="What the folder may take, as 20GiB. Default: 10GiB."),
 ]
+Overflow = Annotated[
+    str,
+    typer.Option(
+        "--overflow",
+        metavar="MODE",
+        help="When a conversation outgrows the context: error, or drop_turns, which leaves out its oldest questions.",
+    ),
+]
 NoSpeculate = Annotated[
     bool, typer.Option("--no-speculate", help="Do not guess tokens that have followed the same ones before.")
 ]

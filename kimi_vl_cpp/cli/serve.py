@@ -142,6 +142,7 @@ def command(
     cache_dir: options.CacheDir = None,
     cache_disk: options.CacheDisk = None,
     no_speculate: options.NoSpeculate = False,
+    overflow: options.Overflow = "error",
     threads: options.Threads = None,
     in_token_limit: options.InTokenLimit = None,
     kv_type: options.KvType = "auto",
@@ -194,7 +195,7 @@ def command(
                 in_token_limit=in_token_limit,
                 isa=isa,
                 kv_type=kv_type,
-                caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate),
+                caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate, overflow),
             )
         )
         arguments["max_body"] = opening.read_size("--max-body", max_body)

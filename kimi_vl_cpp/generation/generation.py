@@ -36,7 +36,7 @@ class Request:
     items: the prompt as tokens and pictures. is_answer: bool [n_prompt], True for the contents of assistant turns.
     pixels: digest -> what returns the picture's uint8 [H, W, 3]. max_new_tokens: already limited by the context.
     prepare_s: what it took to get here. begun: the beginning of the reply that the prompt holds already. grammar:
-    what the reply has to follow.
+    what the reply has to follow. n_dropped: positions of turns that were left out.
     """
 
     items: list[Item]
@@ -50,6 +50,7 @@ class Request:
     reasoning: Reasoning = "maybe"
     begun: str = ""
     grammar: GrammarMatcher | None = None
+    n_dropped: int = 0
 
     @property
     def n_prompt(self) -> int:
@@ -160,6 +161,7 @@ class Generation:
                 reasoning_tokens=self._n_reasoning,
                 drafted_tokens=job.n_drafted,
                 accepted_tokens=job.n_accepted,
+                dropped_tokens=request.n_dropped,
                 restored_tokens=min(job.n_restored, n_cached),
             ),
             timings=Timings(

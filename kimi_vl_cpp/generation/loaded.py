@@ -61,6 +61,7 @@ class LoadOptions:
     kv_memory: int | None = None
     max_parallel: int = DEFAULT_MAX_PARALLEL
     speculate: str = "auto"
+    overflow: str = "error"
     cache_dir: str | os.PathLike[str] | None = None
     cache_disk: int = DEFAULT_QUOTA
     memory_check: bool = True
@@ -84,6 +85,7 @@ class LoadOptions:
         if self.cache_dir is not None and not isinstance(self.cache_dir, (str, os.PathLike)):
             raise BadRequest(f"cache_dir: got {shown(self.cache_dir)}, expected a path", "request.cache_dir")
         check_int("cache_disk", self.cache_disk, 1 << 20, 1 << 62)
+        check_choice("overflow", self.overflow, ("error", "drop_turns"))
         check_choice("speculate", self.speculate, ("auto", "off"))
 
 
@@ -112,6 +114,7 @@ class LoadedModel:
     name: str
     defaults: SamplingDefaults
     progress: Progress | None = None
+    overflow: str = "error"
     load_s: float = field(default=0.0)
 
     def __post_init__(self) -> None:
@@ -200,7 +203,7 @@ def load(
         pool, n_ctx = _pool(engine, options, n_ctx)
         root = root_key(
             model=model_digest(engine.gguf),
-            arithmetic=f"{__version__} {engine.config['isa']} {options.activations}",
+            arithmetic=f"{__version__} {options.device} {engine.config['isa']} {options.activations}",
             kv_type=pool.kv_type,
         )
         folder = options.cache_dir
@@ -236,6 +239,7 @@ def load(
             name=str(engine.config.get("name") or files.text.stem),
             defaults=stored_defaults(engine.gguf.get, DEFAULTS[variant]),
             progress=progress,
+            overflow=options.overflow,
         )
     except BaseException:
         gate.close()

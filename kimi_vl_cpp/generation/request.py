@@ -15,6 +15,7 @@ from ..text.chat_template import ImagePart, build_prompt
 from ..text.thinking import NO_THINKING
 from . import sampling
 from .generation import Request
+from .overflow import drop_turns
 from .pixels import PixelSource
 
 if TYPE_CHECKING:
@@ -99,10 +100,18 @@ def build_request(
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
         pixels.add(digest, image, seen)
+    items = placed(parts, pictures)
+    n_dropped = 0
+    if model.overflow == "drop_turns":
+        shortened = drop_turns(tokenizer, items, model.n_ctx)
+        items, n_dropped = shortened.items, shortened.n_tokens
+        if n_dropped:
+            notices.append(shortened.notice)
     return _finish_request(
         model,
-        placed(parts, pictures),
+        items,
         params,
+        n_dropped=n_dropped,
         length_given=options.get("max_new_tokens") is not None,
         pixels=pixels.getters,
         notices=notices,

@@ -356,25 +356,19 @@ class KimiVL(NotPicklable):
         OutOfMemory.
         """
         started = time.perf_counter()
-        check_text("prompt", prompt)
-        pages, notices = open_pages(documents)
-        pictures, fitted = fit_images(
-            self.loaded,
-            [*pages, *check_images(images)],
-            image_patches,
-            prompt=prompt,
-            max_new_tokens=sampling_options.get("max_new_tokens"),
-        )
-        messages = _question(prompt, [label_of(picture) for picture in pictures], system)
+        longest = sampling_options.get("max_new_tokens")
+        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system, longest)
         answer = self.start(messages, pictures, progress=progress, started=started, **sampling_options)
-        answer.add_notices([*notices, *fitted])
+        answer.add_notices(notices)
         return answer if stream else answer.drain()
 
     def answers(
         self,
         prompt: str,
-        images: Sequence[ImageInput] = (),
+        images: Sequence[ImageInput | ProcessedImage] = (),
         *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
         system: str | None = None,
@@ -392,14 +386,16 @@ class KimiVL(NotPicklable):
         """
         started = time.perf_counter()
         check_int("n", n, 1, MAX_ANSWERS)
-        check_text("prompt", prompt)
-        seen = [self.process_image(picture) for picture in check_images(images)]
-        messages = _question(prompt, [picture.label for picture in seen], system)
+        longest = sampling_options.get("max_new_tokens")
+        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system, longest)
+        seen = [self.process_image(picture) for picture in pictures]
         first = self.start(messages, seen, progress=progress, started=started, **sampling_options)
         streams = [first]
         for index in range(1, n):
             options: SamplingOptions = {**sampling_options, "seed": answer_seed(first.seed, index)}
             streams.append(self.start(messages, seen, started=started, **options))
+        for stream in streams:
+            stream.add_notices(notices)
         return read_all(streams, vote=vote)
 
     def start(
@@ -644,6 +640,31 @@ class KimiVL(NotPicklable):
 
     # Inside
 
+    def _question(
+        self,
+        prompt: str,
+        images: Sequence[ImageInput | ProcessedImage],
+        documents: Sequence[Document | str | os.PathLike[str]],
+        image_patches: int | None,
+        system: str | None,
+        max_new_tokens: int | None,
+    ) -> tuple[list[Any], list[ImageInput | LimitedImage | ProcessedImage], list[str]]:
+        """The messages of one question, its pictures in the size that they get, pages first, and notices on them."""
+        check_text("prompt", prompt)
+        pages, notices = open_pages(documents)
+        pictures, fitted = fit_images(
+            self.loaded,
+            [*pages, *check_images(images)],
+            image_patches,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+        )
+        content = user_content(prompt, [label_of(picture) for picture in pictures])
+        messages: list[Any] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": check_text("system", system)})
+        return messages, pictures, [*notices, *fitted]
+
     def require_vision(self) -> None:
         """Raises BadRequest (code "model.no_vision") when the model was loaded without a vision file."""
         self.loaded.require_vision()
@@ -658,11 +679,3 @@ class KimiVL(NotPicklable):
                 report(stage, done, total)
 
         return tick
-
-
-def _question(prompt: str, labels: Sequence[str], system: str | None) -> list[Any]:
-    """The messages of one question, pictures before its text. labels: the text before each picture."""
-    messages: list[Any] = [{"role": "user", "content": user_content(prompt, labels)}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": check_text("system", system)})
-    return messages

@@ -325,13 +325,12 @@ def _ask_several(
     model: KimiVL, prompt: str, images: Sequence[Any], options: Options, progress: Progress, terminal: Terminal
 ) -> Response:
     """Prints all answers, or the one that won, and returns that one, else the first."""
-    if options.image_patches is not None:
-        raise exits.UsageError("--image-patches goes with one answer, not with --answers: use --in-token-limit")
     assert options.answers is not None
     try:
         found = model.answers(
             prompt,
             images,
+            image_patches=options.image_patches,
             n=options.answers,
             vote=options.vote,
             system=options.system,

@@ -208,6 +208,15 @@ def test_pages_become_smaller_until_they_fit_and_a_notice_says_so(model):
     assert one.usage.image_tokens < response.usage.image_tokens
 
 
+def test_several_answers_see_the_pages_of_one(model):
+    document = Document(documents.pdf(["x"] * 4), name="x.pdf")
+    one = model.chat("Hi", documents=[document], max_new_tokens=8, seed=5)
+    found = model.answers("Hi", documents=[document], n=2, max_new_tokens=8, seed=5)
+    first = found.responses[0]
+    assert (first.token_ids, first.usage.prompt_tokens) == (one.token_ids, one.usage.prompt_tokens)
+    assert all("4 pages are seen at 3072 patches" in " ".join(one.notices) for one in found.responses)
+
+
 def test_pages_that_would_be_too_small_to_read_are_an_error_with_what_fits(model):
     document = Document(documents.pdf(["x"] * 30), name="x.pdf")
     with pytest.raises(ContextFull) as caught:

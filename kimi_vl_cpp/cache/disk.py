@@ -227,7 +227,7 @@ class DiskStore:
                     make_private(path.parent)
                     if not self._make_room(len(data), parent):
                         raise OSError(errno.ENOSPC, "there is no room left for the cache")
-                    write_whole(path, data)
+                    write_whole(path, (data,))
                 except OSError as error:
                     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                     if not is_last and full and self._sweep(max(self.n_bytes - 2 * len(data), 0), parent):

@@ -14,7 +14,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -162,8 +162,7 @@ def write_pages(path: Path, pages: Iterator[Record]) -> None:
     """Writes pages one after another into one file, whole or not at all, and makes sure that the disk has it. Raises
     OSError."""
     packed = (record.pack() for record in pages)
-    data = b"".join(len(one).to_bytes(8, "little") + one for one in packed)
-    write_whole(path, data, sync=True)
+    write_whole(path, (len(one).to_bytes(8, "little") + one for one in packed), sync=True)
 
 
 def read_pages(path: Path) -> Iterator[Record]:
@@ -190,7 +189,7 @@ def tail_key(parent: bytes) -> bytes:
     return hashlib.sha256(b"tail" + parent).digest()
 
 
-def write_whole(path: Path, data: bytes, *, sync: bool = False) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes], *, sync: bool = False) -> None:
     """A file that appears under its name when all of it is there, for its owner alone."""
     for number in range(1 << 16):
         beside = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}-{number}")
@@ -205,7 +204,7 @@ def write_whole(path: Path, data: bytes, *, sync: bool = False) -> None:
         with os.fdopen(handle, "wb") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)  # says that its writer lives
-            file.write(data)
+            file.writelines(pieces)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

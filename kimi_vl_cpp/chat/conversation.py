@@ -7,13 +7,16 @@ tokens again, may come out as other tokens.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..cache.keys import Positions
+from ..cache.saved import load_pages, save_pages
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
 from ..generation.generation import Generation, Request
@@ -79,13 +82,7 @@ class Conversation(NotPicklable):
     @property
     def n_past(self) -> int:
         """Positions of the context that are computed and kept."""
-        if not self.turns:
-            return 0
-        request = self._request(self.turns[-1], self.turns[:-1], time.perf_counter(), {})
-        positions = Positions(self._loaded.root, request.items, request.is_answer)
-        for token in self.turns[-1].token_ids or ():
-            positions.append(token)
-        return self._loaded.conductor.n_held(positions)
+        return self._loaded.conductor.n_held(self._positions()) if self.turns else 0
 
     @overload
     def ask(
@@ -185,7 +182,31 @@ class Conversation(NotPicklable):
         ]
         return conversation
 
+    def save_pages(self, path: str | os.PathLike[str]) -> int:
+        """Writes what is computed of the conversation and kept, beside what `to_dict` gives, so that another process
+        need not compute it again: some kilobytes for each token, not encrypted, for its owner alone. Returns how many
+        positions that are. Raises OSError."""
+        index, positions = self._loaded.conductor.index, self._positions()
+        return self._loaded.conductor.between_turns(lambda: save_pages(index, positions, Path(path)))
+
+    def load_pages(self, path: str | os.PathLike[str]) -> int:
+        """Takes what `save_pages` wrote, as far as it is whole and of this conversation, this model and this kind of
+        processor; the next answer is the same either way. Returns how many positions need not be computed. Raises
+        OSError."""
+        index, positions = self._loaded.conductor.index, self._positions()
+        return self._loaded.conductor.between_turns(lambda: load_pages(index, positions, Path(path)))
+
     # Inside
+
+    def _positions(self) -> Positions:
+        """Of everything that was said."""
+        if not self.turns:
+            return Positions(self._loaded.root, [])
+        request = self._request(self.turns[-1], self.turns[:-1], time.perf_counter(), {})
+        positions = Positions(self._loaded.root, request.items, request.is_answer)
+        for token in self.turns[-1].token_ids or ():
+            positions.append(token)
+        return positions
 
     def _check_free(self) -> None:
         if self._busy:

@@ -1048,3 +1048,14 @@ def test_a_fork_goes_its_own_way_and_back_returns(talk):
     result = talk("hello", "/fork", "more", "/stats", "/back", "/back", "/undo")
     assert "Forked after 1 question" in result.err and "Back after 1 question" in result.err
     assert "/back: nothing was forked" in result.err and "0 questions left" in result.err
+
+
+def test_a_chat_saved_with_its_pages_goes_on_at_once(talk, tmp_path):
+    file = tmp_path / "talk.json"
+    first = talk("hello " * 40, f"/save {file} --pages")
+    assert "need not be computed again" in first.err and (tmp_path / "talk.json.pages").exists()
+    plain = talk("more", arguments=["--load", file, "--timings"])
+    (tmp_path / "talk.json.pages").unlink()
+    computed = talk("more", arguments=["--load", file, "--timings"])
+    assert plain.out == computed.out
+    assert "of them known" in plain.err and "of them known" not in computed.err

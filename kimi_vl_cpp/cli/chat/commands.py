@@ -26,7 +26,8 @@ HELP = """\
 /fork         try something else from here; /back returns to this place
 /back         return to where /fork was
 /clear        forget everything and begin anew
-/save FILE    write the conversation to a file
+/save FILE    write the conversation to a file; with --pages behind it, also what
+              was computed of it, so that going on takes no time
 /load FILE    go on with a saved conversation
 /stats        tokens, speed and memory
 /help         this list
@@ -121,13 +122,17 @@ def back(chat: Chat, rest: str) -> None:
 
 
 def save(chat: Chat, rest: str) -> None:
-    """/save FILE"""
-    target = paths.resolve(rest) if rest else chat.file
+    """/save FILE [--pages]"""
+    name = rest.removesuffix("--pages").rstrip()
+    target = paths.resolve(name) if name else chat.file
     if target is None:
         raise exits.UsageError("/save needs the name of a file, for example /save talk.json")
     store.save(chat.conversation, chat.model, target)
     chat.file = target
     chat.terminal.say(f"Saved to {target}.", DIM)
+    if name != rest:
+        n = store.save_pages(chat.conversation, target)
+        chat.terminal.say(f"{plural(n, 'token')} need not be computed again: {target}{store.PAGES}.", DIM)
 
 
 def load(chat: Chat, rest: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "kimi_vl_cpp.conversation"
 MAX_BYTES = 2 << 30
+PAGES = ".pages"  # behind the name of a conversation: what was computed of it
 
 
 def save(conversation: Conversation, model: KimiVL, path: str) -> None:
@@ -59,9 +60,19 @@ def load(model: KimiVL, path: str) -> tuple[Conversation, str]:
         conversation = Conversation.from_dict(model, data)
     except errors.BadRequest as failure:
         raise errors.BadRequest(f"{path}: {failure}", failure.code) from None
+    with contextlib.suppress(OSError):  # where there are none they are computed
+        conversation.load_pages(path + PAGES)
     saved_with = data.get("model")
     name = saved_with.get("name") if isinstance(saved_with, dict) else None
     return conversation, name if isinstance(name, str) else ""
+
+
+def save_pages(conversation: Conversation, path: str) -> int:
+    """Writes what was computed of the conversation beside it. Returns how many tokens that are. Raises UsageError."""
+    try:
+        return conversation.save_pages(path + PAGES)
+    except OSError as failure:
+        raise exits.UsageError(f"cannot save {path}{PAGES}: {failure.strerror or failure}") from None
 
 
 def write_atomically(path: str, data: bytes) -> None:

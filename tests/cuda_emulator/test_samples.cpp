@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/cuda/kernels/attention_72.h"
 #include "backend/cuda/kernels/gemm_bf16.h"
+#include "cuda_emulator/samples/attention_72.h"
 #include "cuda_emulator/samples/gemv_q4_k.h"
 
 using namespace kimi::cuda;

@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_sums(const ProductArgs& args, const Tile& 
 }
 
 template <quant::Type type, int kN>
-__global__ void __launch_bounds__(kProductWarps* kWarp) product_int8(ProductArgs args) {
+__global__ void __launch_bounds__(kProductWarps* kWarp, 4) product_int8(ProductArgs args) {
   constexpr Layout layout = layout_of_type<type>();
   dependency_wait();
   const Tile tile = tile_of_block<kN>(args.map);
@@ -125,7 +125,7 @@ __device__ __forceinline__ float load_float(const uint8_t* row, int64_t i) {
 }
 
 template <quant::Type type, int kN>
-__global__ void __launch_bounds__(kProductWarps* kWarp) product_float(ProductArgs args) {
+__global__ void __launch_bounds__(kProductWarps* kWarp, 4) product_float(ProductArgs args) {
   dependency_wait();
   const Tile tile = tile_of_block<kN>(args.map);
   if (tile.count == 0) return;

@@ -260,9 +260,9 @@ def test_a_rule_that_rows_do_not_allow_falls_back_and_says_so(wide: TinyCheckpoi
         ({"token_embd": "Q9_0"}, "quantize.type", "Q9_0"),
         ({"token_embd": "Q4_K_M"}, "quantize.type", "Q4_K_M"),
         ({"token_embd": 8}, "quantize.type", "8"),
-        ({7: "Q8_0"}, "quantize.type", "no pair"),
-        (["token_embd"], "quantize.type", "no pair"),
-        ([("token_embd",)], "quantize.type", "no pair"),
+        ({7: "Q8_0"}, "quantize.type", "not a pair"),
+        (["token_embd"], "quantize.type", "not a pair"),
+        ([("token_embd",)], "quantize.type", "not a pair"),
     ],
 )
 def test_rules_without_an_effect_are_refused(
@@ -311,8 +311,8 @@ def test_a_recipe_file_changes_a_mix(wide: TinyCheckpoint, tmp_path: Path) -> No
         (b"", "base is missing"),
         (b"base = ", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
-        (b"base = 'Q9'", "no type"),
-        (b"base = 4", "no type"),
+        (b"base = 'Q9'", "not a type"),
+        (b"base = 4", "not a type"),
         (b"base = 'Q8_0'\nvison = 'F16'", "vison"),
         (b"base = 'Q8_0'\nvision = 'Q4_K_M'", "not a tensor type"),
         (b"base = 'Q8_0'\nvision = 'IQ3_S'", "are read, but not written"),

@@ -1,6 +1,7 @@
 // The registry's row of the CUDA backend: a library that is loaded when it is asked for, beside this one unless the option
 // "library" names another.
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -34,6 +35,8 @@ std::unique_ptr<Backend> make_cuda(const BackendOptions& given) {
   BackendOptions options = given;
   const auto named = options.extract("library");
   const std::string path = named ? named.mapped() : beside_this_library();
+  KIMI_CHECK(named || ::access(path.c_str(), F_OK) == 0, ErrorKind::unsupported, "device.plugin",
+             "this installation has no CUDA backend (%s): use the backend cpu; docs/cuda.md says how to build it", kLibrary);
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays: what it made may live on
   KIMI_CHECK(
       library, ErrorKind::unsupported, "device.plugin",

@@ -212,8 +212,6 @@ PYTHON_ARROWS = {
 }
 LONGEST_FUNCTION = 80
 LONGER_FUNCTIONS = {
-    "kimi_vl_cpp/cli/read.py command": "the declaration of its options",
-    "kimi_vl_cpp/cli/run.py command": "the declaration of its options",
     "kimi_vl_cpp/cli/serve.py command": "the declaration of its options",
     "kimi_vl_cpp/testing/__init__.py make_tiny_model": "a public function: most of its lines say what its options do",
 }

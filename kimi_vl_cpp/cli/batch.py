@@ -16,19 +16,15 @@ from .terminal import Terminal
 SUMMARY = "Answer a file of requests in OpenAI's batch format."
 
 
+@options.grouped
 def command(
+    *,
     source: Annotated[str, typer.Argument(metavar="FILE", help="The requests, one JSON object per line.")],
     target: Annotated[
         str, typer.Argument(metavar="OUT", help="The answers; requests that it already answers are skipped.")
     ],
-    model: options.Model = None,
-    mmproj: options.Mmproj = None,
+    files: opening.Opening,
     concurrency: Annotated[int, typer.Option("--concurrency", metavar="N", help="Requests answered concurrently.")] = 8,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    in_token_limit: options.InTokenLimit = None,
-    kv_type: options.KvType = "auto",
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Answer a file of requests; started again, it goes on where it was stopped.
 
@@ -36,24 +32,14 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        files = opening.choose_model(
-            opening.Opening(
-                model=model,
-                mmproj=mmproj,
-                n_ctx=ctx,
-                n_threads=threads,
-                in_token_limit=in_token_limit,
-                isa=isa,
-                kv_type=kv_type,
-            )
-        )
+        chosen = opening.choose_model(files)
         exits.check_readable(source, "file of requests", (), exits.UsageError, "")
         if not 1 <= concurrency <= 1024:
             raise exits.UsageError(f"--concurrency {concurrency}: expected 1 to 1024")
         with needs_server("batch"):
             from ..server.batch import run_batch
-        with opening.open_model(files, Progress(terminal)) as opened:
-            opening.introduce(opened, files, terminal)
+        with opening.open_model(chosen, Progress(terminal)) as opened:
+            opening.introduce(opened, chosen, terminal)
             counts = run_batch(opened, Path(source), Path(target), concurrency=concurrency)
         terminal.say(f"{counts.answered} answered, {counts.refused} refused, {counts.before} were there before")
         return errors.EXIT_OK

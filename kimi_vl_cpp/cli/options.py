@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .answer import ThinkingMode
+from .opening import Opening, caching, sampling
 from .terminal import Terminal
 
 Job = Callable[[Terminal], int]
@@ -165,3 +168,70 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output if it e
 def thinking_mode(flag: bool | None) -> ThinkingMode:
     """--show-thinking, --hide-thinking or neither."""
     return "auto" if flag is None else "show" if flag else "hide"
+
+
+# Groups of options, with their defaults.
+_Group = dict[str, tuple[Any, object]]
+_MODEL: _Group = {"model": (Model, None), "mmproj": (Mmproj, None)}
+_SAMPLING: _Group = {
+    "max_tokens": (MaxTokens, None),
+    "temp": (Temp, None),
+    "top_k": (TopK, None),
+    "top_p": (TopP, None),
+    "min_p": (MinP, None),
+    "repeat_penalty": (RepeatPenalty, None),
+    "seed": (Seed, None),
+    "stop": (Stop, None),
+}
+_CONTEXT: _Group = {"ctx": (Context, None)}
+_CACHING: _Group = {
+    "kv_memory": (KvMemory, None),
+    "cache_dir": (CacheDir, None),
+    "cache_disk": (CacheDisk, None),
+    "no_speculate": (NoSpeculate, False),
+}
+_CONVERSATION: _Group = {"overflow": (Overflow, "error")}
+_COMPUTING: _Group = {
+    "threads": (Threads, None),
+    "in_token_limit": (InTokenLimit, None),
+    "kv_type": (KvType, "auto"),
+    "isa": (Isa, "auto"),
+}
+
+
+def grouped(command: Callable[..., Job], conversation: bool = False) -> Callable[..., Job]:
+    """A command with its parameter `files` (an `opening.Opening`) declared as the options that choose a model, and at
+    the end those that say how to open it; and `sampling`, where it has that, as the sampling options. conversation:
+    with --overflow too."""
+    declared = inspect.signature(command, eval_str=True).parameters
+    caches = _CACHING | (_CONVERSATION if conversation else {})
+    expanded: dict[str, inspect.Parameter] = {}
+    for name, parameter in declared.items():
+        group = {"files": _MODEL, "sampling": _SAMPLING}.get(name)
+        expanded |= {name: parameter} if group is None else _parameters(group)
+    expanded |= _parameters(_CONTEXT | caches | _COMPUTING)
+
+    @functools.wraps(command)
+    def called(**given: Any) -> Job:
+        def job(terminal: Terminal) -> int:
+            named = {name: given.pop(name) for name in (*_MODEL, *_CONTEXT, *_COMPUTING)}
+            remembered = caching(**{name: given.pop(name) for name in caches})
+            n_ctx, n_threads = named.pop("ctx"), named.pop("threads")
+            given["files"] = Opening(n_ctx=n_ctx, n_threads=n_threads, caching=remembered, **named)
+            if "sampling" in declared:
+                given["sampling"] = sampling(**{name: given.pop(name) for name in _SAMPLING})
+            return command(**given)(terminal)
+
+        return job
+
+    called.__signature__ = inspect.Signature(list(expanded.values()))  # type: ignore[attr-defined]
+    called.__annotations__ = {name: parameter.annotation for name, parameter in expanded.items()}
+    return called
+
+
+def _parameters(options: _Group) -> dict[str, inspect.Parameter]:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return {
+        name: inspect.Parameter(name, kind, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    }

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 SUMMARY = "Point at something in a picture."
 
 
+@options.grouped
 def command(
+    *,
     query: Annotated[list[str], typer.Argument(metavar="QUERY", help="What to point at, in quotes.")],
     image: Annotated[str, typer.Option("-i", "--image", metavar="FILE", help="The picture.")],
-    model: options.Model = None,
+    files: opening.Opening,
     box: Annotated[bool, typer.Option("--box", help="A box around it (left top right bottom), not a point.")] = False,
     all_of_them: Annotated[bool, typer.Option("--all", help="All that the answer names, a line for each.")] = False,
     overlay: Annotated[
@@ -44,12 +46,7 @@ def command(
     ] = None,
     json: options.Json = False,
     force: options.Force = False,
-    mmproj: options.Mmproj = None,
     max_tokens: options.MaxTokens = None,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    in_token_limit: options.InTokenLimit = None,
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Print where something is in a picture, in pixels.
 
@@ -57,9 +54,6 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        files = opening.Opening(
-            model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, in_token_limit=in_token_limit, isa=isa
-        )
         asked: dict[str, Any] = {"mapping": mapping, "units": units}
         if max_tokens is not None:
             asked["max_new_tokens"] = max_tokens

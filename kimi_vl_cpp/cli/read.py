@@ -49,7 +49,9 @@ class Options:
     csv_safe: bool = False
 
 
+@options.grouped
 def command(
+    *,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A PDF document, FILE.pdf#3,7-9, or a picture.")],
     out: Annotated[
         str,
@@ -60,7 +62,7 @@ def command(
             help="Where to: .md, .txt, .html, .tex, .json, or .csv for tables (a file for each: OUT.t3-1.csv).",
         ),
     ],
-    model: options.Model = None,
+    files: opening.Opening,
     kind: Annotated[
         str | None,
         typer.Option("--as", metavar="KIND", help=f"What to read: {', '.join(_KINDS)}. Default: what OUT ends with."),
@@ -87,12 +89,6 @@ def command(
         bool, typer.Option("--csv-safe", help="Keep spreadsheets from taking a cell of a .csv for a formula.")
     ] = False,
     password_file: options.PasswordFile = None,
-    mmproj: options.Mmproj = None,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    in_token_limit: options.InTokenLimit = None,
-    kv_type: options.KvType = "auto",
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Read a document, page by page, into a file.
 
@@ -104,15 +100,7 @@ def command(
     def job(terminal: Terminal) -> int:
         return run(
             Options(
-                files=opening.Opening(
-                    model=model,
-                    mmproj=mmproj,
-                    n_ctx=ctx,
-                    n_threads=threads,
-                    in_token_limit=in_token_limit,
-                    isa=isa,
-                    kv_type=kv_type,
-                ),
+                files=files,
                 file=file,
                 out=out,
                 kind=kind,

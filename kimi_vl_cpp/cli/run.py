@@ -59,11 +59,13 @@ class Options:
     thinking: ThinkingMode = "auto"
 
 
+@options.grouped
 def command(
+    *,
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The question, in quotes.", show_default=False)
     ] = None,
-    model: options.Model = None,
+    files: opening.Opening,
     image: options.Images = None,
     file: Annotated[
         str | None,
@@ -80,7 +82,6 @@ def command(
     password_file: options.PasswordFile = None,
     markers: options.Markers = "auto",
     cite: options.Cite = False,
-    mmproj: options.Mmproj = None,
     json: options.Json = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
     answers: Annotated[
@@ -90,25 +91,9 @@ def command(
     vote: Annotated[
         bool, typer.Option("--vote", help="Of the answers (5 unless --answers says otherwise), print the commonest.")
     ] = False,
-    max_tokens: options.MaxTokens = None,
-    temp: options.Temp = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repeat_penalty: options.RepeatPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: opening.Sampling,
     system: options.System = None,
     thinking: options.Thinking = None,
-    ctx: options.Context = None,
-    kv_memory: options.KvMemory = None,
-    cache_dir: options.CacheDir = None,
-    cache_disk: options.CacheDisk = None,
-    no_speculate: options.NoSpeculate = False,
-    threads: options.Threads = None,
-    in_token_limit: options.InTokenLimit = None,
-    kv_type: options.KvType = "auto",
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Answer one question about pictures or text.
 
@@ -121,17 +106,8 @@ def command(
     def job(terminal: Terminal) -> int:
         return run(
             Options(
-                files=opening.Opening(
-                    model=model,
-                    mmproj=mmproj,
-                    n_ctx=ctx,
-                    n_threads=threads,
-                    in_token_limit=in_token_limit,
-                    isa=isa,
-                    kv_type=kv_type,
-                    caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate),
-                ),
-                sampling=opening.sampling(max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop),
+                files=files,
+                sampling=sampling,
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
                 videos=tuple(video or ()),

@@ -41,12 +41,14 @@ class Options:
     force: bool = False
 
 
+@options.grouped
 def command(
+    *,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A video, or a part of it: talk.mp4#10:00-20:00.")],
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="OUT", help="Where to: .json, .srt or .md.", show_default=False)
     ] = None,
-    model: options.Model = None,
+    files: opening.Opening,
     sheet: Annotated[
         str | None,
         typer.Option(
@@ -60,12 +62,8 @@ def command(
         ),
     ] = None,
     image_patches: options.ImagePatches = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever the journal holds.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over, whatever the journal holds.")] = False,
     force: options.Force = False,
-    mmproj: options.Mmproj = None,
-    ctx: options.Context = None,
-    threads: options.Threads = None,
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Split a video into scenes, each with its times and a description.
 
@@ -77,7 +75,7 @@ def command(
     def job(terminal: Terminal) -> int:
         return run(
             Options(
-                files=opening.Opening(model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, isa=isa),
+                files=files,
                 file=file,
                 out=out,
                 sheet=sheet,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,9 +26,10 @@ BUILTIN_NAME = "kimi-vl-demo"
 KEY_VARIABLE = "KIMI_VL_API_KEY"
 
 
+@partial(options.grouped, conversation=True)
 def command(
-    model: options.Model = None,
-    mmproj: options.Mmproj = None,
+    *,
+    files: opening.Opening,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="Port; 0 takes a free one.")] = 8000,
     unix_socket: Annotated[
@@ -137,16 +139,6 @@ def command(
     trace: Annotated[
         str | None, typer.Option("--trace", metavar="FILE", help="Write where the time of every answer went.")
     ] = None,
-    ctx: options.Context = None,
-    kv_memory: options.KvMemory = None,
-    cache_dir: options.CacheDir = None,
-    cache_disk: options.CacheDisk = None,
-    no_speculate: options.NoSpeculate = False,
-    overflow: options.Overflow = "error",
-    threads: options.Threads = None,
-    in_token_limit: options.InTokenLimit = None,
-    kv_type: options.KvType = "auto",
-    isa: options.Isa = "auto",
 ) -> options.Job:
     """Serve a model over HTTP: OpenAI's API, for this computer unless --host says otherwise.
 
@@ -186,21 +178,10 @@ def command(
     )
 
     def job(terminal: Terminal) -> int:
-        files = opening.choose_model(
-            opening.Opening(
-                model=model,
-                mmproj=mmproj,
-                n_ctx=ctx,
-                n_threads=threads,
-                in_token_limit=in_token_limit,
-                isa=isa,
-                kv_type=kv_type,
-                caching=opening.caching(kv_memory, cache_dir, cache_disk, no_speculate, overflow),
-            )
-        )
+        chosen = opening.choose_model(files)
         arguments["max_body"] = opening.read_size("--max-body", max_body)
         arguments["log_json"] = read_format(log_format)
-        return run(files, arguments, (api_key or [], api_key_file), terminal)
+        return run(chosen, arguments, (api_key or [], api_key_file), terminal)
 
     return job
 

@@ -103,6 +103,7 @@ class Job:
         self.drafter = Drafter()
         self.given_s = 0.0  # when it got its last token, by time.perf_counter
         self.number = 0  # in the order of arrival
+        self.awaited = False  # whether what it computes is needed by one whose reader waits
         self.holding: Holding | None = None
         self.restored = False  # whether the folder has no more for it
         self.task: Any = None  # the prompt or picture task under way
@@ -121,6 +122,12 @@ class Job:
     def rank(self) -> tuple[int, int]:
         """Its place among the jobs that want the same: the lowest goes first."""
         return -self.priority, self.number
+
+    @property
+    def claim(self) -> tuple[bool, int, int]:
+        """Its place when memory is short: the lowest takes from the others. One order for all, so that no two take from
+        each other in turn; those whose readers are away only run ahead and come last."""
+        return not (self.reader_waits or self.awaited), *self.rank
 
     @property
     def has_news(self) -> bool:

@@ -33,15 +33,21 @@ class Room:
         self._promised: dict[bytes, Job] = {}  # key of a page -> the job that computes it
         self.n_observers = 0  # while there are any, rows are computed in another form and belong to nobody else
 
-    def computed_elsewhere(self, job: Job, jobs: list[Job]) -> bool:
-        """Whether another job is computing the next whole page that the job needs, or its whole prompt: it will be
-        there sooner."""
+    def note_awaited(self, jobs: list[Job]) -> None:
+        """Gives a job the claim of those whose readers wait, while one of these waits for what it computes."""
+        waiting = [job for job in jobs if job.holding is None and job.wanted and job.reader_waits]
+        awaited = [self.computing(job, jobs) for job in waiting]
+        for job in jobs:
+            job.awaited = job in awaited
+
+    def computing(self, job: Job, jobs: list[Job]) -> Job | None:
+        """Who is computing the next whole page that the job needs, or its whole prompt: it will be there sooner."""
         if job.prompt_rows is not None:
-            return False
+            return None
         keys = self._missing_keys(job) if self._reads(job) else []
-        if keys and self._promised.get(keys[0], job) is not job:
-            return True
-        return any(other.holding is not None and job.is_twin_of(other) for other in jobs)
+        if keys and (owner := self._promised.get(keys[0], job)) is not job:
+            return owner
+        return next((other for other in jobs if other.holding is not None and job.is_twin_of(other)), None)
 
     def restore(self, job: Job, jobs: list[Job]) -> bool:
         """Reads pages that the job begins with and that only the folder has. Whether there may be more of them: a turn
@@ -162,11 +168,6 @@ class Room:
 
     @staticmethod
     def _victim(asking: Job, jobs: list[Job]) -> Job | None:
-        """The youngest of those that are younger, else of those whose readers are away. One whose reader is away takes
-        nothing from those whose readers wait: all it would do is run ahead."""
-        holders = [job for job in jobs if job.holding is not None and job is not asking]
-        if not asking.reader_waits:
-            holders = [job for job in holders if not job.reader_waits]
-        younger = [job for job in holders if job.rank > asking.rank]
-        away = [job for job in holders if not job.reader_waits]
-        return max(younger or away, key=lambda job: job.rank, default=None)
+        """The last of those that come after the asking one."""
+        holders = [job for job in jobs if job.holding is not None and job.claim > asking.claim]
+        return max(holders, key=lambda job: job.claim, default=None)

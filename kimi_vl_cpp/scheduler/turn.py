@@ -130,10 +130,11 @@ class Turns:
             self._remove(job)
 
     def _admit(self) -> bool:
-        """In the order of arrival and priority; who does not fit lets nobody pass who comes after, unless its reader is
-        away. Whether pages were read for one of which there are more to come."""
-        for job in sorted(self.jobs, key=lambda job: job.rank):
-            if job.holding is None and job.wanted and not self._room.computed_elsewhere(job, self.jobs):
+        """By their claims; who does not fit lets nobody pass who comes after, unless its reader is away. Whether pages
+        were read for one of which there are more to come."""
+        self._room.note_awaited(self.jobs)
+        for job in sorted(self.jobs, key=lambda job: job.claim):
+            if job.holding is None and job.wanted and self._room.computing(job, self.jobs) is None:
                 try:
                     started = self._clock()
                     more = self._change(job, self._room.restore, job, self.jobs)
@@ -175,16 +176,16 @@ class Turns:
         return True
 
     def _with_room(self, due: list[Job]) -> list[Job]:
-        """Those for whose next row there is memory; the youngest give way to the others."""
+        """Those for whose next row there is memory; the last by their claims give way to the others."""
         due = list(due)
         while due:
             n_needed = sum(1 for job in due if job.holding is not None and job.holding.needs_page)
-            oldest = min(due, key=lambda job: (not job.reader_waits, job.rank))
-            if self._room.make(n_needed, oldest, self.jobs):
+            first = min(due, key=lambda job: job.claim)
+            if self._room.make(n_needed, first, self.jobs):
                 break
-            youngest = max(due, key=lambda job: (not job.reader_waits, job.rank))
+            last = max(due, key=lambda job: job.claim)
             text = "no page of the cache can be freed for the next token: give the model more kv_memory"
-            self._out_of_memory(youngest, OutOfMemory(text, "memory.kv_pages"))
+            self._out_of_memory(last, OutOfMemory(text, "memory.kv_pages"))
             due = [job for job in due if job.holding is not None]
         return [job for job in due if job.holding is not None]
 

@@ -70,7 +70,8 @@ TEST_CASE("a picture is encoded by several threads") {
   std::vector<uint8_t> pixels(static_cast<size_t>(height * width * 3));
   for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * 31 % 251);
   std::vector<float> a(static_cast<size_t>(n * one->vision()->text_hidden_size)), b(a.size());
-  one->encode_image({pixels.data(), height, width}, {}, nullptr, a.data());
-  three->encode_image({pixels.data(), height, width}, {}, nullptr, b.data());
+  const Picture picture(*one->vision(), pixels.data(), height, width);
+  one->encode_image(picture, {}, nullptr, a.data());
+  three->encode_image(picture, {}, nullptr, b.data());
   CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }

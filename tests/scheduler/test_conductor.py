@@ -17,6 +17,7 @@ from scheduler_support import KINDS, ROOT, Machine, Sampled, alone, answer_of, p
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.errors import BadRequest, Cancelled, OutOfMemory
 from kimi_vl_cpp.scheduler.job import MAX_AHEAD, Job
+from kimi_vl_cpp.scheduler.room import Room
 
 # Batches
 
@@ -149,6 +150,21 @@ def test_with_little_memory_a_job_of_lower_priority_gives_way():
     assert machine.read(urgent) == alone(prompt(1, 300), 5)
     assert machine.read(usual) == alone(prompt(9, 300), 100)[3:]
     machine.check()
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("waits", [(False, False), (False, True), (True, False), (True, True)])
+def test_of_two_jobs_one_at_most_takes_memory_from_the_other(waits, awaited, priority):
+    """Else each could take the other's pages in turn, without end."""
+    machine = Machine()
+    one, other = machine.start(prompt(9, 300), 3), machine.start(prompt(1, 133), 3, priority=priority)
+    machine.read(one, 1), machine.read(other, 1)
+    jobs = [one, other]
+    assert one.holding and other.holding
+    one.reader_waits, other.reader_waits = waits
+    one.awaited = awaited
+    assert [Room._victim(one, jobs), Room._victim(other, jobs)].count(None) == 1
 
 
 def test_the_chunks_of_a_slow_core_are_cut_so_that_no_layer_is_long():

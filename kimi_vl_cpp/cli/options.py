@@ -162,6 +162,7 @@ KvType = Annotated[
 ]
 Isa = Annotated[str, typer.Option("--isa", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Start over, whatever the journal holds.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 

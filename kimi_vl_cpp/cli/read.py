@@ -83,7 +83,7 @@ def command(
         int | None,
         typer.Option("-n", "--max-tokens", metavar="N", help="Longest text of a page, in tokens. Default: 4096."),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start over, whatever the journal holds.")] = False,
+    restart: options.Restart = False,
     force: options.Force = False,
     csv_safe: Annotated[
         bool, typer.Option("--csv-safe", help="Keep spreadsheets from taking a cell of a .csv for a formula.")

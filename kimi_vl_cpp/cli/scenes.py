@@ -62,7 +62,7 @@ def command(
         ),
     ] = None,
     image_patches: options.ImagePatches = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Start over, whatever the journal holds.")] = False,
+    restart: options.Restart = False,
     force: options.Force = False,
 ) -> options.Job:
     """Split a video into scenes, each with its times and a description.

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
-
-from .source.source import Rows
+from kimi_vl_cpp.files.stored import Rows
 
 
 @cache

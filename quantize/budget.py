@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files.stored import FLOAT_TYPES
 
 from .blocks import Importance, decode, encode, n_bytes
 from .output.layout import ALIGNMENT, Layout
 from .output.stream import float_rows
 from .recipe import fallback, is_fixed
-from .source.source import FLOAT_TYPES, Source
+from .source.source import Source
 from .source.tensor_map import Part, Target
 
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")

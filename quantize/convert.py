@@ -5,13 +5,18 @@ Owns the order of things: open, plan, write.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from kimi_vl_cpp.adapters.opening import open_adapter
 from kimi_vl_cpp.checks import expand_home
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.types import Progress
 
 from . import budget
@@ -21,7 +26,6 @@ from .output.write import OutputFile, check_space
 from .plan import Plan, Request, Weights, make_plan
 from .recipe import check_type, named_recipe, read_recipe, with_rules
 from .report import FileReport, Report, TensorReport
-from .source.files import InputFile
 from .source.source import Source
 
 STAGE, MEASURING_STAGE = "quantize", "measure"
@@ -42,6 +46,7 @@ def quantize(
     imatrix: PathLike | None = None,
     mmproj: PathLike | None = None,
     name: str | None = None,
+    lora: Sequence[PathLike | tuple[PathLike, float]] = (),
     allow_requantize: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -63,6 +68,8 @@ def quantize(
     imatrix: a file of what each column of each matrix weighs, from `kimi-vl imatrix`.
     mmproj: the vision file of a GGUF `src`. None: the one inside it or beside it, as KimiVL finds it.
     name: general.name of the output. None: the source's.
+    lora: adapters to merge, in float32 before the weights are encoded: PEFT's folders or llama.cpp's GGUF files, each
+        alone or with a factor over its own scale.
     allow_requantize: take an already quantized source, whose own rounding cannot be undone.
     resume: go on with what an interrupted run of the same inputs and options left; the same bytes as without it.
     force: replace an existing `dst`.
@@ -71,7 +78,8 @@ def quantize(
 
     Raises BadModelFile for a source that is not what it should be; BadRequest (also "quantize.output_exists",
     "quantize.output_is_input", "quantize.requantize", "quantize.type", "quantize.pattern", "quantize.imatrix",
-    "quantize.size", "quantize.resume"); Unsupported; KimiVLError "quantize.disk_space" and "quantize.disk_full".
+    "quantize.size", "quantize.resume", "quantize.lora"); Unsupported (also "lora.unsupported": an adapter that is more
+    than plain LoRA); KimiVLError "quantize.disk_space" and "quantize.disk_full".
     """
     began = time.perf_counter()
     if n_threads.__class__ is not int or not 0 <= n_threads <= 1024:
@@ -79,6 +87,7 @@ def quantize(
     if name is not None and not _is_name(name):
         raise BadRequest(f"name is {shown(name)}, expected a string of 1 to 200 characters", "quantize.name")
     src, dst = _path(src, "src"), _path(dst, "dst")
+    wanted = [_adapter(one) for one in lora]
     chosen = read_recipe(_path(recipe, "recipe")) if recipe is not None else named_recipe(type)
     chosen = with_rules(chosen, types)
     request = Request(
@@ -90,22 +99,38 @@ def quantize(
         allow_requantize=allow_requantize,
         resume=resume,
         force=force,
+        adapters=(),
     )
     model = open_model(src, None if mmproj is None else _path(mmproj, "mmproj"), name)
     try:
-        measured = _measured(model, progress)
-        plan = make_plan(model, dst, request, measured)
-        check_space(plan.layouts)
-        outputs: list[OutputFile] = []
-        try:
-            for layout in plan.layouts:
-                outputs.append(OutputFile(layout, plan.fingerprint, resume, force))
-            return _write(model.source, plan, outputs, n_threads, progress, began)
-        finally:
-            for output in outputs:
-                output.close()
+        return _convert(model, dst, request, wanted, n_threads, progress, began)
     finally:
         model.source.close()
+
+
+def _convert(
+    model: Model,
+    dst: Path,
+    request: Request,
+    wanted: Sequence[tuple[Path, float]],
+    n_threads: int,
+    progress: Progress | None,
+    began: float,
+) -> Report:
+    """wanted: adapters to merge, each with its scale."""
+    with ExitStack() as stack:
+        adapters = []
+        shapes = {target.name: target.shape for target in model.targets}
+        for path, scale in wanted:
+            adapters.append(open_adapter(path, shapes, scale))
+            stack.callback(adapters[-1].close)
+        plan = make_plan(model, dst, replace(request, adapters=adapters), _measured(model, progress))
+        check_space(plan.layouts)
+        outputs: list[OutputFile] = []
+        for layout in plan.layouts:
+            outputs.append(OutputFile(layout, plan.fingerprint, request.resume, request.force))
+            stack.callback(outputs[-1].close)
+        return _write(model.source, plan, outputs, n_threads, progress, began)
 
 
 def _path(value: PathLike, what: str) -> Path:
@@ -113,6 +138,13 @@ def _path(value: PathLike, what: str) -> Path:
     if not spelled or "\0" in spelled:
         raise BadRequest(f"{what} is {shown(value)}, expected a path", "quantize.path")
     return Path(expand_home(spelled))
+
+
+def _adapter(one: PathLike | tuple[PathLike, float]) -> tuple[Path, float]:
+    path, scale = one if isinstance(one, tuple) else (one, 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise BadRequest(f"lora: the scale is {shown(scale)}, expected a finite number", "quantize.lora")
+    return _path(path, "lora"), float(scale)
 
 
 def _is_name(value: object) -> bool:
@@ -155,8 +187,8 @@ def _write(
     n_resumed = sum(output.n_done for output in outputs)
     advance = _counter(outputs, progress)
     for output in outputs:
-        stream(source, output, n_threads, advance, plan.importance)
-        for file in source.inputs:
+        stream(source, output, n_threads, advance, plan.importance, plan.changes)
+        for file in (*source.inputs, *plan.adapter_files):
             file.check_unchanged()
         output.prepare()
     for output in reversed(outputs):  # the file that is opened by name last: whoever sees it finds the other

@@ -10,19 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kimi_vl_cpp.errors import BadRequest
+from kimi_vl_cpp.adapters.change import Adapter, Changes, LowRank
+from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files.input_file import InputFile
+from kimi_vl_cpp.files.stored import FLOAT_TYPES
 from kimi_vl_cpp.version import __version__
 
 from . import budget
 from .blocks import Importance, blocks
 from .opening import Model
 from .output.layout import Layout, plan_layout
-from .output.metadata import KEY_FILE_TYPE, KEY_IMATRIX, KEY_NAME, KEY_RECIPE, Metadata, general, text, u32
+from .output.metadata import KEY_FILE_TYPE, KEY_IMATRIX, KEY_LORA, KEY_NAME, KEY_RECIPE, Metadata, general, text, u32
 from .output.write import check_output
 from .recipe import MIXES, Chooser, Recipe
-from .source.files import InputFile
 from .source.gguf import quantized_types
-from .source.source import FLOAT_TYPES
 from .source.tensor_map import Target
 
 
@@ -46,17 +47,20 @@ class Request:
     allow_requantize: bool
     resume: bool
     force: bool
+    adapters: Sequence[Adapter]
 
 
 @dataclass
 class Plan:
-    """The files to write. vision: the type of the vision part's matrices, None: there is none."""
+    """The files to write. vision: the type of the vision part's matrices, None: there is none. changes: of adapters."""
 
     layouts: list[Layout]
     importance: Importance | None
     recipe: Recipe
     vision: str | None
     fingerprint: str
+    changes: Changes
+    adapter_files: list[InputFile]
     warnings: list[str]
     notices: list[str]
 
@@ -72,6 +76,9 @@ def make_plan(model: Model, dst: Path, request: Request, measured: Callable[[str
     chosen: Sequence[budget.Chosen] = _choose(model, chooser, keep_vision=request.vision is None)
     chooser.finish(names)
     inputs = [*model.source.inputs, *([] if weights is None else [weights.file])]
+    adapter_files = [file for adapter in request.adapters for file in adapter.files]
+    inputs += adapter_files
+    changes = merged_changes(request.adapters)
     paths = [dst, dst.with_name(f"mmproj-{dst.name}")] if request.split else [dst]
     paths = [check_output(path, inputs, request.resume, request.force) for path in paths]
     keys = _metadata(model, request, vision)
@@ -83,7 +90,7 @@ def make_plan(model: Model, dst: Path, request: Request, measured: Callable[[str
         reason = f"The least measured error in {request.allowed} bytes."
         recipe = replace(recipe, name=_shown_type(request), reason=reason)
         chooser.notices.append(found.summary)
-    warnings = _requantized(model, chosen, request.allow_requantize)
+    warnings = _requantized(model, chosen, request.allow_requantize, changes)
     if weights is not None:
         warnings += _unweighted(weights, chosen)
     return Plan(
@@ -91,9 +98,11 @@ def make_plan(model: Model, dst: Path, request: Request, measured: Callable[[str
         importance=None if weights is None else weights.importance,
         recipe=recipe,
         vision=vision if has_vision else None,
-        fingerprint=_fingerprint(inputs),
+        fingerprint=_fingerprint(inputs, request.adapters),
+        changes=changes,
+        adapter_files=adapter_files,
         warnings=warnings,
-        notices=[*model.notices, *chooser.notices],
+        notices=[*model.notices, *chooser.notices, *_other_bases(model, request.adapters)],
     )
 
 
@@ -128,9 +137,34 @@ def _metadata(model: Model, request: Request, vision: str) -> list[Metadata]:
     keys |= {KEY_NAME: text(model.name), KEY_FILE_TYPE: u32(file_type), KEY_RECIPE: text(_shown_type(request))}
     if request.weights is not None:
         keys[KEY_IMATRIX] = text(request.weights.file.path.name)
+    if request.adapters:
+        keys[KEY_LORA] = text("; ".join(_record(adapter) for adapter in request.adapters))
     if not request.split:
         return [keys | model.vision]
     return [keys, general("clip", "mmproj", model.name, _file_type(vision)) | model.vision]
+
+
+def merged_changes(adapters: Sequence[Adapter]) -> dict[str, list[LowRank]]:
+    """The changes of all adapters, one after the other."""
+    changes: dict[str, list[LowRank]] = {}
+    for adapter in adapters:
+        for name, found in adapter.changes.items():
+            changes.setdefault(name, []).extend(found)
+    return changes
+
+
+def _record(adapter: Adapter) -> str:
+    return f"{adapter.path.name} scale {adapter.scale:g} sha256 {adapter.digest}"
+
+
+def _other_bases(model: Model, adapters: Sequence[Adapter]) -> list[str]:
+    """A notice for each adapter that names another model than this one as its base."""
+    return [
+        f"{adapter.path}: was trained on {shown(adapter.base)}, this model calls itself {shown(model.name)}: "
+        "the shapes fit, but only you can know whether the weights do"
+        for adapter in adapters
+        if adapter.base is not None and Path(adapter.base).name.lower() != model.name.lower()
+    ]
 
 
 def _layouts(paths: Sequence[Path], keys: Sequence[Metadata], chosen: Sequence[budget.Chosen]) -> list[Layout]:
@@ -148,19 +182,21 @@ def _file_type(type_name: str) -> int:
     return MIXES[whole].file_type if whole in MIXES else MIXES["F16"].file_type
 
 
-def _requantized(model: Model, chosen: Sequence[tuple[Target, str, tuple[str, ...]]], allowed: bool) -> list[str]:
+def _requantized(
+    model: Model, chosen: Sequence[tuple[Target, str, tuple[str, ...]]], allowed: bool, changes: Changes
+) -> list[str]:
     """The warning about sources that are quantized already. Raises BadRequest "quantize.requantize"."""
     changed = [
         model.source.tensors[target.parts[0].source]
         for target, kind, stored in chosen
-        if stored[0] not in FLOAT_TYPES and stored[0] != kind
+        if stored[0] not in FLOAT_TYPES and (stored[0] != kind or target.name in changes)
     ]
     found = quantized_types(changed)
     if not found:
         return []
     counts = ", ".join(f"{n} tensors of {kind}" for kind, n in found.items())
     loss = (
-        f"{changed[0].file.path} is quantized already ({counts} would change their type): the error of its own "
+        f"{changed[0].file.path} is quantized already ({counts} would be encoded again): the error of its own "
         "rounding stays and that of the new types comes on top, so the result is worse than the same types made from "
         "the original"
     )
@@ -206,7 +242,7 @@ def _unweighted(weights: Weights, chosen: Sequence[tuple[Target, str, tuple[str,
     return [f"{weights.file.path} says nothing about {', '.join(lacking[:3])}{more}: quantized without it"]
 
 
-def _fingerprint(inputs: Sequence[InputFile]) -> str:
-    """Of the inputs, for resume: names, sizes and times."""
+def _fingerprint(inputs: Sequence[InputFile], adapters: Sequence[Adapter]) -> str:
+    """Of the inputs, for resume: names, sizes and times, and how much each adapter counts."""
     files = [f"{file.path.name} {file.n_bytes} {file.modified_ns}" for file in inputs]
-    return "\n".join([f"kimi-vl {__version__}", *files])
+    return "\n".join([f"kimi-vl {__version__}", *files, *(f"{adapter.scale!r}" for adapter in adapters)])

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from kimi_vl_cpp.errors import BadRequest, shown
 from kimi_vl_cpp.files import file_types
+from kimi_vl_cpp.files.input_file import read_small
 
 from .blocks import blocks, fits, writable
-from .source.files import read_small
 
 
 @dataclass(frozen=True)

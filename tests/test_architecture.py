@@ -189,6 +189,7 @@ PYTHON_ARROWS = {
     "media": GROUND,
     "files": GROUND | {"_core", "text"},
     "machine": GROUND | {"files", "_core"},
+    "adapters": GROUND | {"files"},
     "cache": GROUND | {"_core"},
     "scheduler": GROUND | {"_core", "cache"},
     "generation": LOWER | {"scheduler"},
@@ -203,7 +204,7 @@ PYTHON_ARROWS = {
     "bench": GROUND | {"_core", "files", "machine", "generation"},
     "server": GROUND | {"builtin", "text", "media", "files", "generation", "openai", "model"},
     "testing": GROUND | {"_core", "files"},
-    "quantize": LOWER | {"builtin", "generation", "chat", "model", "evaluation", "bench"},
+    "quantize": LOWER | {"adapters", "builtin", "generation", "chat", "model", "evaluation", "bench"},
     "cli": LOWER
     | {"builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "evaluation"}
     | {"bench", "quantize", "testing", "server"},
@@ -213,6 +214,7 @@ PYTHON_ARROWS = {
 LONGEST_FUNCTION = 80
 LONGER_FUNCTIONS = {
     "kimi_vl_cpp/cli/serve.py command": "the declaration of its options",
+    "kimi_vl_cpp/cli/quantize.py command": "the declaration of its options",
     "kimi_vl_cpp/testing/__init__.py make_tiny_model": "a public function: most of its lines say what its options do",
 }
 

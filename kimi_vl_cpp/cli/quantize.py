@@ -64,6 +64,14 @@ def command(
         typer.Option("--mmproj", metavar="FILE", help="The vision file of a GGUF SRC. Default: the one beside it."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What the model calls itself.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="DIR[=SCALE]",
+            help="Merge a LoRA adapter (PEFT's folder, or GGUF), scaled by SCALE. Repeatable.",
+        ),
+    ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Accept a SRC that is already quantized; its losses remain.")
     ] = False,
@@ -94,6 +102,7 @@ def command(
             "imatrix": imatrix,
             "mmproj": mmproj,
             "name": name,
+            "lora": [_adapter(one) for one in lora or ()],
             "allow_requantize": allow_requantize,
             "resume": resume,
             "force": force,
@@ -102,6 +111,19 @@ def command(
         return run(src, dst, quantization or DEFAULT, chosen, json, terminal)
 
     return job
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    """DIR=SCALE; a path that exists may itself hold a '='."""
+    path, equals, scale = text.rpartition("=")
+    if not equals or os.path.lexists(text):
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise exits.UsageError(
+            f"--lora {printable(text)}: {printable(scale)} is not a number", "For example: --lora ./my-adapter=0.8"
+        ) from None
 
 
 def _rule(text: str) -> tuple[str, str]:

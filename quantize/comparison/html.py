@@ -18,11 +18,11 @@ from pathlib import Path
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
 from kimi_vl_cpp.files import model_files
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.version import __version__
 from kimi_vl_cpp.wording import human_bytes, plural, printable
 
 from ..output.write import check_output
-from ..source.files import InputFile
 from ..source.gguf import shard_paths
 from .charts import charts
 from .drawing import PALETTE, Drawing, series

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.files.stored import FLOAT_TYPES, SourceTensor, read_rows
 
 from ..blocks import blocks, decode
 from ..source.gguf import GGUFSource
-from ..source.source import FLOAT_TYPES, SourceTensor, read_rows
 from ..source.tensor_map import Part, Target
 
 PIECE_ELEMS = 1 << 20

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from kimi_vl_cpp import _core
 from kimi_vl_cpp.cache.keys import Picture
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, shown
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.generation.raw import RawSession
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.types import Progress
 
 from ..output.write import check_output
-from ..source.files import InputFile
 from ..source.gguf import shard_paths
 from .coverage import FEW_TOKENS, Coverage
 from .data import Data, Prompt, load_data, picture_pixels

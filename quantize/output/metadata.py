@@ -12,15 +12,16 @@ from gguf import GGUFValueType
 
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import shown
+from kimi_vl_cpp.files.input_file import bad_file
 from kimi_vl_cpp.files.variants import KEY_IN_TOKEN_LIMIT, MAX_IN_TOKEN_LIMIT
 
 from ..source.checkpoint import Checkpoint
 from ..source.config import ModelConfig, TextConfig, VisionConfig, fits_float32
-from ..source.files import bad_file
 from ..source.tokenizer import TokenizerKeys
 
 KEY_CHECKSUMS = "kimi_vl.tensor_crc32"
 KEY_RECIPE = "kimi_vl.quantize.recipe"
+KEY_LORA = "kimi_vl.lora"
 KEY_IMATRIX = "quantize.imatrix.file"
 KEY_NAME = "general.name"
 KEY_FILE_TYPE = "general.file_type"

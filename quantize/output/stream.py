@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kimi_vl_cpp.adapters.change import Changes, add_changes
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError
+from kimi_vl_cpp.files.stored import FLOAT_TYPES, Rows, SourceTensor, read_rows
 
 from ..blocks import Importance, blocks, decode, encode, n_bytes
-from ..source.source import FLOAT_TYPES, Rows, Source, SourceTensor, read_rows
+from ..source.source import Source
 from ..source.tensor_map import Part
 from .layout import PlannedTensor
 from .write import OutputFile
@@ -65,8 +67,11 @@ def stream(
     n_threads: int,
     advance: Callable[[str, int], None],
     importance: Importance | None = None,
+    changes: Changes | None = None,
 ) -> None:
     """Writes what `output` still lacks. advance(name, elements) is called in this thread after every encoded piece.
+
+    changes: of adapters, merged in float32 before the weights are encoded.
 
     Raises what reading and writing raise, BadModelFile "checkpoint.not_finite" for NaN and infinity, BadRequest
     "quantize.overflow" for a number that F16 cannot hold, and whatever `advance` raises.
@@ -80,7 +85,7 @@ def stream(
         try:
             while True:
                 while len(reads) <= AHEAD and (piece := next(pieces, None)) is not None:
-                    reads.append((piece, reader.submit(_read, source, piece)))
+                    reads.append((piece, reader.submit(_read, source, piece, changes or {})))
                 if not reads:
                     break
                 piece, future = reads.popleft()
@@ -124,9 +129,15 @@ class _WriteBehind:
         self._failed = False
 
 
-def _read(source: Source, piece: Piece) -> Rows | _Raw:
+def _read(source: Source, piece: Piece, changes: Changes) -> Rows | _Raw:
     part = piece.part
     tensor = source.tensors[part.source]
+    own = changes.get(piece.tensor.target.name)
+    if own:
+        merged = float_rows(source, part)
+        merged = np.ascontiguousarray(merged.T) if part.transposed else merged
+        add_changes(own, piece.first_row, merged)
+        return merged
     if tensor.type not in FLOAT_TYPES:
         raw = _read_blocks(tensor, part)
         if tensor.type == piece.tensor.type and not part.transposed:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kimi_vl_cpp.errors import BadRequest, KimiVLError
+from kimi_vl_cpp.files.input_file import InputFile
 
-from ..source.files import InputFile
 from .layout import Layout
 
 SUFFIX = ".kimi-vl-partial"

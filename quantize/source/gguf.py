@@ -10,11 +10,11 @@ from pathlib import Path
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
 from kimi_vl_cpp.files import model_files
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.files.rules import TEXT_ARCHITECTURE
+from kimi_vl_cpp.files.stored import SourceTensor
 
 from ..blocks import blocks
-from .files import InputFile
-from .source import SourceTensor
 from .tensor_map import Part, Target
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")

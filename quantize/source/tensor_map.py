@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from math import prod
 
 from kimi_vl_cpp.errors import BadModelFile, Unsupported, shown
+from kimi_vl_cpp.files.stored import SourceTensor
 
 from .checkpoint import Checkpoint, check_float
 from .config import ModelConfig, TextConfig, VisionConfig
-from .source import SourceTensor
 
 # What tools put before the names: training wrappers, and the layout of transformers from 4.52 on.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
@@ -104,8 +104,8 @@ def map_checkpoint(checkpoint: Checkpoint, config: ModelConfig) -> tuple[list[Ta
     if missing:
         if any("lora_" in name for name in checkpoint.tensors):
             raise Unsupported(
-                f"{checkpoint.folder}: holds the weights of an adapter (LoRA): merge it into its base model "
-                "(merge_and_unload, then save_pretrained) and give the merged folder",
+                f"{checkpoint.folder}: holds the weights of an adapter (LoRA) and not of a model: give the base "
+                "model as the source, and the adapter as lora (--lora)",
                 "checkpoint.adapter",
             )
         there = ", ".join(shown(name) for name in sorted(checkpoint.tensors.keys() - used)[:3])

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kimi_vl_cpp.errors import shown
+from kimi_vl_cpp.files.input_file import DOWNLOAD_AGAIN, bad_file, read_small
 from kimi_vl_cpp.text.vocabulary import BYTE_SPELLING, CONTROL, NORMAL, UNUSED
 
 from .checkpoint import Checkpoint
-from .files import DOWNLOAD_AGAIN, bad_file, read_small
 
 TIKTOKEN_NAME = "tiktoken.model"
 CONFIG_NAME = "tokenizer_config.json"

@@ -19,6 +19,7 @@ from reference import importance
 
 from kimi_vl_cpp._core import Engine, Importance, Session, quantize_rows
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
+from kimi_vl_cpp.files.stored import FLOAT_TYPES
 from kimi_vl_cpp.quantize import make_imatrix, quantize
 from kimi_vl_cpp.quantize.importance.coverage import Coverage
 from kimi_vl_cpp.quantize.importance.data import QUESTION, find_files
@@ -32,7 +33,6 @@ from kimi_vl_cpp.quantize.importance.file import (
     read_importance,
     write_imatrix,
 )
-from kimi_vl_cpp.quantize.source.source import FLOAT_TYPES
 from kimi_vl_cpp.testing import ROWS_OF_256, TinyModel, dequantize
 
 # Of sums of squares, against float64: twice what is allowed of the activations themselves (engine_support.FLOAT: 1e-5);

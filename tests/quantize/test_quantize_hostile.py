@@ -28,10 +28,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest, KimiVLError, Unsupported
+from kimi_vl_cpp.files.input_file import InputFile
+from kimi_vl_cpp.files.safetensors import MAX_HEADER_BYTES, read_header
 from kimi_vl_cpp.quantize import quantize
-from kimi_vl_cpp.quantize.source.checkpoint import MAX_HEADER_BYTES, read_header
 from kimi_vl_cpp.quantize.source.config import read_config
-from kimi_vl_cpp.quantize.source.files import InputFile
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWO = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}

@@ -10,8 +10,8 @@ import pytest
 from checkpoint_files import write_checkpoint
 
 from kimi_vl_cpp.errors import KimiVLError, Unsupported
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.quantize.source.config import read_config
-from kimi_vl_cpp.quantize.source.files import InputFile
 from kimi_vl_cpp.quantize.source.tensor_map import _original_name
 
 

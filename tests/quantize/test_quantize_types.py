@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from kimi_vl_cpp import KimiVL
 from kimi_vl_cpp._core import GGUFFile
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
+from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.quantize import MIXES, RECIPES, Recipe, quantize
 from kimi_vl_cpp.quantize.blocks import encode, n_bytes
 from kimi_vl_cpp.quantize.recipe import Chooser, named_recipe, read_recipe
 from kimi_vl_cpp.quantize.source.config import TextConfig, VisionConfig
-from kimi_vl_cpp.quantize.source.files import InputFile
 from kimi_vl_cpp.quantize.source.tensor_map import text_targets, vision_targets
 from kimi_vl_cpp.testing import ROWS_OF_256
 from kimi_vl_cpp.testing.layout import text_tensors

@@ -41,6 +41,8 @@ def _general_rows(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "parameters", f"{_parameters(report['n_parameters'])} in {plural(report['n_tensors'], 'tensor')}"
     if report["quantization"]:
         yield "quantization", report["quantization"]
+    for index, adapter in enumerate(filter(None, report["lora"].split("; "))):
+        yield ("" if index else "merged LoRA"), adapter
     for index, row in enumerate(report["types"]):
         size = human_bytes(row["bytes"]) if row["supported"] else "cannot be read"
         yield ("" if index else "types"), f"{row['type']:8} {size:>9} in {plural(row['n_tensors'], 'tensor')}"

@@ -99,6 +99,7 @@ def make_report(gguf: GGUFFile) -> dict[str, Any]:
         "n_parameters": sum(t.n_elems for t in tensors),
         "quantization": file_type(get("general.file_type")),
         "types": _types(tensors),
+        "lora": _text(get("kimi_vl.lora")),
     }
     if text:
         report["variant"] = variants.detect_variant(gguf.get, gguf.path)

@@ -1,4 +1,4 @@
-"""Opening the files of a source: only regular ones, read by position, never mapped.
+"""Opening files of weights and of what belongs to them: only regular ones, read by position, never mapped.
 
 A mapped file that somebody truncates ends the process; one that is read by position gives an error here. It also keeps
 the memory of the process apart from the 32 GB of its input.
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from kimi_vl_cpp.errors import BadModelFile, shown
+from ..errors import BadModelFile, shown
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 DOWNLOAD_AGAIN = "download the file again"

@@ -267,14 +267,21 @@ class PagePool:
     def page_from(self, rows: bytes, n_filled: int) -> Page:
         found = WRITTEN[bytes(rows)]
         assert len(found) == n_filled
-        return self.take(list(found))
+        return self.take(found)
 
     def take(self, rows: list[bytes]) -> Page:
-        if self.bytes_in_use + self.page_bytes > self.budget:
-            raise OutOfMemory("no page is free", "memory.kv_pages")
-        page = Page(self, rows)
-        self.most_in_use = max(self.most_in_use, self.bytes_in_use)
+        """A page with these rows."""
+        page = self.take_empty(1)[0]
+        page.rows[:] = rows
         return page
+
+    def take_empty(self, n: int) -> list[Page]:
+        """n pages, or none."""
+        if self.bytes_in_use + n * self.page_bytes > self.budget:
+            raise OutOfMemory("no page is free", "memory.kv_pages")
+        pages = [Page(self, []) for _ in range(n)]
+        self.most_in_use = max(self.most_in_use, self.bytes_in_use)
+        return pages
 
 
 class Session:
@@ -307,25 +314,23 @@ class Session:
     def append(self, rows: list[bytes]) -> None:
         if self.n_past + len(rows) > self.n_ctx:
             raise ContextFull(f"{len(rows)} more after {self.n_past} of {self.n_ctx}")
+        self.reserve(len(rows))
         for row in rows:
             number, offset = divmod(self.n_past, PAGE_POSITIONS)
-            if offset == 0:
-                self.table[number:] = [self.pool.take([])]
-            self._own(number, offset)
             self.table[number].rows[offset:] = [row]
             self.n_past += 1
 
-    def _own(self, number: int, offset: int) -> None:
-        """Copies a page that anybody else refers to."""
-        if sys.getrefcount(self.table[number]) > 2:
-            self.table[number] = self.pool.take(self.table[number].rows[:offset])
-
     def reserve(self, n: int) -> None:
-        if n and self.n_past % PAGE_POSITIONS:
-            self._own(len(self.table) - 1, self.n_past % PAGE_POSITIONS)
-        n_new = -(-(self.n_past + n) // PAGE_POSITIONS) - len(self.table)
-        if self.pool.bytes_in_use + n_new * self.pool.page_bytes > self.pool.budget:
-            raise OutOfMemory("no page is free", "memory.kv_pages")
+        """Takes the pages of n more rows, all or none: a page that anybody else refers to is copied."""
+        number, offset = divmod(self.n_past, PAGE_POSITIONS)
+        copies = n > 0 and offset > 0 and sys.getrefcount(self.table[number]) > 2
+        n_new = max(-(-(self.n_past + n) // PAGE_POSITIONS) - len(self.table), 0)
+        taken = self.pool.take_empty(n_new + copies)
+        if copies:
+            page = taken.pop()
+            page.rows[:] = self.table[number].rows[:offset]
+            self.table[number] = page
+        self.table += taken
 
     @property
     def logits(self) -> np.ndarray:
@@ -389,7 +394,8 @@ class Session:
 
 
 class PrefillTask:
-    """A prompt, chunk by chunk, each in N_LAYERS pieces."""
+    """A prompt, chunk by chunk, each in N_LAYERS pieces. As in the core, the pages of all its rows are taken when it
+    begins, and those without a row go back when it ends early."""
 
     def __init__(self, session: Session, rows: list[bytes], chunk: int) -> None:
         self.session, self.rows, self.n_rows = session, rows, len(rows)
@@ -407,9 +413,12 @@ class PrefillTask:
             if self.done:
                 break
             self.layer += 1
-            self.session.engine.piece(
-                "prefill", self.layer, SCRIPT.prefill_s / N_LAYERS + SCRIPT.prefill_row_s * self.n_rows
-            )
+            seconds = SCRIPT.prefill_s / N_LAYERS + SCRIPT.prefill_row_s * self.n_rows
+            try:
+                self.session.engine.piece("prefill", self.layer, seconds)
+            except BaseException:
+                self.cancel()
+                raise
             if self.layer == N_LAYERS:
                 piece = self.rows[self.n_done : self.n_done + self.chunk]
                 self.session.append(piece)
@@ -420,6 +429,7 @@ class PrefillTask:
 
     def cancel(self) -> None:
         self.rows = []
+        self.session.truncate(self.session.n_past)
 
 
 class ImageTask:

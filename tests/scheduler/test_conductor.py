@@ -167,6 +167,23 @@ def test_of_two_jobs_one_at_most_takes_memory_from_the_other(waits, awaited, pri
     assert [Room._victim(one, jobs), Room._victim(other, jobs)].count(None) == 1
 
 
+def test_two_answers_that_run_ahead_do_not_take_memory_from_each_other_in_turn():
+    """Neither would get through its prompt, and the one whose reader waits for it would wait without end."""
+    machine = Machine(n_pages=4)
+    machine.script.prefill_s = 1.0  # a turn does a part of a prompt
+    pieces: list[str] = []
+
+    def count(stage: str, step: int) -> None:
+        pieces.append(stage)
+        assert len(pieces) <= 10 * fake_core.N_LAYERS, "the prompts are begun again and again"
+
+    machine.script.fail_at = count
+    common = prompt(1, 300)
+    machine.start(prompt(9, 300), 20), machine.start([*common, 1], 20)
+    assert machine.read(machine.start([*common, 2], 3)) == alone([*common, 2], 3)
+    machine.check()
+
+
 def test_the_chunks_of_a_slow_core_are_cut_so_that_no_layer_is_long():
     machine = Machine()
     machine.script.prefill_row_s = 0.001

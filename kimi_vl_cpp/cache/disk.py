@@ -72,7 +72,8 @@ class DiskCounts:
 
 class DiskStore:
     """The files of one model in a cache folder. root: what the keys of its pages begin with. quota: bytes of all files
-    in the folder, those of other models included. Thread-safe."""
+    in the folder, those of other models included. on_notice: called with each notice, in the thread that met it.
+    Thread-safe."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class DiskStore:
         self.quota = quota
         self.counts = DiskCounts()
         self.notices: deque[DiskNotice] = deque(maxlen=20)
+        self.on_notice: Callable[[DiskNotice], None] = lambda notice: None
         self._root = root
         self._own = self.folder / FOLDER / root.hex()[:12]
         self._clock = clock
@@ -126,8 +128,8 @@ class DiskStore:
     def put_page(self, content: PageContent, parent: bytes, page: Page, *, whole: bool) -> bool:
         """Keeps a page. Whether it is there now."""
         path = self._path(content.key(parent), ".kv") if whole else self._path(tail_key(parent), ".tail")
-        if whole and self._touched(path):
-            return True
+        if whole and not self.counts.damaged and self._touched(path):
+            return True  # else what lies there may be damaged too, and was not read: it is written anew
         if not self._may_write():
             return False
         return self._write(path, page_record(content, parent, page.read(), page.n_filled).pack(), parent)
@@ -278,6 +280,21 @@ class DiskStore:
     def _notice(self, code: str, text: str) -> None:
         if all(notice.text != text for notice in self.notices):
             self.notices.append(DiskNotice(code, text))
+            self.on_notice(self.notices[-1])
+
+
+def why_not_written(folder: Path) -> str:
+    """Why a folder cannot be written as a cache; "" when it can. One that is not there is made when it is needed."""
+    if not folder.exists():
+        return "it is not there: it is made when a model is opened with it"
+    if not folder.is_dir():
+        return "it is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "it cannot be written: what it holds is read, and nothing is added"
+    volume = shutil.disk_usage(folder)
+    if volume.free < _LEAST_FREE * volume.total:
+        return f"less than {_LEAST_FREE:.0%} of its volume is free: nothing is added"
+    return ""
 
 
 def _picture_key(root: bytes, digest: str) -> bytes:

@@ -38,8 +38,7 @@ def command(
             raise exits.UsageError(f"--concurrency {concurrency}: expected 1 to 1024")
         with needs_server("batch"):
             from ..server.batch import run_batch
-        with opening.open_model(chosen, Progress(terminal)) as opened:
-            opening.introduce(opened, chosen, terminal)
+        with opening.introduced(chosen, Progress(terminal), terminal) as opened:
             counts = run_batch(opened, Path(source), Path(target), concurrency=concurrency)
         terminal.say(f"{counts.answered} answered, {counts.refused} refused, {counts.before} were there before")
         return errors.EXIT_OK

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json as json_module
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import human_bytes, plural, printable
 from . import exits, options
-from .terminal import Terminal
+from .terminal import YELLOW, Terminal
 
 if TYPE_CHECKING:
     from ..cache.folder import Entry
@@ -101,6 +102,25 @@ def clear(folder: Folder) -> options.Job:
         return errors.EXIT_OK
 
     return job
+
+
+def state(folder: str) -> dict[str, Any]:
+    """What a folder holds, and why it cannot serve as a cache: problem, "" for nothing."""
+    from ..cache.disk import why_not_written
+    from ..cache.folder import entries
+
+    path = Path(folder).expanduser()
+    found = entries(path)
+    n_bytes = sum(entry.n_bytes for entry in found)
+    return {"folder": str(path), "files": len(found), "bytes": n_bytes, "problem": why_not_written(path)}
+
+
+def write_state(found: dict[str, Any], row: Callable[[str, str], None], terminal: Terminal) -> None:
+    """The same as rows of a table."""
+    row("folder", printable(found["folder"], one_line=True))
+    row("holds", f"{plural(found['files'], 'file')}, {human_bytes(found['bytes'])}")
+    if found["problem"]:
+        row("problem", terminal.style(printable(found["problem"], one_line=True), YELLOW, err=False))
 
 
 def _entries(folder: str) -> list[Entry]:

@@ -16,13 +16,15 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from .. import errors
 from ..machine import system
 from ..version import __version__
 from ..wording import human_bytes, human_count, printable
-from . import exits, options
+from . import cache, exits, options
 from .progress import Progress
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
@@ -52,6 +54,7 @@ class Options:
     """The command line of `doctor`."""
 
     json: bool = False
+    cache_dir: str | None = None
 
 
 @dataclass
@@ -72,18 +75,23 @@ class SelfTest:
 SUMMARY = "Check this computer."
 
 
-def command(json: options.Json = False) -> options.Job:
+def command(
+    json: options.Json = False,
+    cache_dir: Annotated[
+        str | None, typer.Option("--cache-dir", metavar="FOLDER", help="Look at this cache folder too.")
+    ] = None,
+) -> options.Job:
     """Check this computer: processor, memory, and a self-test on a small model made on the spot."""
 
     def job(terminal: Terminal) -> int:
-        return run(Options(json), terminal)
+        return run(Options(json, cache_dir), terminal)
 
     return job
 
 
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the findings; errors.EXIT_OK when the self-test passes."""
-    report = make_report(Progress(terminal))
+    report = make_report(Progress(terminal), options.cache_dir)
     if options.json:
         terminal.out.write(json.dumps(report, indent=2) + "\n")
         terminal.out.flush()
@@ -92,7 +100,7 @@ def run(options: Options, terminal: Terminal) -> int:
     return errors.EXIT_OK if report["ok"] else errors.EXIT_FAILED
 
 
-def make_report(progress: Progress) -> dict[str, Any]:
+def make_report(progress: Progress, cache_dir: str | None = None) -> dict[str, Any]:
     """Everything that doctor knows, as plain values fit for JSON."""
     memory = system.memory()
     report: dict[str, Any] = {
@@ -100,6 +108,8 @@ def make_report(progress: Progress) -> dict[str, Any]:
         "processor": {"name": system.cpu_name(), "machine": platform.machine(), "features": system.cpu_features()},
         "memory": {**asdict(memory), "usable": memory.usable},
     }
+    if cache_dir is not None:
+        report["cache"] = cache.state(cache_dir)
     try:
         from .. import _core
     except ImportError as failure:
@@ -277,6 +287,9 @@ def _print(report: dict[str, Any], terminal: Terminal) -> None:
         row("GPU", gpu.get("architecture") or f"none used: {printable(gpu['missing'], one_line=True)}")
     head("Memory")
     _print_memory(report, row, terminal)
+    if "cache" in report:
+        head("Cache folder")
+        cache.write_state(report["cache"], row, terminal)
     head("Self-test")
     test = report["self_test"]
     for result in test["results"]:

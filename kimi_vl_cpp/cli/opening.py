@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -106,11 +107,20 @@ def caching(
     return given
 
 
-def explain_cache(model: KimiVL, terminal: Terminal) -> None:
-    """Says what went wrong with the cache folder, which cost time only."""
-    disk = model.cache.info().disk
-    for notice in () if disk is None else disk.notices:
-        terminal.note(notice.text)
+class CacheNotices:
+    """What went wrong with the cache folder, which cost time only. Each is said once."""
+
+    def __init__(self, model: KimiVL, terminal: Terminal) -> None:
+        self._model, self._terminal = model, terminal
+        self._said: set[str] = set()
+
+    def say(self) -> None:
+        """Says what is new."""
+        disk = self._model.cache.info().disk
+        for notice in () if disk is None else disk.notices:
+            if notice.text not in self._said:
+                self._said.add(notice.text)
+                self._terminal.note(notice.text)
 
 
 def choose_model(opening: Opening) -> Opening:
@@ -182,6 +192,18 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
         )
     finally:
         progress.clear()
+
+
+@contextlib.contextmanager
+def introduced(opening: Opening, progress: Progress, terminal: Terminal) -> Iterator[KimiVL]:
+    """The loaded model, after it was introduced; at the end what went wrong with the cache folder is said. Raises
+    KimiVLError."""
+    with open_model(opening, progress) as model:
+        introduce(model, opening, terminal)
+        try:
+            yield model
+        finally:
+            CacheNotices(model, terminal).say()
 
 
 def resolve_picture(path: str) -> str:

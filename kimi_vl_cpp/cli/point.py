@@ -81,8 +81,7 @@ def run(
         _check_overlay(overlay, image, force)
     files = opening.choose_model(files)
     progress = Progress(terminal)
-    with opening.open_model(files, progress) as model:
-        opening.introduce(model, files, terminal)
+    with opening.introduced(files, progress, terminal) as model:
         if model.variant == "demo":
             terminal.note("the demonstration model never learned to point")
         asked["progress"] = progress

@@ -141,11 +141,10 @@ def run(options: Options, terminal: Terminal) -> int:
     for notice in opened.notices:
         terminal.note(notice)
     progress = Progress(terminal)
-    with opening.open_model(options.files, progress) as model:
+    with opening.introduced(options.files, progress, terminal) as model:
         model.require_vision()
         if options.image_patches is not None:
             check_int("image_patches", options.image_patches, 4, model.loaded.processor.in_token_limit)
-        opening.introduce(model, options.files, terminal)
         about = {"file": os.path.basename(options.file), "model": model.name}
         with Journal(journal_path, _head(model, options, recipe), restart=options.restart) as journal:
             n_before = sum(number in journal.done for number, _ in numbered)

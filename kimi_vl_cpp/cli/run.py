@@ -163,7 +163,7 @@ def run(options: Options, terminal: Terminal) -> int:
             for notice in response.notices:
                 terminal.note(notice)
             opening.explain_end(response, terminal)
-        opening.explain_cache(model, terminal)
+        opening.CacheNotices(model, terminal).say()
     if options.cite:
         for problem in citations.problems(_citations(response, images)):
             terminal.note(problem)

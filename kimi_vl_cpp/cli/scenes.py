@@ -131,9 +131,8 @@ def _ask(video: Video, part: tuple[float, float], path: str, out: Path, options:
     chosen = videos.choice(None, "uniform", None, "hms", True, options.image_patches)
     fps = scenes.FPS if options.fps is None else videos.choice(None, "rate", options.fps, "hms", True, None).fps
     progress = Progress(terminal)
-    with opening.open_model(files, progress) as model:
+    with opening.introduced(files, progress, terminal) as model:
         model.require_vision()
-        opening.introduce(model, files, terminal)
         parts = scenes.windows(*part, fps, scenes.window_size(model, video, chosen.patches))
         progress.show("looking for cuts")
         cuts = frames.find_cuts(video, *part)

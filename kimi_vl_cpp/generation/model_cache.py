@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,15 @@ class ModelCache:
         self._loaded.image_cache.clear()
         if disk and index.disk is not None:
             index.disk.store.clear()
+
+    def on_notice(self, function: Callable[[DiskNotice], None]) -> None:
+        """Calls a function with what went wrong with the cache folder so far, and with what will: in the thread that
+        computes, which it must not hold up."""
+        index = self._loaded.conductor.index
+        if index.disk is not None:
+            index.disk.store.on_notice = function
+            for notice in tuple(index.disk.store.notices):
+                function(notice)
 
     def _prefetch(self, messages: Sequence[Any], images: Sequence[Any]) -> tuple[Positions, Usage]:
         started = time.perf_counter()

@@ -208,6 +208,7 @@ class Serving:
     def _begin(self, model: KimiVL, bound: socket.socket) -> None:
         state = self.state
         engine = Engine(model, state.settings, state.metrics)
+        model.cache.on_notice(lambda notice: state.log.event(notice.text, code=notice.code))
         engine.fingerprint  # noqa: B018 - read the file now
         state.engine = engine
         state.metrics.model = state.names[0] if not state.draining else "kimi-vl"

@@ -293,11 +293,12 @@ import sys
 sys.path[:0] = sys.argv[2:]
 from test_disk import *
 store = DiskStore(sys.argv[1], ROOT)
-print("ready", flush=True)
 for turn in range(1 << 30):
     positions = sequence(1, turn % 50)
     (entry := store._path(positions.key(0), ".kv")).unlink(missing_ok=True)
     put(store, positions, 0, rows_of(0, turn % 50, n=500_000))
+    if turn == 0:
+        print("ready", flush=True)
 """
 
 

@@ -106,17 +106,19 @@ def test_others_go_on_while_a_long_beginning_is_read(tmp_path):
     machine.check()
 
 
-def test_a_damaged_page_is_computed_again(tmp_path):
+@pytest.mark.parametrize("damaged", [[3], [3, 4, 6], range(7)], ids=str)
+def test_damaged_pages_are_computed_again_and_are_whole_after_one_run(tmp_path, damaged):
     first = Machine(folder=tmp_path)
     first.read(first.start(LONG, 5))
     positions = Positions(ROOT, LONG)
     store = first.conductor.index.disk.store
-    path = store._path(positions.key(3), ".kv")
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for number in damaged:
+        path = store._path(positions.key(number), ".kv")
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
     second = Machine(folder=tmp_path)
     job = second.start(LONG, 5)
     assert second.read(job) == alone(LONG, 5)
-    assert job.n_restored == 3 * 128
+    assert job.n_restored == damaged[0] * 128
     assert [notice.code for notice in second.conductor.index.disk.store.notices] == ["cache.damaged"]
     third = Machine(folder=tmp_path)
     assert third.read(job := third.start(LONG, 5)) == alone(LONG, 5)

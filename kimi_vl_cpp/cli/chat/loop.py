@@ -65,9 +65,13 @@ class Chat:
     forked: list[Conversation] = field(default_factory=list)  # where /back returns to
     file: str | None = None  # of /save and /load
     n_regenerated: int = 0
+    cache_notices: opening.CacheNotices = field(init=False)
     first_failure: int = errors.EXIT_OK
     _last_interrupt: float = float("-inf")
     _armed: bool = False  # Ctrl-C was pressed and nothing else since
+
+    def __post_init__(self) -> None:
+        self.cache_notices = opening.CacheNotices(self.model, self.terminal)
 
     def loop(self, reader: Reader) -> int:
         """Reads and answers until the end; returns the exit code."""
@@ -218,6 +222,7 @@ class Chat:
             return
         self.last = response
         opening.explain_end(response, self.terminal)
+        self.cache_notices.say()
         if self.options.timings:
             self.terminal.say(opening.timings_line(response, load=False), DIM)
 

@@ -27,7 +27,8 @@ _WARM_PROMPT = 256  # tokens: enough to touch every expert
 
 @dataclass(frozen=True)
 class Test:
-    """One row. kind: "prefill", "decode" or "picture". For pictures width and height as asked for."""
+    """One row. kind: "prefill", "warm" (the same prompt, held in memory), "decode" or "picture". streams: answers that
+    are decoded together. For pictures width and height as asked for."""
 
     __test__: ClassVar[bool] = False  # nothing for pytest to collect
 
@@ -36,18 +37,26 @@ class Test:
     depth: int = 0
     width: int = 0
     height: int = 0
+    streams: int = 1
 
     @property
     def name(self) -> str:
-        """As peers spell it too: "pp512", "tg64 @ d4096"; "image 896x896"."""
+        """As peers spell it too: "pp512", "tg64 @ d4096"; "warm512", "tg64 x4", "image 896x896"."""
         if self.kind == "picture":
             return f"image {self.width}x{self.height}"
-        return f"{'pp' if self.kind == 'prefill' else 'tg'}{self.n}" + (f" @ d{self.depth}" if self.depth else "")
+        name = {"prefill": "pp", "warm": "warm", "decode": "tg"}[self.kind] + str(self.n)
+        together = f" x{self.streams}" if self.streams > 1 else ""
+        return name + together + (f" @ d{self.depth}" if self.depth else "")
+
+    @property
+    def n_forks(self) -> int:
+        """Sequences that it forks off that of its depth."""
+        return 1 if self.kind == "warm" else self.streams if self.streams > 1 else 0
 
     @property
     def unit(self) -> str:
         """Of every figure of the test: "t/s" (more is better) or "s" (less is better)."""
-        return "s" if self.kind == "picture" else "t/s"
+        return "s" if self.kind in ("picture", "warm") else "t/s"
 
 
 @dataclass
@@ -73,7 +82,7 @@ class Row:
 
     def figure(self, seconds: float) -> float:
         """Seconds of one sample in the unit of the test."""
-        return seconds if self.test.unit == "s" else self.test.n / seconds
+        return seconds if self.test.unit == "s" else self.test.n * self.test.streams / seconds
 
     def ceiling(self) -> tuple[float, str]:
         """The best figure that the machine allows, and what bounds it."""
@@ -133,6 +142,7 @@ class Bench:
         vision_file = engine.vision_gguf
         self._vision = None if vision_file is None else VisionCost(self.config, vision_file.tensors)
         self.keep_depths = False  # whether the cache of a depth stays when another one is measured
+        self._n_forks = max((test.n_forks for test in tests), default=0)
         self._room: dict[int, int] = {}
         for test in tests:
             if test.kind != "picture":
@@ -147,8 +157,10 @@ class Bench:
         """The test with its work counted and nothing measured."""
         if test.kind == "prefill":
             return Row(test, self._text.step(test.n, test.depth), [], [])
+        if test.kind == "warm":
+            return Row(test, self._text.step(1, test.depth + test.n - 1), [], [])
         if test.kind == "decode":
-            return Row(test, self._text.decoding(test.n, test.depth), [], [])
+            return Row(test, self._text.decoding(test.n, test.depth, test.streams), [], [])
         assert self._vision is not None
         height, width, _ = self._noise(test).shape
         patch, merge = int(self.config["patch_size"]), int(self.config["merge"])
@@ -179,7 +191,7 @@ class Bench:
             if not self.keep_depths:
                 self._sessions.clear()
             room = self._n_ctx if self._n_ctx is not None else self._room[test.depth]
-            session = self.core.session(room)
+            session = self.core.session(room, self._n_forks)
             if test.depth:
                 tell(f"filling the cache to {test.depth}")
                 session.prefill(
@@ -192,11 +204,10 @@ class Bench:
             tell("warming up")
             session = self._sessions[test.depth]
             session.truncate(test.depth)
-            if test.kind == "prefill":
-                session.prefill([self._ids(min(test.n, _WARM_PROMPT), 2)], "last")
+            if test.kind == "decode":
+                self._decode(session, min(test.n, 4), test.streams)
             else:
-                for token in self._ids(min(test.n, 4), 3).tolist():
-                    session.decode(token)
+                session.prefill([self._ids(min(test.n, _WARM_PROMPT), 2)], "last")
             self._warm.add(test.name)
 
     def sample(self, row: Row) -> float:
@@ -210,17 +221,32 @@ class Bench:
         else:
             session = self._sessions[test.depth]
             session.truncate(test.depth)
-            ids = self._ids(test.n, 2 if test.kind == "prefill" else 3)
+            ids = self._ids(test.n, 2)
+            if test.kind == "warm":
+                session.prefill([ids], "last")
             started = time.perf_counter()
             if test.kind == "prefill":
                 session.prefill([ids], "last")
+            elif test.kind == "warm":
+                again = session.fork()
+                again.truncate(test.depth + test.n - 1)
+                again.prefill([ids[-1:]], "last")
             else:
-                for token in ids.tolist():
-                    session.decode(token)
+                self._decode(session, test.n, test.streams)
             seconds = time.perf_counter() - started
         figure = row.figure(max(seconds, 1e-9))
         row.samples.append(figure)
         return figure
+
+    def _decode(self, session: RawSession, n: int, streams: int) -> None:
+        """n steps of `streams` sequences that go on from the session's positions, with different tokens."""
+        if streams == 1:
+            for token in self._ids(n, 3).tolist():
+                session.decode(token)
+            return
+        sessions = [session.fork() for _ in range(streams)]
+        for tokens in zip(*(self._ids(n, 3 + index).tolist() for index in range(streams)), strict=True):
+            self.core.decode(list(zip(sessions, tokens, strict=True)))
 
     def _ids(self, n: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         return np.random.default_rng(seed).integers(0, int(self.config["n_vocab"]), n).astype(np.int32)

@@ -19,7 +19,7 @@ SCHEMA = "kimi-vl bench 1"
 # What must be the same for two reports to be compared without a warning.
 _CIRCUMSTANCES = ("cpu", "isa", "n_threads", "kv_type", "model.bytes")
 _ROW_COLUMNS = (
-    "test", "kind", "n", "depth", "width", "height", "n_patches", "n_tokens", "unit", "median", "min", "max",
+    "test", "kind", "n", "depth", "streams", "width", "height", "n_patches", "n_tokens", "unit", "median", "min", "max",
     "n_samples", "ceiling", "percent_of_ceiling", "bound", "tera_ops", "giga_bytes",
 )  # fmt: skip
 _COMPARE_COLUMNS = ("before", "speedup")
@@ -35,6 +35,7 @@ def row_fields(row: Row) -> dict[str, Any]:
         "kind": test.kind,
         "n": test.n,
         "depth": test.depth,
+        "streams": test.streams,
         "width": test.width,
         "height": test.height,
         "n_patches": row.n_patches,

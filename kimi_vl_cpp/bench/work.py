@@ -126,11 +126,13 @@ class TextCost:
             + (depth + n) * self._kv_bytes,
         )
 
-    def decoding(self, n: int, depth: int) -> Work:
-        """`n` tokens one after another, the first after `depth`."""
+    def decoding(self, n: int, depth: int, streams: int = 1) -> Work:
+        """`n` tokens one after another, the first after `depth`, of each of `streams` sequences in common steps."""
         total = Work()
         for i in range(n):
-            total += self.step(1, depth + i)
+            one = self.step(1, depth + i)
+            n_bytes = self.step(streams, 0).n_bytes + streams * (depth + i) * self._kv_bytes
+            total += Work(streams * one.int8_ops, streams * one.float_ops, n_bytes)
         return total
 
 

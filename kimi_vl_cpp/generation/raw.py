@@ -34,6 +34,10 @@ class RawSession:
         """Forgets every position from n_positions on."""
         self._gate.call(self._session.truncate, n_positions)
 
+    def fork(self) -> RawSession:
+        """The same positions for another sequence, on the same memory until one of them goes on."""
+        return RawSession(self._gate.call(self._session.fork), self._gate)
+
     def prefill(
         self, parts: Sequence[NDArray[Any]], logits: Literal["none", "last", "all"], tick: Tick | None = None
     ) -> NDArray[np.float32] | None:
@@ -109,9 +113,21 @@ class RawCore:
         """Frees everything; waits for the call that is running."""
         self._gate.close()
 
-    def session(self, n_positions: int) -> RawSession:
-        """A fresh sequence with room for n_positions. Raises OutOfMemory."""
-        return RawSession(self._gate.call(_core.Session, self.engine, n_positions, self._kv_type), self._gate)
+    def session(self, n_positions: int, n_forks: int = 0) -> RawSession:
+        """A fresh sequence with room for n_positions, and for so many in each of n_forks. Raises OutOfMemory."""
+        pool = None
+        if n_forks:
+            page_bytes = _core.PAGE_POSITIONS * self.engine.kv_bytes_per_token(self._kv_type)
+            n_pages = (-(-n_positions // _core.PAGE_POSITIONS) + 1) * (1 + n_forks)
+            pool = self._gate.call(_core.PagePool, self.engine, n_pages * page_bytes, self._kv_type)
+        return RawSession(self._gate.call(_core.Session, self.engine, n_positions, self._kv_type, pool), self._gate)
+
+    def decode(self, rows: Sequence[tuple[RawSession, int]]) -> None:
+        """Appends one token to each of several sequences, in one step."""
+        step = [(session._session, token, None) for session, token in rows]
+        for outcome in self._gate.call(self.engine.decode, step):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     def encode_image(self, pixels: NDArray[np.uint8], tick: Tick | None = None) -> NDArray[np.float32]:
         """Processed pixels, uint8 [H, W, 3], through tower and projector: float32 [n_tokens, hidden_size]. Neither

@@ -127,6 +127,15 @@ def test_a_long_prompt_reads_each_expert_once():
     assert cost.decoding(3, 5).ops == sum(cost.step(1, depth).ops for depth in (5, 6, 7))
 
 
+def test_answers_that_are_decoded_together_read_the_weights_once():
+    cost = bench_work.TextCost(CONFIG, TENSORS, kv_bytes_per_token=20)
+    alone, together = cost.decoding(3, 50), cost.decoding(3, 50, streams=8)
+    assert together.ops == pytest.approx(8 * alone.ops)
+    weights = 12 * 16 + 4 * 16 * 4 + 1600
+    experts = (1 - 0.75**8) * 4 * 8 * 16
+    assert together.n_bytes == pytest.approx(3 * (weights + experts + 8 * 16) + 8 * 20 * (51 + 52 + 53))
+
+
 def test_a_picture_counts_the_square_of_its_patches():
     tensors = [Tensor("v.blk.0.ffn_up.weight", "Q8_0", 5, 10, bits=8), Tensor("mm.1.weight", "F16", 7, 10, bits=16)]
     tensors += [Tensor("v.position_embd.weight", "F32", 64, 10), Tensor("v.blk.0.ln1.weight", "F32", 10)]
@@ -211,6 +220,16 @@ def test_only_what_is_asked_for_is_planned():
     assert names(images="448") == ["image 448x448"]
     assert names(prompts="8", decode="0", depths="") == ["pp8"]
     assert names(prompts="8,8", depths="0,4") == ["pp8", "pp8 @ d4"]
+    assert names(prompts="8", warm=True, depths="4") == ["pp8 @ d4", "warm8 @ d4"]
+    assert names(decode="8", parallel="1,4", depths="0,4") == ["tg8", "tg8 x4", "tg8 @ d4", "tg8 x4 @ d4"]
+
+
+def test_answers_together_and_prompts_in_memory_are_timed(run):
+    report = json.loads(run("-p", "150", "-n", "3", "-d", "0,140", "--parallel", "1,5", "--warm", "-o", "json").out)
+    rows = {row["test"]: row for row in report["tests"]}
+    assert list(rows)[:4] == ["pp150", "warm150", "tg3", "tg3 x5"] and "warm150 @ d140" in rows
+    assert (rows["tg3 x5"]["streams"], rows["tg3 x5"]["unit"], rows["warm150"]["unit"]) == (5, "t/s", "s")
+    assert rows["tg3 x5"]["tera_ops"] == pytest.approx(5 * rows["tg3"]["tera_ops"])
 
 
 def test_formats_carry_the_same_figures(run, tmp_path):
@@ -260,6 +279,10 @@ def test_the_picture_shows_our_share_and_the_peers(tmp_path):
         (["-p", "many"], 2, "-p many"),
         (["-d", "-1"], 2, "-d -1"),
         (["-p", "0"], 2, "nothing to measure"),
+        (["--parallel", "2,x"], 2, "--parallel"),
+        (["--parallel", "65"], 2, "up to 64"),
+        (["-p", "16", "--parallel", "2"], 2, "with -n"),
+        (["-n", "16", "--warm"], 2, "with -p"),
         (["--image", "3x"], 2, "448 or 1344x1008"),
         (["-o", "xml"], 2, "md, csv, json, jsonl"),
         (["-t", "-1"], 2, "-t"),

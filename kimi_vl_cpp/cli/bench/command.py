@@ -24,6 +24,13 @@ def command(
     depths: Annotated[
         str, typer.Option("-d", "--depth", metavar="N,N", help="Run both tests after N tokens of context.")
     ] = "0",
+    parallel: Annotated[
+        str,
+        typer.Option("--parallel", metavar="N,N", help="Decode N answers together and time the tokens of all."),
+    ] = "1",
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Time prompts that are held in memory too: seconds to the first token.")
+    ] = False,
     image: Annotated[
         str | None,
         typer.Option("--image", metavar="SIZES", help="Time pictures: 448,1344x1008 (width x height in pixels)."),
@@ -54,6 +61,8 @@ def command(
     """Measure how fast a model is on this computer, and how fast it could be.
 
     kimi-vl bench -m kimi.gguf -p 512,2048 -n 64 -d 0,4096 --image 448,896
+
+    kimi-vl bench -m kimi.gguf -n 64 --parallel 1,2,4,8
     """
 
     def job(terminal: Terminal) -> int:
@@ -65,6 +74,8 @@ def command(
             prompts=prompts,
             decode=decode,
             depths=depths,
+            parallel=parallel,
+            warm=warm,
             images=image,
             repetitions=repetitions,
             output=output,

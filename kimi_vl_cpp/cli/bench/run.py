@@ -28,6 +28,7 @@ from ..terminal import DIM, Terminal
 
 MAX_TOKENS = 1 << 20
 MAX_SIDE = 1 << 14
+MAX_STREAMS = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Options:
     prompts: str | None = None
     decode: str | None = None
     depths: str = "0"
+    parallel: str = "1"
+    warm: bool = False
     images: str | None = None
     repetitions: int = 5
     output: str = "md"
@@ -113,9 +116,18 @@ def plan(options: Options) -> list[Test]:
     sizes = _sizes(options.images)
     if options.prompts is None and options.decode is None and options.images is None:
         prompts, decode = [512], [64]
+    streams = _numbers("--parallel", options.parallel, 1) or [1]
+    if max(streams) > MAX_STREAMS:
+        raise exits.UsageError(f"--parallel {options.parallel}: expected numbers up to {MAX_STREAMS}")
+    if streams != [1] and not decode:
+        raise exits.UsageError(f"--parallel {options.parallel}: no tokens are decoded: say how many with -n")
+    if options.warm and not prompts:
+        raise exits.UsageError("--warm: no prompt is timed: say of how many tokens with -p")
     tests: list[Test] = []
     for depth in depths:
-        tests += [Test("prefill", n, depth) for n in prompts] + [Test("decode", n, depth) for n in decode]
+        tests += [Test("prefill", n, depth) for n in prompts]
+        tests += [Test("warm", n, depth) for n in prompts if options.warm]
+        tests += [Test("decode", n, depth, streams=together) for n in decode for together in streams]
     tests += [Test("picture", width=width, height=height) for width, height in sizes]
     if not tests:
         raise exits.UsageError("nothing to measure: give -p, -n or --image")

@@ -43,7 +43,7 @@ from .generation.parts import Part, prepare_parts
 from .generation.raw import RawModel
 from .generation.request import build_request, build_text_request, check_images
 from .generation.sampling import SamplingOptions
-from .generation.several import MAX_ANSWERS, Answers, answer_seed, read_all
+from .generation.several import MAX_ANSWERS, Answers, AnswersStream, answer_seed
 from .generation.stream import PieceStream
 from .media.drawn import label_of
 from .media.pdf import open_pages
@@ -362,6 +362,7 @@ class KimiVL(NotPicklable):
         answer.add_notices(notices)
         return answer if stream else answer.drain()
 
+    @overload
     def answers(
         self,
         prompt: str,
@@ -371,16 +372,63 @@ class KimiVL(NotPicklable):
         image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
+        stream: Literal[False] = False,
         system: str | None = None,
         progress: Progress | None = None,
         **sampling_options: Unpack[SamplingOptions],
-    ) -> Answers:
+    ) -> Answers: ...
+    @overload
+    def answers(
+        self,
+        prompt: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        n: int = 5,
+        vote: bool = False,
+        stream: Literal[True],
+        system: str | None = None,
+        progress: Progress | None = None,
+        **sampling_options: Unpack[SamplingOptions],
+    ) -> AnswersStream: ...
+    @overload
+    def answers(
+        self,
+        prompt: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        n: int = 5,
+        vote: bool = False,
+        stream: bool,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **sampling_options: Unpack[SamplingOptions],
+    ) -> Answers | AnswersStream: ...
+
+    def answers(
+        self,
+        prompt: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        n: int = 5,
+        vote: bool = False,
+        stream: bool = False,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **sampling_options: Unpack[SamplingOptions],
+    ) -> Answers | AnswersStream:
         """Several answers to one question. The prompt is computed once and the answers are decoded together, so that
         five take less than three times as long as one.
 
-        n: 1 to 64. vote: ends as soon as the lead of one answer cannot be lost; the others are cancelled. The rest as
-        for `chat`. Answer 0 has the seed that is given or drawn, the others seeds that follow from it: each response
-        names its own, with which `chat` gives it again.
+        n: 1 to 64. vote: ends as soon as the lead of one answer cannot be lost; the others are cancelled. stream:
+        returns the pieces as they come, each with the number of its answer. The rest as for `chat`. Answer 0 has the
+        seed that is given or drawn, the others seeds that follow from it: each response names its own, with which
+        `chat` gives it again.
 
         Raises like `chat`.
         """
@@ -394,9 +442,10 @@ class KimiVL(NotPicklable):
         for index in range(1, n):
             options: SamplingOptions = {**sampling_options, "seed": answer_seed(first.seed, index)}
             streams.append(self.start(messages, seen, started=started, **options))
-        for stream in streams:
-            stream.add_notices(notices)
-        return read_all(streams, vote=vote)
+        for one in streams:
+            one.add_notices(notices)
+        found = AnswersStream(streams, vote=vote)
+        return found if stream else found.drain()
 
     def start(
         self,

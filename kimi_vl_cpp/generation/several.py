@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
-from ..types import Response
+from ..checks import NotPicklable
+from ..types import Piece, Response
 from .stream import PieceStream
 
 MAX_ANSWERS = 64
@@ -45,31 +47,82 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
-def read_together(streams: Sequence[PieceStream]) -> list[Response]:
-    """The responses of all streams, read in turn so that they are decoded together. An error ends them all."""
-    return list(read_all(streams).responses)
+class AnswersStream(NotPicklable, Generator[tuple[int, Piece], None, Answers]):
+    """The pieces of several answers as they come, each behind the number of its answer, 0 is the first.
 
+    The answers are read in turn, so that they are decoded together. Nothing is computed before the first `next()`.
+    `close()` cancels those that have not ended. `result` is there once the stream has ended, None before; it is also
+    the generator's return value.
+    """
 
-def read_all(streams: Sequence[PieceStream], *, vote: bool = False) -> Answers:
-    """As `read_together`. vote: until the lead of one answer cannot be lost; the other streams are cancelled."""
-    votes: Counter[str] = Counter()
-    running = list(streams)
-    try:
-        for stream in running:
-            stream.begin()
-        while running and not (vote and _decided(votes, len(running))):
-            for stream in list(running):
-                if next(stream, None) is None:
-                    running.remove(stream)
+    _instead = "read it to its end here and send its result"
+
+    def __init__(self, streams: Sequence[PieceStream], *, vote: bool = False) -> None:
+        self.result: Answers | None = None
+        self._streams = list(streams)
+        self._votes: Counter[str] = Counter()
+        self._inner = self._run(vote)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the answers."""
+        return tuple(stream.seed for stream in self._streams)
+
+    def send(self, value: None) -> tuple[int, Piece]:
+        return self._inner.send(value)
+
+    def throw(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> tuple[int, Piece]:
+        return self._inner.throw(typ if isinstance(typ, BaseException) else typ())
+
+    def close(self) -> None:
+        """Cancels the answers that have not ended."""
+        self._inner.close()
+        if self.result is None:
+            self._end(self._streams)
+
+    def drain(self) -> Answers:
+        """Reads the rest and returns the answers."""
+        for _ in self:
+            continue
+        assert self.result is not None
+        return self.result
+
+    def _run(self, vote: bool) -> Generator[tuple[int, Piece], None, Answers]:
+        running = dict(enumerate(self._streams))
+        try:
+            for stream in self._streams:
+                stream.begin()
+            while running and not (vote and _decided(self._votes, len(running))):
+                for index, stream in list(running.items()):
+                    piece = next(stream, None)
+                    if piece is not None:
+                        yield index, piece
+                        continue
+                    del running[index]
                     if stream.result is not None and stream.result.finish_reason == "stop":
-                        votes[normalized(stream.result.text)] += 1
-    finally:
+                        self._votes[normalized(stream.result.text)] += 1
+        finally:
+            found = self._end(running.values())
+        return found
+
+    def _end(self, running: Iterable[PieceStream]) -> Answers:
         for stream in running:
             stream.close()
-    responses = tuple(stream.result for stream in streams if stream.result is not None)
-    ended = [one for one in responses if one.finish_reason == "stop"]
-    winner = max(ended, key=lambda one: votes[normalized(one.text)], default=None)  # of equals the first
-    return Answers(responses, dict(votes), winner)
+        responses = tuple(stream.result for stream in self._streams if stream.result is not None)
+        ended = [one for one in responses if one.finish_reason == "stop"]
+        winner = max(ended, key=lambda one: self._votes[normalized(one.text)], default=None)  # of equals the first
+        self.result = Answers(responses, dict(self._votes), winner)
+        return self.result
+
+
+def read_together(streams: Sequence[PieceStream]) -> list[Response]:
+    """The responses of all streams, read in turn so that they are decoded together. An error ends them all."""
+    return list(AnswersStream(streams).drain().responses)
 
 
 def _decided(votes: Counter[str], n_running: int) -> bool:

@@ -21,6 +21,28 @@ def test_each_of_several_answers_is_the_one_that_its_seed_gives_alone(script, mo
     assert len({one.token_ids for one in answers.responses}) == 4
 
 
+def test_several_answers_stream_side_by_side_with_their_numbers(script, model):
+    script.answer = None
+    whole = model.answers("Hi", n=3, seed=7, max_new_tokens=12)
+    stream = model.answers("Hi", n=3, seed=7, max_new_tokens=12, stream=True)
+    assert stream.seeds == tuple(one.seed for one in whole.responses) and stream.result is None
+    pieces = list(stream)
+    texts = ["".join(piece.text for index, piece in pieces if index == n) for n in range(3)]
+    assert texts == [one.text for one in whole.responses] == [one.text for one in stream.result.responses]
+    assert {index for index, _ in pieces[:6]} == {0, 1, 2}
+
+
+def test_closing_the_stream_of_several_answers_cancels_them(script, model):
+    stream = model.answers("Hi", n=3, stream=True)
+    next(stream)
+    stream.close()
+    assert [one.finish_reason for one in stream.result.responses] == ["cancelled"] * 3
+    assert stream.result.winner is None and model.loaded.conductor.n_jobs == 0
+    untouched = model.answers("Hi", n=2, stream=True)
+    untouched.close()
+    assert [one.text for one in untouched.result.responses] == ["", ""]
+
+
 def test_choices_of_one_completion_are_decoded_together(script, model):
     model.create_chat_completion([{"role": "user", "content": "Hi"}], n=3, max_tokens=12, seed=1)
     assert script.steps.count(3) >= 9

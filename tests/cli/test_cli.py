@@ -891,8 +891,9 @@ def test_doctor_finds_this_computer_fit(run):
     assert report["gpu"]["code"] == "device.plugin"  # the package carries no library for one
 
 
-def test_doctor_in_words(run):
-    result = run("doctor")
+def test_doctor_in_words(run, tmp_path):
+    result = run("doctor", "--cache-dir", tmp_path / "absent")
+    assert "0 files" in result.out and "it is made when a model is opened with it" in result.out
     assert result.code == 0
     for words in (
         "Versions",
@@ -1048,6 +1049,16 @@ def test_a_fork_goes_its_own_way_and_back_returns(talk):
     result = talk("hello", "/fork", "more", "/stats", "/back", "/back", "/undo")
     assert "Forked after 1 question" in result.err and "Back after 1 question" in result.err
     assert "/back: nothing was forked" in result.err and "0 questions left" in result.err
+
+
+def test_a_chat_says_once_what_is_wrong_with_its_cache_folder(talk, tmp_path):
+    folder, question = tmp_path / "cache", "hello " * 150
+    talk(question, arguments=["--cache-dir", folder])
+    for file in folder.glob("**/*.kv"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    result = talk(question, "/clear", question, arguments=["--cache-dir", folder])
+    assert result.code == 0 and result.err.count("its checksum is wrong; it is removed, and computed again") == 1
+    assert "checksum" not in talk(question, arguments=["--cache-dir", folder]).err
 
 
 def test_a_chat_saved_with_its_pages_goes_on_at_once(talk, tmp_path):

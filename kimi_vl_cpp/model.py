@@ -436,7 +436,7 @@ class KimiVL(NotPicklable):
         check_int("n", n, 1, MAX_ANSWERS)
         longest = sampling_options.get("max_new_tokens")
         messages, pictures, notices = self._question(prompt, images, documents, image_patches, system, longest)
-        seen = [self.process_image(picture) for picture in pictures]
+        seen = [self.loaded.kept_image(picture) for picture in pictures]
         first = self.start(messages, seen, progress=progress, started=started, **sampling_options)
         streams = [first]
         for index in range(1, n):
@@ -530,23 +530,31 @@ class KimiVL(NotPicklable):
     # Videos
 
     def frames(
-        self, video: Video | str | os.PathLike[str], times: str | None = None, **choice: Any
+        self,
+        video: Video | str | os.PathLike[str],
+        times: str | None = None,
+        *,
+        subtitles: str | os.PathLike[str] | None = None,
+        **choice: Any,
     ) -> list[ProcessedImage]:
-        """Frames of a video as pictures for `chat`, each behind its time.
+        """Frames of a video as pictures for `chat` and `Conversation.ask`, each behind its time.
 
         video: a `Video`, or a path, perhaps with a range of times behind it ("talk.mp4#00:10:00-00:20:00"). times: the
-        range; None is all of it. choice: the fields of media/frames.py, `FrameChoice`: sampling, n, fps, patches,
+        range; None is all of it. subtitles: a SubRip or WebVTT file with what is said, which stands behind the times of
+        the frames. choice: the fields of media/frames.py, `FrameChoice`: sampling, n, fps, patches,
         timestamps, dedupe.
 
         Raises BadVideo, BadRequest, Unsupported (code "unsupported.extra") without PyAV.
         """
         from .media import frames
+        from .media.subtitles import read
 
         chosen = frames.FrameChoice(**choice)
+        cues = [] if subtitles is None else read(subtitles)
         opened, named = frames.open_named(video)
         start, end = frames.range_of(opened, times or named)
         found, notices = frames.pictures(
-            opened, self.loaded.processor, frames.times_of(opened, start, end, chosen), chosen
+            opened, self.loaded.processor, frames.times_of(opened, start, end, chosen), chosen, cues, (start, end)
         )
         return [replace(found[0], notices=notices), *found[1:]]
 

@@ -19,9 +19,11 @@ from ..cache.keys import Positions
 from ..cache.saved import load_pages, save_pages
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
+from ..generation.fitting import fit_images
 from ..generation.generation import Generation, Request
 from ..generation.request import build_request, check_images
 from ..generation.stream import PieceStream
+from ..media.pdf import open_pages
 from ..media.processor import ProcessedImage
 from ..text.chat_template import user_content
 from ..types import Response
@@ -29,6 +31,7 @@ from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_fi
 
 if TYPE_CHECKING:
     from ..generation.loaded import Opened
+    from ..media.pdf import Document
     from ..media.processor import ImageInput
 
 
@@ -80,27 +83,62 @@ class Conversation(NotPicklable):
         return result
 
     @property
+    def n_positions(self) -> int:
+        """Positions of the context that everything said so far takes."""
+        return len(self._positions()) if self.turns else 0
+
+    @property
     def n_past(self) -> int:
         """Positions of the context that are computed and kept."""
         return self._loaded.conductor.n_held(self._positions()) if self.turns else 0
 
     @overload
     def ask(
-        self, text: str, images: Sequence[ImageInput] = (), *, stream: Literal[False] = False, **sampling: Any
+        self,
+        text: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        stream: Literal[False] = False,
+        **sampling: Any,
     ) -> Response: ...
     @overload
     def ask(
-        self, text: str, images: Sequence[ImageInput] = (), *, stream: Literal[True], **sampling: Any
+        self,
+        text: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        stream: Literal[True],
+        **sampling: Any,
     ) -> PieceStream: ...
     @overload
     def ask(
-        self, text: str, images: Sequence[ImageInput] = (), *, stream: bool, **sampling: Any
+        self,
+        text: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        stream: bool,
+        **sampling: Any,
     ) -> Response | PieceStream: ...
 
     def ask(
-        self, text: str, images: Sequence[ImageInput] = (), *, stream: bool = False, **sampling: Any
+        self,
+        text: str,
+        images: Sequence[ImageInput | ProcessedImage] = (),
+        *,
+        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        image_patches: int | None = None,
+        stream: bool = False,
+        **sampling: Any,
     ) -> Response | PieceStream:
-        """The next question, its pictures before its text. Arguments and errors as `KimiVL.chat`, `progress` included.
+        """The next question, its pictures before its text. Arguments and errors as `KimiVL.chat`, `progress` included;
+        the pages of documents get the size in which they fit beside what was said before. A `Document` has to stay
+        open as long as the conversation.
 
         With stream=True the turn joins the conversation when the stream ends. Raises BadRequest (code
         "conversation.busy") while another answer of this conversation is under way.
@@ -108,8 +146,17 @@ class Conversation(NotPicklable):
         started = time.perf_counter()
         self._check_free()
         check_text("text", text)
-        pictures = [self._loaded.process_image(image) for image in check_images(images)]
-        return self._answer(Turn(text, pictures), self.turns, stream, started, sampling)
+        pages, notices = open_pages(documents)
+        given, fitted = fit_images(
+            self._loaded,
+            [*pages, *check_images(images)],
+            image_patches,
+            prompt=text,
+            max_new_tokens=sampling.get("max_new_tokens"),
+            n_other=self.n_positions if pages else 0,
+        )
+        pictures = [self._loaded.kept_image(image) for image in given]
+        return self._answer(Turn(text, pictures), self.turns, stream, started, sampling, [*notices, *fitted])
 
     @overload
     def regenerate(self, *, stream: Literal[False] = False, **sampling: Any) -> Response: ...
@@ -216,7 +263,13 @@ class Conversation(NotPicklable):
             )
 
     def _answer(
-        self, turn: Turn, before: list[Turn], stream: bool, started: float, options: dict[str, Any]
+        self,
+        turn: Turn,
+        before: list[Turn],
+        stream: bool,
+        started: float,
+        options: dict[str, Any],
+        notices: Sequence[str] = (),
     ) -> Response | PieceStream:
         progress = options.pop("progress", None) or self._loaded.progress
         request = self._request(turn, before, started, options)
@@ -230,6 +283,7 @@ class Conversation(NotPicklable):
             self.turns = [*before, turn]
 
         answer = PieceStream(Generation(self._loaded, request, progress, on_end, self._hold))
+        answer.add_notices(notices)
         return answer if stream else answer.drain()
 
     def _request(self, turn: Turn, before: list[Turn], started: float, options: dict[str, Any]) -> Request:

@@ -1,16 +1,17 @@
-"""What -i names: pictures, and documents whose pages are pictures. The bytes of a file decide which, not its name."""
+"""What -i names: pictures, documents whose pages are pictures, and videos. The bytes of a file decide which, not its
+name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..media import ranges
+from ..media.named_part import split
 from ..wording import human_count, plural
-from . import exits, opening
+from . import exits, opening, videos
 from .progress import Progress
 from .terminal import Terminal
 
@@ -24,14 +25,14 @@ CONTEXTS = (16384, 32768, 65536, 131072)
 
 def resolve(text: str) -> str:
     """The path that -i names, see opening.resolve_picture; pages behind a "#" stay there."""
-    path, pages = ranges.split(text)
+    path, pages = split(text)
     path = opening.resolve_picture(path)
     return path if pages is None else f"{path}#{pages}"
 
 
 def check(text: str) -> None:
     """Raises BadImage when `text` cannot name a picture or a document, see opening.check_picture."""
-    opening.check_picture(ranges.split(text)[0])
+    opening.check_picture(split(text)[0])
 
 
 def is_document(path: str) -> bool:
@@ -46,6 +47,14 @@ def is_document(path: str) -> bool:
             return is_pdf(file.read(1024))
     except (OSError, ValueError):
         return False
+
+
+def told_apart(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What names pictures and documents, and what names videos."""
+    found: tuple[list[str], list[str]] = [], []
+    for name in names:
+        found[videos.is_video(split(name)[0])].append(name)
+    return found
 
 
 class Attachments:
@@ -64,7 +73,7 @@ class Attachments:
         self._password = None if password_file is None else opening.read_text_file(password_file).rstrip("\r\n")
         self._pages = pages
         self._names = names
-        n_documents = sum(is_document(ranges.split(name)[0]) for name in names)
+        n_documents = sum(is_document(split(name)[0]) for name in names)
         kinds: dict[str, Markers] = {
             "auto": "full" if n_documents > 1 else "short",
             "none": "none",
@@ -80,7 +89,7 @@ class Attachments:
 
     def open(self, name: str) -> list[Any]:
         """The pictures of one name: itself, or the pages of a document. Raises BadImage, BadDocument, Unsupported."""
-        path, which = ranges.split(name)
+        path, which = split(name)
         if not is_document(path):
             if which is not None:
                 raise errors.BadDocument(
@@ -116,6 +125,41 @@ def pages_among(images: Sequence[Any]) -> list[Any]:
     from ..media.drawn import Drawn
 
     return [image for image in images if isinstance(image, Drawn)]
+
+
+def check_find(n: int | None, images: Sequence[Any]) -> None:
+    """Raises UsageError for a --find that cannot be meant."""
+    if n is None:
+        return
+    if not 1 <= n <= 512:
+        raise exits.UsageError(f"--find {n}: expected 1 to 512 pages")
+    if not pages_among(images):
+        raise exits.UsageError("--find chooses among the pages of a document, but none was given: -i FILE.pdf")
+
+
+def some_pages(images: Sequence[Any], n: int | None) -> list[Any]:
+    """As many pages as --find leaves, whichever they will be, and all pictures."""
+    pages = pages_among(images)
+    left = pages if n is None else pages[:n]
+    return [image for image in images if image in left or image not in pages]
+
+
+def find_pages(
+    model: KimiVL, images: Sequence[Any], prompt: str, n: int | None, progress: Progress
+) -> tuple[list[Any], list[str]]:
+    """The pictures with those n pages that the prompt is about, and a notice that names them."""
+    from ..tasks.finding import best_pages
+
+    pages = pages_among(images)
+    if n is None or len(pages) <= n:
+        return list(images), []
+    try:
+        found = best_pages(model, pages, prompt, n, lambda done: progress.show(f"looking for pages  {done} skimmed"))
+    finally:
+        progress.clear()
+    named = ", ".join(str(page.number) for page in found)
+    left = [image for image in images if image in found or image not in pages]
+    return left, [f"of {plural(len(pages), 'page')}, those that the question seems to be about are given: {named}"]
 
 
 def open_model_for(

@@ -19,7 +19,8 @@ PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 )
 DOCUMENT_SUFFIXES = frozenset({".pdf"})
-ATTACHMENT_SUFFIXES = PICTURE_SUFFIXES | DOCUMENT_SUFFIXES
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv"})
+ATTACHMENT_SUFFIXES = PICTURE_SUFFIXES | DOCUMENT_SUFFIXES | VIDEO_SUFFIXES
 MODEL_SUFFIXES = frozenset({".gguf"})
 
 ONE_PICTURE = "the demonstration model knows one picture in a conversation: of several, it may answer about a wrong one"

@@ -52,6 +52,10 @@ def sampling(
     repeat_penalty: float | None,
     seed: int | None,
     stop: list[str] | None,
+    thinking_budget: int | None = None,
+    answer_reserve: int | None = None,
+    thinking_close: str | None = None,
+    loop_guard: bool = False,
 ) -> Sampling:
     """The options that were given, as keyword arguments for the model. Raises BadRequest for a value out of range."""
     from ..generation.sampling import resolve
@@ -66,6 +70,10 @@ def sampling(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
         "stop": stop or None,
+        "thinking_budget": thinking_budget,
+        "answer_reserve": answer_reserve,
+        "thinking_close": thinking_close,
+        "loop_guard": loop_guard or None,
     }
     given = {name: value for name, value in options.items() if value is not None and (name, value) != ("seed", -1)}
     resolve(SamplingDefaults(), **given)  # a typo is reported before a model is loaded
@@ -215,13 +223,20 @@ def resolve_picture(path: str) -> str:
 
 
 def check_picture(path: str) -> None:
-    """Raises BadImage when `path` cannot be a picture file: absent, a folder, unreadable, or an address of the web."""
+    """Raises BadImage when `path` cannot be a picture file (or a document, or a video, where it is named like one):
+    absent, a folder, unreadable, or an address of the web."""
     if path.lower().startswith(("http://", "https://")):
         raise errors.BadImage(
             f"picture {path}: nothing is fetched from the web; download it and give the file's name", "image.url"
         )
     if not path.lower().startswith("data:"):
-        exits.check_readable(path, "picture", exits.ATTACHMENT_SUFFIXES, errors.BadImage, "image.missing")
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in exits.DOCUMENT_SUFFIXES:
+            exits.check_readable(path, "document", exits.DOCUMENT_SUFFIXES, errors.BadDocument, "document.missing")
+        elif suffix in exits.VIDEO_SUFFIXES:
+            exits.check_readable(path, "video", exits.VIDEO_SUFFIXES, errors.BadVideo, "video.missing")
+        else:
+            exits.check_readable(path, "picture", exits.ATTACHMENT_SUFFIXES, errors.BadImage, "image.missing")
 
 
 def read_stdin_bytes(limit: int, what: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import videos
 from .answer import ThinkingMode
 from .opening import Opening, caching, sampling
 from .terminal import Terminal
@@ -96,6 +97,22 @@ Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text. May be given several times."),
 ]
+ThinkingBudget = Annotated[
+    int | None,
+    typer.Option("--thinking-budget", metavar="N", help="Maximum tokens of reasoning; 0 turns it off."),
+]
+AnswerReserve = Annotated[
+    int | None,
+    typer.Option("--answer-reserve", metavar="N", help="Tokens of the longest answer that reasoning leaves for it."),
+]
+ThinkingClose = Annotated[
+    str | None,
+    typer.Option("--thinking-close", metavar="TEXT", help="Text that ends reasoning when it is cut short."),
+]
+LoopGuard = Annotated[
+    bool,
+    typer.Option("--loop-guard", help="End an answer that repeats itself; close reasoning that does."),
+]
 InTokenLimit = Annotated[
     int | None,
     typer.Option(
@@ -135,6 +152,14 @@ Markers = Annotated[
     ),
 ]
 Cite = Annotated[bool, typer.Option("--cite", help="Ask for page numbers behind claims, and check them afterwards.")]
+Find = Annotated[
+    int | None,
+    typer.Option(
+        "--find",
+        metavar="N",
+        help="Only the N pages that the question is about: by their text, or by a look at them in small.",
+    ),
+]
 Pages = Annotated[
     str | None,
     typer.Option("--pages", metavar="PAGES", help="Pages of the document, such as 3,7-9,40- or last. Default: all."),
@@ -183,6 +208,18 @@ _SAMPLING: _Group = {
     "repeat_penalty": (RepeatPenalty, None),
     "seed": (Seed, None),
     "stop": (Stop, None),
+    "thinking_budget": (ThinkingBudget, None),
+    "answer_reserve": (AnswerReserve, None),
+    "thinking_close": (ThinkingClose, None),
+    "loop_guard": (LoopGuard, False),
+}
+_FRAMES: _Group = {
+    "frames": (videos.Frames, None),
+    "sample": (videos.Sample, "uniform"),
+    "fps": (videos.Fps, None),
+    "timestamps": (videos.Timestamps, "hms"),
+    "dedupe": (videos.Dedupe, False),
+    "subtitles": (videos.Subtitles, None),
 }
 _CONTEXT: _Group = {"ctx": (Context, None)}
 _CACHING: _Group = {
@@ -202,13 +239,13 @@ _COMPUTING: _Group = {
 
 def grouped(command: Callable[..., Job], conversation: bool = False) -> Callable[..., Job]:
     """A command with its parameter `files` (an `opening.Opening`) declared as the options that choose a model, and at
-    the end those that say how to open it; and `sampling`, where it has that, as the sampling options. conversation:
-    with --overflow too."""
+    the end those that say how to open it; `sampling` and `frames` (a `videos.FrameOptions`), where it has them, as the
+    sampling options and those of videos. conversation: with --overflow too."""
     declared = inspect.signature(command, eval_str=True).parameters
     caches = _CACHING | (_CONVERSATION if conversation else {})
     expanded: dict[str, inspect.Parameter] = {}
     for name, parameter in declared.items():
-        group = {"files": _MODEL, "sampling": _SAMPLING}.get(name)
+        group = {"files": _MODEL, "sampling": _SAMPLING, "frames": _FRAMES}.get(name)
         expanded |= {name: parameter} if group is None else _parameters(group)
     expanded |= _parameters(_CONTEXT | caches | _COMPUTING)
 
@@ -221,6 +258,8 @@ def grouped(command: Callable[..., Job], conversation: bool = False) -> Callable
             given["files"] = Opening(n_ctx=n_ctx, n_threads=n_threads, caching=remembered, **named)
             if "sampling" in declared:
                 given["sampling"] = sampling(**{name: given.pop(name) for name in _SAMPLING})
+            if "frames" in declared:
+                given["frames"] = videos.FrameOptions(**{name: given.pop(name) for name in _FRAMES})
             return command(**given)(terminal)
 
         return job

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..media import ranges
+from ..media.named_part import split
 from .exits import ATTACHMENT_SUFFIXES
 
 _PLAIN_WORD = re.compile(r"(?:\\.|[^\s\\]|\\(?=\s|$))+")
@@ -73,7 +73,7 @@ def existing_file(text: str) -> str | None:
     """The file that `text` spells, with the pages behind its name, or None when there is no such file."""
     for path in spellings(text):
         try:
-            if os.path.isfile(ranges.split(path)[0]):
+            if os.path.isfile(split(path)[0]):
                 return path
         except (OSError, ValueError):
             continue
@@ -87,7 +87,7 @@ def resolve(text: str) -> str:
 
 def has_picture_suffix(path: str) -> bool:
     """Whether a name ends like that of a picture or a document; pages behind it do not count."""
-    return os.path.splitext(ranges.split(path)[0])[1].lower() in ATTACHMENT_SUFFIXES
+    return os.path.splitext(split(path)[0])[1].lower() in ATTACHMENT_SUFFIXES
 
 
 def picture(text: str) -> str | None:
@@ -174,15 +174,19 @@ def _is_picture(word: _Mention, message: str, alone: bool, found: Message) -> bo
     return False
 
 
-def _begins_like_a_picture(path: str) -> bool:
-    """Whether the first bytes of a file are those of a picture that can be decoded."""
+def _begins_like_a_picture(file: str) -> bool:
+    """Whether the first bytes of a file are those of a picture that can be decoded, a document or a video."""
     from ..media.decode import format_of
+    from ..media.pdf import is_pdf
+    from ..media.video import is_video
 
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return format_of(file.read(64)) is not None
+        path = split(file)[0]
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
+            head = opened.read(1024)
     except OSError:
         return True  # attaching it says why it cannot be read
+    return format_of(head) is not None or is_pdf(head) or is_video(head)
 
 
 def _words(message: str, named: bool) -> Iterator[_Mention]:

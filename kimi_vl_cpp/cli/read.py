@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import errors
-from ..media import ranges
+from ..media.named_part import split
 from ..wording import duration, plural, printable
 from . import attachments, exits, journaled, opening, options
 from .progress import Progress
@@ -137,7 +137,7 @@ def run(options: Options, terminal: Terminal) -> int:
     numbered = [(getattr(image, "number", 1), image) for image in images]
     out = Path(options.out)
     journal_path = journaled.journal_of(out)
-    journaled.check_output(out, ranges.split(options.file)[0], force=options.force)
+    journaled.check_output(out, split(options.file)[0], force=options.force)
     for notice in opened.notices:
         terminal.note(notice)
     progress = Progress(terminal)
@@ -196,7 +196,7 @@ def _recipe(options: Options, schema: dict[str, Any] | None) -> tuple[str, Recip
 def _head(model: KimiVL, options: Options, recipe: Recipe) -> dict[str, Any]:
     """What a journal must agree on for its pages to be used. Which pages are asked for may change."""
     return {
-        "document": journaled.digest(ranges.split(options.file)[0]),
+        "document": journaled.digest(split(options.file)[0]),
         "model_file": journaled.model_digest(str(model.files.text)),
         "prompt": recipe.prompt,
         "image_patches": options.image_patches,

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from . import attachments, exits, opening, options, several, videos
 from .answer import AnswerWriter, ThinkingMode
 from .progress import Progress
 from .terminal import DIM, Terminal, is_terminal
+from .videos import FrameOptions
 
 try:
     import fcntl
@@ -30,7 +31,6 @@ except ImportError:  # Windows
     pass
 
 if TYPE_CHECKING:
-    from ..media.frames import FrameChoice
     from ..model import KimiVL
     from ..types import Response
 
@@ -44,8 +44,9 @@ class Options:
     prompt: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
-    frames: FrameChoice | None = None
+    frames: FrameOptions = field(default_factory=FrameOptions)
     pages: str | None = None
+    find: int | None = None
     image_patches: int | None = None
     password_file: str | None = None
     markers: str = "auto"
@@ -72,12 +73,9 @@ def command(
         typer.Option("-f", "--file", metavar="FILE", help="Read the prompt from a file; '-' is standard input."),
     ] = None,
     pages: options.Pages = None,
+    find: options.Find = None,
     video: videos.Videos = None,
-    frames: videos.Frames = None,
-    sample: videos.Sample = "uniform",
-    fps: videos.Fps = None,
-    timestamps: videos.Timestamps = "hms",
-    dedupe: videos.Dedupe = False,
+    frames: FrameOptions,
     image_patches: options.ImagePatches = None,
     password_file: options.PasswordFile = None,
     markers: options.Markers = "auto",
@@ -111,8 +109,9 @@ def command(
                 prompt=tuple(prompt or ()),
                 images=tuple(image or ()),
                 videos=tuple(video or ()),
-                frames=videos.choice(frames, sample, fps, timestamps, dedupe, image_patches) if video else None,
+                frames=frames,
                 pages=pages,
+                find=find,
                 image_patches=image_patches,
                 password_file=password_file,
                 markers=markers,
@@ -134,21 +133,28 @@ def command(
 def run(options: Options, terminal: Terminal) -> int:
     """Answers and returns the exit code. Everything that is quick to check is checked before the model is loaded."""
     options = replace(options, files=opening.choose_model(options.files))
-    options = replace(options, images=tuple(attachments.resolve(path) for path in options.images))
+    named, filmed = attachments.told_apart(attachments.resolve(path) for path in options.images)
+    options = replace(options, images=tuple(named), videos=(*filmed, *options.videos))
     prompt, images, notices = gather(options)
-    asked = videos.plan(options.videos, options.frames) if options.frames is not None else []
+    attachments.check_find(options.find, images)
+    patches = options.image_patches
+    chosen = options.frames.choice(patches)
+    asked, said = videos.plan(options.videos, chosen, options.frames.subtitles)
+    notices += said
     progress = Progress(terminal)
 
     def more(model: KimiVL) -> int:
-        return 0 if options.frames is None else videos.positions(asked, options.frames, model)
+        return videos.positions(asked, chosen, model)
 
-    patches = options.image_patches
-    with attachments.open_model_for(images, prompt, options.files, options.sampling, patches, progress, more) as model:
+    likely = attachments.some_pages(images, options.find)
+    with attachments.open_model_for(likely, prompt, options.files, options.sampling, patches, progress, more) as model:
         opening.introduce(model, options.files, terminal)
-        if options.frames is not None:
+        images, said = attachments.find_pages(model, images, prompt, options.find, progress)
+        notices += said
+        if asked:
             model.require_vision()
             room = attachments.room_beside(model, images, prompt, options.sampling, patches)
-            seen, said = videos.pictures(asked, options.frames, model, room, may_shrink=patches is None)
+            seen, said = videos.pictures(asked, chosen, model, room, may_shrink=patches is None)
             images, notices = [*images, *seen], [*notices, *said]
         for notice in notices:
             terminal.note(notice)

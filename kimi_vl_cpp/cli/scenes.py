@@ -14,6 +14,7 @@ import typer
 
 from .. import errors
 from ..media import times as clock
+from ..media.named_part import split
 from ..wording import plural
 from . import exits, journaled, opening, options, videos
 from .progress import Progress
@@ -94,7 +95,7 @@ def run(options: Options, terminal: Terminal) -> int:
     """Asks about the video and returns the exit code. Raises KimiVLError, OSError."""
     if options.out is None and options.sheet is None:
         raise exits.UsageError("nothing to write: expected -o OUT or --sheet FILE")
-    path = opening.resolve_picture(clock.split(options.file)[0])
+    path = opening.resolve_picture(split(options.file)[0])
     if options.out is not None and Path(options.out).suffix.lower() not in _SUFFIXES:
         raise exits.UsageError(f"-o {options.out}: its end says what to write: expected one of {', '.join(_SUFFIXES)}")
     video, start, end = videos.open_video(options.file)
@@ -128,8 +129,8 @@ def _ask(video: Video, part: tuple[float, float], path: str, out: Path, options:
     from ..tasks.journal import Journal
 
     files = opening.choose_model(options.files)
-    chosen = videos.choice(None, "uniform", None, "hms", True, options.image_patches)
-    fps = scenes.FPS if options.fps is None else videos.choice(None, "rate", options.fps, "hms", True, None).fps
+    chosen = videos.FrameOptions(dedupe=True).choice(options.image_patches)
+    fps = scenes.FPS if options.fps is None else videos.FrameOptions(fps=options.fps).choice(None).fps
     progress = Progress(terminal)
     with opening.introduced(files, progress, terminal) as model:
         model.require_vision()

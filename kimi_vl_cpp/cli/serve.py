@@ -110,19 +110,9 @@ def command(
         list[str] | None,
         typer.Option("--image-dir", metavar="DIR", help="A folder of pictures that file: URLs may name."),
     ] = None,
-    thinking_budget: Annotated[
-        int | None,
-        typer.Option("--thinking-budget", metavar="N", help="Maximum tokens of reasoning; 0 turns it off."),
-    ] = None,
-    answer_reserve: Annotated[
-        int | None,
-        typer.Option(
-            "--answer-reserve", metavar="N", help="Tokens of max_tokens that reasoning leaves for the answer."
-        ),
-    ] = None,
-    thinking_close: Annotated[
-        str, typer.Option("--thinking-close", metavar="TEXT", help="Text that ends reasoning when it is cut short.")
-    ] = "",
+    thinking_budget: options.ThinkingBudget = None,
+    answer_reserve: options.AnswerReserve = None,
+    thinking_close: options.ThinkingClose = None,
     ping: Annotated[
         float, typer.Option("--ping", metavar="S", help="Seconds of silence in a stream before a comment is sent.")
     ] = 15,
@@ -167,7 +157,7 @@ def command(
         image_dirs=tuple(image_dir or ()),
         thinking_budget=thinking_budget,
         answer_reserve=answer_reserve,
-        thinking_close=thinking_close,
+        thinking_close=thinking_close or "",
         ping=ping,
         strict=strict,
         ui=ui,

@@ -160,6 +160,12 @@ class LoadedModel:
         self.require_vision()
         return self.processor(image)
 
+    def kept_image(self, image: ImageInput | LimitedImage | ProcessedImage) -> ProcessedImage:
+        """The same for a picture that stays: memory does not grow with the pages of a document."""
+        self.gate.check()
+        self.require_vision()
+        return self.processor.redrawable(image)
+
     def picture_key(self, seen: ProcessedImage, salt: str = "") -> str:
         """What a picture is cached under: the same key, the same embeddings."""
         return salted(hashlib.sha256(self.vision_root + bytes.fromhex(seen.digest)).digest(), salt).hex()

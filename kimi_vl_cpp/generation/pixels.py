@@ -34,9 +34,10 @@ class PixelSource:
         """digest: what asks for it. image: what was given. seen: the same as processed."""
         if digest in self.getters:
             return
-        given = isinstance(image, ProcessedImage)  # whose pixels the caller keeps
-        if given or seen.pixels.nbytes <= self._room:
-            self._room -= 0 if given else seen.pixels.nbytes
+        if isinstance(image, ProcessedImage):  # whose pixels the caller keeps, or that makes them itself
+            self.getters[digest] = lambda: seen.pixels
+        elif seen.pixels.nbytes <= self._room:
+            self._room -= seen.pixels.nbytes
             self.getters[digest] = lambda: seen.pixels
         else:
             self.getters[digest] = partial(self._again, image, seen.digest)

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from ..checks import check_int
 from ..errors import BadRequest, BadVideo, shown
-from . import cuts, sampling
+from . import cuts, sampling, subtitles
+from .named_part import split
 from .processor import ImageProcessor, ProcessedImage
-from .times import TimeStyle, labels, parse_range, split
+from .subtitles import Cue
+from .times import TimeStyle, labels, parse_range
 from .video import Video
 
 Sampling = Literal["uniform", "rate", "scenes"]
@@ -109,13 +111,25 @@ def positions(video: Video, n: int, processor: ImageProcessor, patches: int) -> 
 
 
 def pictures(
-    video: Video, processor: ImageProcessor, times: Sequence[float], choice: FrameChoice
+    video: Video,
+    processor: ImageProcessor,
+    times: Sequence[float],
+    choice: FrameChoice,
+    cues: Sequence[Cue] = (),
+    part: tuple[float, float] | None = None,
 ) -> tuple[list[ProcessedImage], list[str]]:
-    """The frames at the times, each with the text before it as its label, and notices."""
+    """The frames at the times, each with the text before it as its label, and notices.
+
+    cues: subtitles, which stand behind the time of the frame that they are nearest to. part: the start and end of what
+    the times are from; None is all of the video. Subtitles of elsewhere are left out.
+    """
     limited = processor.limited(choice.patches)
     found = list(_kept(video.frames(times, lambda width, height: limited.plan(width, height)[0]), choice.dedupe))
     seen = [limited(pixels) for _, pixels in found]
     named = labels([time for time, _ in found], choice.timestamps)
+    if cues:
+        said = subtitles.between(cues, [time for time, _ in found], *(part or (0.0, video.duration)))
+        named = [f"{label}{text}\n" if text else label for label, text in zip(named, said, strict=True)]
     notices = list(video.notices)
     if len(found) < len(times):
         notices.append(

@@ -23,6 +23,7 @@ from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported
 from . import ranges
 from .decode import format_of, stranger
 from .drawn import Drawn
+from .named_part import split
 from .regular_file import open_regular
 
 MAX_BYTES = 1 << 30
@@ -77,6 +78,7 @@ class Document(NotPicklable):
             self._file.close()
             raise
         self.notices: list[str] = []
+        self._closed = False
         with _lock:
             kind = self._pdf.get_formtype()
             if kind:
@@ -86,6 +88,7 @@ class Document(NotPicklable):
 
     def close(self) -> None:
         """Frees the document; its pages can no longer be drawn."""
+        self._closed = True
         with _lock:
             self._pdf.close()
         self._file.close()
@@ -153,6 +156,8 @@ class Document(NotPicklable):
 
     @contextmanager
     def _page(self, number: int) -> Iterator[Any]:
+        if self._closed:
+            raise BadDocument(f"{self.name}: it was closed: keep it open while its pages are used", "document.closed")
         with _lock:
             try:
                 page = self._pdf[number - 1]
@@ -187,7 +192,7 @@ class Document(NotPicklable):
             if getattr(error, "err_code", None) == _ERR_PASSWORD:
                 given = "the password given does not open it" if password is not None else "protected with a password"
                 raise BadDocument(f"{self.name}: {given}: give the right password", "document.password") from None
-            raise self._damaged(str(error)) from None
+            raise self._damaged(str(error).rstrip(".:")) from None
 
     def _check_pages(self) -> None:
         if self.n_pages == 0:
@@ -253,7 +258,7 @@ def open_pages(documents: Sequence[Document | str | os.PathLike[str]]) -> tuple[
 
 def open_named(source: str | os.PathLike[str], password: str | None = None) -> tuple[Document, str | None]:
     """The document of a path, and the pages that stand behind a "#" there."""
-    path, which = ranges.split(os.fspath(source))
+    path, which = split(os.fspath(source))
     return Document(path, password), which
 
 

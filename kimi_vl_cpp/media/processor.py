@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ __all__ = ["ImageInput", "ImageProcessor", "LimitedImage", "ProcessedImage", "is
 class ProcessedImage:
     """One picture, ready to be encoded. Two are equal when the model sees the same."""
 
-    pixels: NDArray[np.uint8] = field(repr=False, compare=False)
-    """[H, W, 3], read-only; H and W are multiples of merge * patch_size (28)."""
+    source: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]] = field(repr=False, compare=False)
+    """The pixels, or what makes them again, see `ImageProcessor.redrawable`."""
     grid_hw: tuple[int, int] = field(compare=False)
     """Patches down and across."""
     n_tokens: int = field(compare=False)
@@ -41,6 +42,11 @@ class ProcessedImage:
     """What the caller may want to know: first frame only, transparency on white, ..."""
     label: str = field(default="", compare=False)
     """The text that stands before it in a prompt, such as its page number."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """[H, W, 3], read-only; H and W are multiples of merge * patch_size (28)."""
+        return self.source() if callable(self.source) else self.source
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,13 @@ class ImageProcessor:
         resized, padded = self.plan(*size)
         rgb = opened.image if resized == size else _scaled(opened.image, resized)
         return self._padded(np.asarray(rgb), size, padded, opened.notices)
+
+    def redrawable(self, image: ImageInput | ProcessedImage | LimitedImage) -> ProcessedImage:
+        """The same for a picture that is kept for long: the pixels of a page are let go and drawn again when they are
+        wanted. Raises like a call."""
+        seen = self(image)
+        drawn = image.image if isinstance(image, LimitedImage) else image
+        return replace(seen, source=lambda: self(image).pixels) if isinstance(drawn, Drawn) else seen
 
     def limited(self, max_patches: int) -> ImageProcessor:
         """This one with a limit of max_patches where its own is higher."""

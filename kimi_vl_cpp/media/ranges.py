@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from ..errors import BadDocument, shown
 
 _RANGE = re.compile(r"(\d{1,9}|last)?\s*(-)?\s*(\d{1,9}|last)?")
-
-
-def split(name: str) -> tuple[str, str | None]:
-    """("report.pdf#3,7-9") -> ("report.pdf", "3,7-9"). A file that really has the whole name wins; without "#" behind
-    an existing file, or with anything but page numbers there, the whole is the name."""
-    path, mark, pages = name.rpartition("#")
-    if not mark or not path or os.path.exists(name) or not os.path.exists(os.path.expanduser(path)):
-        return name, None
-    return path, pages
 
 
 def parse(text: str, n_pages: int, label: str) -> tuple[list[int], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -15,14 +14,6 @@ TimeStyle = Literal["hms", "hms.mmm", "seconds", "none"]
 _CLOCK = r"(?:(?:(\d{1,3}):)?(\d{1,3}):)?(\d{1,6}(?:\.\d{1,6})?)"
 _TIME = re.compile(_CLOCK)
 _RANGE = re.compile(rf"({_CLOCK})?\s*-\s*({_CLOCK})?")
-
-
-def split(name: str) -> tuple[str, str | None]:
-    """("talk.mp4#10:00-20:00") -> ("talk.mp4", "10:00-20:00"). A file that really has the whole name wins."""
-    path, mark, times = name.rpartition("#")
-    if not mark or not path or os.path.exists(name) or not os.path.exists(os.path.expanduser(path)):
-        return name, None
-    return path, times
 
 
 def seconds(text: str) -> float | None:

@@ -116,7 +116,7 @@ def open_pictures(model: KimiVL, translated: Translated) -> list[ProcessedImage]
                 raise
         n_tokens += seen.n_tokens
         if n_tokens > model.n_ctx:
-            seen = dataclasses.replace(seen, pixels=np.zeros((0, 0, 3), np.uint8))
+            seen = dataclasses.replace(seen, source=np.zeros((0, 0, 3), np.uint8))
         images.append(seen)
     return images
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import documents
 import numpy as np
 import pytest
+import videos
 
 from kimi_vl_cpp.chat.conversation import Conversation
-from kimi_vl_cpp.errors import BadRequest, ContextFull
+from kimi_vl_cpp.errors import BadDocument, BadRequest, ContextFull
+from kimi_vl_cpp.media.pdf import Document
+from kimi_vl_cpp.media.processor import ImageProcessor
+from kimi_vl_cpp.media.video import Video
 from kimi_vl_cpp.model import KimiVL
 
 
@@ -249,3 +254,49 @@ def test_answers_of_another_vocabulary_are_encoded_again_from_their_text(model):
         assert again.messages == conversation.messages
         plain = model.start([*conversation.messages, {"role": "user", "content": "Two"}]).drain()
         assert again.ask("Two").usage.prompt_tokens == plain.usage.prompt_tokens
+
+
+# Documents and videos
+
+
+def test_pages_stand_before_the_question_and_are_drawn_again_when_wanted(script, model, monkeypatch, tmp_path):
+    (tmp_path / "report.pdf").write_bytes(documents.pdf(["One", "Two"], size=(60, 60)))
+    with Document(tmp_path / "report.pdf") as document:
+        conversation = model.conversation()
+        conversation.ask("What is this?", documents=[document], image_patches=36)
+        assert [image.label for image in conversation.turns[0].images] == ["Page 1 of 2:\n", "Page 2 of 2:\n"]
+        drawn = []
+        draw = Document.draw
+        monkeypatch.setattr(Document, "draw", lambda self, *args: drawn.append(args[0]) or draw(self, *args))
+        conversation.ask("And now?")
+        assert drawn == [] and len(script.encoded) == 2
+        kept = conversation.turns[0].images[1]
+        assert ImageProcessor(in_token_limit=36)(document.pages("2")[0]) == kept and kept.pixels.shape[2] == 3
+        assert drawn == [2, 2] and not kept.pixels.flags.writeable
+        again = Conversation.from_dict(model, json.loads(json.dumps(conversation.to_dict())))
+        assert [image.digest for image in again.turns[0].images] == [
+            image.digest for image in conversation.turns[0].images
+        ]
+    with pytest.raises(BadDocument) as caught:
+        _ = kept.pixels
+    assert caught.value.code == "document.closed"
+
+
+def test_pages_fit_beside_what_was_said(script, model):
+    conversation = model.conversation()
+    conversation.ask("x" * 300, max_new_tokens=8)
+    pdf = Document(documents.pdf(["One"] * 2, size=(60, 60)))
+    with pytest.raises(ContextFull):
+        conversation.ask("And?", documents=[pdf], max_new_tokens=8)
+    assert len(conversation.turns) == 1
+    assert model.conversation().ask("And?", documents=[pdf], image_patches=36).usage.image_tokens == 18
+
+
+def test_frames_of_a_video_are_pictures_of_a_turn(script, model):
+    video = Video(videos.video([videos.coded(index) for index in range(40)]))
+    conversation = model.conversation()
+    response = conversation.ask("What happens?", model.frames(video, n=3, patches=16))
+    assert [image.label for image in conversation.turns[0].images] == ["00:00:00\n", "00:00:02\n", "00:00:03\n"]
+    assert response.usage.image_tokens == 3 * conversation.turns[0].images[0].n_tokens
+    conversation.ask("And then?")
+    assert len(script.encoded) == 3

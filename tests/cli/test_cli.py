@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import videos
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors, wording
@@ -632,6 +633,26 @@ def test_a_question_with_a_bad_picture_keeps_the_conversation(talk, tmp_path):
     assert result.code == 4
     assert "bad.png" in result.err and "missing.png: no such file" in result.err
     assert result.out.strip() != ""
+
+
+def test_a_video_is_attached_like_a_picture_and_taken_back_whole(talk, tmp_path):
+    (tmp_path / "talk.mp4").write_bytes(videos.video([videos.coded(index) for index in range(40)]))
+    named = f"{tmp_path}/talk.mp4#1-3"
+    result = talk(named, "/undo", f"{named} What happens?", "/stats", arguments=["--frames", "3", "--dedupe"])
+    assert result.code == 0 and result.out.strip() != ""
+    assert result.err.count("talk.mp4#1-3: 3 frames, ") == 2 and "talk.mp4#1-3 is no longer waiting" in result.err
+    assert talk(f"{tmp_path}/talk.mp4#9-12", "hello").code == 4
+    assert "talk.mp4: 2 frames" in talk("hello", arguments=["-v", f"{tmp_path}/talk.mp4", "--frames", "2"]).err
+
+
+def test_a_missing_file_is_called_by_its_kind(run, model_path, tmp_path):
+    for name, kind, code in (
+        ("a.pdf", "document", "document"),
+        ("a.mp4", "video", "video"),
+        ("a.png", "picture", "image"),
+    ):
+        result = run("run", "-m", model_path, "-i", tmp_path / name, "hi")
+        assert result.code == 4 and f"error: {kind} {tmp_path}" in result.err and f"[{code}.missing]" in result.err
 
 
 def test_regen_answers_the_last_question_again(talk):

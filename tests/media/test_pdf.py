@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadDocument, BadImage, KimiVLError, Unsupported
 from kimi_vl_cpp.media import budget, ranges
+from kimi_vl_cpp.media.named_part import split
 from kimi_vl_cpp.media.pdf import Document
 from kimi_vl_cpp.media.processor import ImageProcessor, LimitedImage
 
@@ -50,9 +51,9 @@ def test_any_text_gives_pages_of_the_document_or_a_typed_error(text, n_pages):
 
 def test_a_file_that_really_has_the_whole_name_wins(tmp_path):
     (tmp_path / "a.pdf").touch()
-    assert ranges.split(str(tmp_path / "a.pdf#2")) == (str(tmp_path / "a.pdf"), "2")
+    assert split(str(tmp_path / "a.pdf#2")) == (str(tmp_path / "a.pdf"), "2")
     (tmp_path / "a.pdf#2").touch()
-    assert ranges.split(str(tmp_path / "a.pdf#2")) == (str(tmp_path / "a.pdf#2"), None)
+    assert split(str(tmp_path / "a.pdf#2")) == (str(tmp_path / "a.pdf#2"), None)
 
 
 @pytest.mark.parametrize(("patches", "tokens"), [(4096, 1053), (8192, 2106), (16384, 4158)])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import opening, options
+from .. import opening, options, videos
 from ..terminal import Terminal
 
 
@@ -17,8 +17,10 @@ def command(
     files: opening.Opening,
     image: Annotated[
         list[str] | None,
-        typer.Option("-i", "--image", metavar="FILE", help="A picture or a PDF document for the first message."),
+        typer.Option("-i", "--image", metavar="FILE", help="A picture, PDF document or video for the first message."),
     ] = None,
+    video: videos.Videos = None,
+    frames: videos.FrameOptions,
     load: Annotated[str | None, typer.Option("--load", metavar="FILE", help="Continue a saved conversation.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings after every answer.")] = False,
     sampling: opening.Sampling,
@@ -35,6 +37,8 @@ def command(
                 files=files,
                 sampling=sampling,
                 images=tuple(image or ()),
+                films=tuple(video or ()),
+                frames=frames,
                 load=load,
                 system=system,
                 timings=timings,

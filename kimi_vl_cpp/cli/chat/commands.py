@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .loop import Chat
 
 HELP = """\
-/image PATH   add a picture or a PDF (FILE.pdf#3-5) to the next message (or just paste or drop its path)
+/image PATH   add a picture, a PDF (FILE.pdf#3-5) or a video (FILE.mp4#1:00-2:00) to the
+              next message (or just paste or drop its path)
 /undo         take the last question and its answer back
 /regen        answer the last question again
 /fork         try something else from here; /back returns to this place
@@ -71,12 +72,12 @@ def image(chat: Chat, rest: str) -> None:
     if not rest:
         names = ", ".join(opening.display_name(picture.path) for picture in chat.attached)
         waiting = f"waiting for your next message: {names}" if names else "no picture is waiting"
-        raise exits.UsageError(f"/image needs the path of a picture ({waiting})")
+        raise exits.UsageError(f"/image needs the path of a picture, document or video ({waiting})")
     chat.send(paths.read_message(rest, named=True))
 
 
 def undo(chat: Chat, rest: str) -> None:
-    """/undo: a waiting picture first, then the last turn."""
+    """/undo: what waits first, then the last turn."""
     if chat.attached:
         chat.terminal.say(f"{opening.display_name(chat.attached.pop().path)} is no longer waiting.", DIM)
         return

@@ -7,13 +7,13 @@ to standard output and everything else to standard error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ...wording import human_count, plural
-from .. import attachments, exits, failures, opening, paths
+from .. import attachments, exits, failures, opening, paths, videos
 from ..answer import AnswerWriter, ThinkingMode
 from ..progress import Progress
 from ..terminal import DIM, Terminal
@@ -37,6 +37,8 @@ class Options:
     files: opening.Opening
     sampling: opening.Sampling
     images: tuple[str, ...] = ()
+    films: tuple[str, ...] = ()
+    frames: videos.FrameOptions = field(default_factory=videos.FrameOptions)
     load: str | None = None
     system: str | None = None
     timings: bool = False
@@ -45,10 +47,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Attached:
-    """A picture that goes with the next message. path: where it was read; seen: as the model will see it."""
+    """What goes with the next message. path: where it was read; seen: the pictures as the model will see them, whatever
+    the file is then: one, the pages of a document, or the frames of a video."""
 
     path: str
-    seen: ProcessedImage
+    seen: tuple[ProcessedImage, ...]
 
 
 @dataclass
@@ -98,7 +101,8 @@ class Chat:
 
     def prompt(self) -> str:
         """What stands before the cursor: how many pictures wait, and a sign."""
-        return f"[{plural(len(self.attached), 'picture')}] > " if self.attached else "> "
+        waiting = sum(len(one.seen) for one in self.attached)
+        return f"[{plural(waiting, 'picture')}] > " if waiting else "> "
 
     def interrupted(self) -> bool:
         """Notes a Ctrl-C; True when it is the second one and means leaving."""
@@ -136,8 +140,12 @@ class Chat:
             self.ask(found.text.strip("\n"))
 
     def attach(self, path: str) -> None:
-        """Reads a picture for the next message and says how the model will see it. Raises KimiVLError."""
+        """Reads a picture, document or video for the next message and says how the model will see it. Raises
+        KimiVLError."""
         attachments.check(path)
+        if attachments.told_apart([path])[1]:
+            self.attach_frames(path)
+            return
         opened = attachments.Attachments([path])
         images = opened.open(path)
         for notice in opened.notices:
@@ -146,7 +154,7 @@ class Chat:
             self._attach_pages(path, images)
             return
         seen = self.model.process_image(images[0])
-        self.attached.append(Attached(path, seen))
+        self.attached.append(Attached(path, (seen,)))
         (width, height), (seen_width, seen_height) = seen.original_size, seen.resized_size
         resized = "" if (width, height) == (seen_width, seen_height) else f", seen as {seen_width}x{seen_height}"
         self.terminal.say(
@@ -161,16 +169,35 @@ class Chat:
         """Draws pages for the next message, in the size in which they fit into what is left of the context."""
         from ...generation.fitting import fit_images
 
-        held = 0 if self.last is None else self.last.usage.prompt_tokens + self.last.usage.completion_tokens
-        held += sum(picture.seen.n_tokens for picture in self.attached)
         longest = self.options.sampling.get("max_new_tokens")
+        held = self._n_held()
         fitted, notices = fit_images(self.model.loaded, pages, None, prompt="", max_new_tokens=longest, n_other=held)
-        seen = [self.model.process_image(image) for image in fitted]
-        self.attached += [Attached(path, page) for page in seen]
-        tokens = sum(page.n_tokens for page in seen)
+        self._wait(path, "page", [self.model.loaded.kept_image(image) for image in fitted], notices)
+
+    def attach_frames(self, path: str) -> None:
+        """Decodes frames of a video for the next message, smaller ones where they would not fit into what the context
+        has left."""
+        from ...generation.fitting import answer_reserve
+
+        self.model.require_vision()
+        chosen = self.options.frames.choice(None)
+        asked, notices = videos.plan([path], chosen, self.options.frames.subtitles)
+        reserve = answer_reserve(self.model.loaded, self.options.sampling.get("max_new_tokens"))
+        room = self.model.n_ctx - self._n_held() - reserve
+        seen, said = videos.pictures(asked, chosen, self.model, room, may_shrink=True)
+        self._wait(path, "frame", seen, [*notices, *said])
+
+    def _n_held(self) -> int:
+        """Positions of the context that are taken by what was said and by what waits."""
+        return self.conversation.n_positions + sum(seen.n_tokens for one in self.attached for seen in one.seen)
+
+    def _wait(self, path: str, kind: str, seen: list[ProcessedImage], notices: list[str]) -> None:
+        """Pictures of one file wait for the next message."""
+        self.attached.append(Attached(path, tuple(seen)))
+        tokens = sum(one.n_tokens for one in seen)
         goes = "it goes" if len(seen) == 1 else "they go"
         self.terminal.say(
-            f"{opening.display_name(path)}: {plural(len(seen), 'page')}, {plural(tokens, 'token')}; "
+            f"{opening.display_name(path)}: {plural(len(seen), kind)}, {plural(tokens, 'token')}; "
             f"{goes} with your next message",
             DIM,
         )
@@ -180,7 +207,7 @@ class Chat:
     def ask(self, text: str) -> None:
         """Asks with the pictures that wait. They stay waiting when the question does not become part of the
         conversation."""
-        pictures: list[Any] = [picture.seen for picture in self.attached]  # as it was shown, whatever the file is now
+        pictures = [seen for one in self.attached for seen in one.seen]
         before = len(self.conversation.turns)
         earlier = sum(len(turn.images) for turn in self.conversation.turns)
         if self.model.variant == "demo" and pictures and earlier + len(pictures) > 1:
@@ -236,7 +263,7 @@ def run(options: Options, terminal: Terminal) -> int:
     for path in images:
         attachments.check(path)
     progress = Progress(terminal)
-    with opening.open_model(options.files, progress) as model:
+    with open_model(images, options, progress) as model:
         chat = Chat(model, model.conversation(options.system), options, terminal, progress)
         reader = make_reader(terminal, commands.NAMES)
         if reader.interactive:
@@ -248,7 +275,28 @@ def run(options: Options, terminal: Terminal) -> int:
             commands.load(chat, options.load)
         for path in images:
             chat.attach(path)
+        for path in options.films:
+            chat.attach_frames(path)
         return chat.loop(reader)
+
+
+def open_model(names: Sequence[str], options: Options, progress: Progress) -> KimiVL:
+    """Opens the model, with a context into which the documents and videos of the first message fit where that is not
+    said. Raises KimiVLError."""
+    pictures, films = attachments.told_apart(names)
+    opened = attachments.Attachments(pictures)
+    pages = [page for name in pictures for page in opened.open(name)]
+    chosen = options.frames.choice(None)
+    asked, _ = videos.plan([*films, *options.films], chosen, options.frames.subtitles)
+    return attachments.open_model_for(
+        pages,
+        "",
+        options.files,
+        options.sampling,
+        None,
+        progress,
+        lambda model: videos.positions(asked, chosen, model),
+    )
 
 
 def greet(model: KimiVL, terminal: Terminal) -> None:

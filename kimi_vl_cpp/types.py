@@ -122,6 +122,8 @@ class Response:
     when asked for. prompt_logprobs: of the prompt's tokens, None where nothing comes before, when asked for.
     end_logprob: of the token that ended the answer and is not part of it, when asked for.
     stop_reason: "repetition" when the answer was ended because it repeated itself, else None.
+    thinking_closed_by: what ended the reasoning: "model", "budget", "asked", "repetition", or "never" when the answer
+    ended inside it; None where there is none.
     """
 
     text: str = ""
@@ -137,6 +139,7 @@ class Response:
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     stop_reason: str | None = None
     end_logprob: TokenLogprob | None = None
+    thinking_closed_by: str | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json as json_module
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import errors
 from ..wording import duration, plural, printable
-from . import evaluate_output, exits, opening, options
+from . import evaluate_output, evaluate_reasoning, exits, opening, options
 from .evaluate_output import Measured
 from .progress import Progress
 from .terminal import Terminal
@@ -23,6 +24,26 @@ from .terminal import Terminal
 if TYPE_CHECKING:
     from ..evaluation.questions import Question
     from ..model import KimiVL
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Another run than one greedy answer a question: --thinking with --plot, or --votes."""
+
+    thinking: str | None = None
+    plot: str | None = None
+    votes: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError."""
+        evaluate_reasoning.check_plot(self.plot, self.thinking)
+        if self.thinking is not None and self.votes is not None:
+            raise exits.UsageError("--thinking and --votes are two runs: give one of them")
+        if self.thinking is not None:
+            evaluate_reasoning.read_lengths(self.thinking)
+        if self.votes is not None and not 2 <= self.votes <= 64:
+            raise exits.UsageError(f"--votes {self.votes}: expected 2 to 64")
+
 
 SUMMARY = "Measure what a model gets right."
 
@@ -49,6 +70,22 @@ def command(
             help="Longest answer, in tokens. Default: 256, or 4096 for one that reasons, or less as the file says.",
         ),
     ] = None,
+    thinking: Annotated[
+        str | None,
+        typer.Option(
+            "--thinking",
+            metavar="LENGTHS",
+            help="How right a model that reasons is by the tokens of its reasoning, as 256,1k,4k,16k.",
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw the curve of --thinking as a .png.")
+    ] = None,
+    votes: Annotated[
+        int | None,
+        typer.Option("--votes", metavar="N", help="N answers to each question, and how right most of them are."),
+    ] = None,
+    ctx: options.Context = None,
     in_token_limit: options.InTokenLimit = None,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -60,8 +97,11 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        files = opening.Opening(model=model, mmproj=mmproj, n_threads=threads, in_token_limit=in_token_limit, isa=isa)
-        return run(files, data, task or [], number, failures, max_tokens, json, terminal)
+        files = opening.Opening(
+            model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, in_token_limit=in_token_limit, isa=isa
+        )
+        runs = Runs(thinking, plot, votes)
+        return run(files, data, task or [], number, failures, max_tokens, json, terminal, runs)
 
     return job
 
@@ -75,6 +115,7 @@ def run(
     max_tokens: int | None,
     as_json: bool,
     terminal: Terminal,
+    runs: Runs | None = None,
 ) -> int:
     """Asks, and prints the table or one JSON object. Ctrl-C, and an error underway, print what was measured so far.
     Raises KimiVLError, KeyboardInterrupt."""
@@ -83,6 +124,8 @@ def run(
     from ..evaluation.questions import check_pictures, read_questions
     from ..generation.sampling import MAX_NEW_TOKENS
 
+    runs = runs or Runs()
+    runs.check()
     if number is not None and number < 1:
         raise exits.UsageError(f"-n is {number}, expected 1 or more")
     if max_tokens is not None:
@@ -95,6 +138,9 @@ def run(
     with opening.open_model(files, progress) as model:
         model.require_vision()
         opening.introduce(model, files, terminal)
+        if runs.thinking is not None or runs.votes is not None:
+            _reason(model, questions, everything, runs, max_tokens, as_json, terminal, progress)
+            return errors.EXIT_OK
         tasks_in_order = tuple(dict.fromkeys(question.task for question in everything))
         measured = Measured(_facts(model), tasks_in_order, len(questions))
         try:
@@ -114,6 +160,35 @@ def run(
                 if failures:
                     evaluate_output.print_failures(measured, terminal)
     return errors.EXIT_OK
+
+
+def _reason(
+    model: KimiVL,
+    questions: Sequence[Question],
+    everything: Sequence[Question],
+    runs: Runs,
+    max_tokens: int | None,
+    as_json: bool,
+    terminal: Terminal,
+    progress: Progress,
+) -> None:
+    from ..evaluation.judge import Judge
+    from ..evaluation.run import default_max_new_tokens
+
+    judge = Judge(everything)
+
+    def before(index: int, question: Question) -> None:
+        progress.show(f"{100 * index // len(questions):3d}%  question {index + 1} of {len(questions)}")
+
+    try:
+        if runs.thinking is not None:
+            lengths = evaluate_reasoning.read_lengths(runs.thinking)
+            evaluate_reasoning.ask_by_length(model, questions, judge, lengths, runs.plot, as_json, terminal, before)
+        elif runs.votes is not None:
+            longest = default_max_new_tokens(model) if max_tokens is None else max_tokens
+            evaluate_reasoning.ask_by_votes(model, questions, judge, runs.votes, longest, as_json, terminal, before)
+    finally:
+        progress.clear()
 
 
 def _chosen(questions: Sequence[Question], tasks: Sequence[str], number: int | None) -> list[Question]:

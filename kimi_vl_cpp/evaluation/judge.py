@@ -75,6 +75,18 @@ class Judge:
             return len({value for _, value in named}) == 1 and any(_agree(named, _amounts(a)) for a in question.answers)
         return any(re.search(rf"(?<!\w){re.escape(_plain(one).casefold())}(?!\w)", text) for one in question.answers)
 
+    def said(self, question: Question, answer: str) -> str:
+        """What an answer says, in a form in which answers that mean the same are the same: the thing of the task's kind
+        that it names, an amount by its value, a place to two decimals; else its words in small letters."""
+        text = _plain(answer).casefold()
+        if question.box is not None and (place := _one_place(text)) is not None:
+            return f"{place[0]:.2f}, {place[1]:.2f}"
+        if question.task in CLOSED_TASKS and len(named := self._named(question.task, text)) == 1:
+            return named.pop()
+        if question.task in PRICE_TASKS and len(values := {value for _, value in _amounts(text)}) == 1:
+            return str(values.pop())
+        return text
+
     def _named(self, task: str, text: str) -> set[str]:
         """The task's answers that a text names; a longer one hides a shorter inside it."""
         for pattern, standard in _SPELLINGS.get(task, {}).items():
@@ -111,22 +123,27 @@ def _agree(named: set[tuple[str, int]], accepted: set[tuple[str, int]]) -> bool:
 
 
 def _loose_point(question: Question, text: str) -> bool:
-    """Whether all places that a text names are one, and that lies in the question's box. A box stands for its middle,
-    and a point inside of it for the same place."""
+    """Whether all places that a text names are one, and that lies in the question's box."""
+    place = _one_place(text)
+    if place is None:
+        return False
+    x, y = place
+    width, height = _size(question.image)
+    scales = [(1.0, 1.0)] if max(place) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
+    return any(_inside(question, x * across, y * down) for across, down in scales)
+
+
+def _one_place(text: str) -> tuple[float, float] | None:
+    """The place that a text names, in its numbers, when it names no other. A box stands for its middle, and a point
+    inside of it for the same place."""
     found = parse.places(text)
     boxes = {place.numbers for place in found if place.is_box}
     points = {place.numbers[:2] for place in found if not place.is_box}
     if not found:
         points = {(float(x), float(y)) for x, y in _BARE_POINT.findall(text)}
     points = {p for p in points if not any(x0 <= p[0] <= x1 and y0 <= p[1] <= y1 for x0, y0, x1, y1 in boxes)}
-    numbers = [number for place in (*boxes, *points) for number in place]
     places = points | {((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes}
-    if len(places) != 1:
-        return False
-    ((x, y),) = places
-    width, height = _size(question.image)
-    scales = [(1.0, 1.0)] if max(numbers) <= 1 else [(1 / width, 1 / height), (0.001, 0.001)]
-    return any(_inside(question, x * across, y * down) for across, down in scales)
+    return places.pop() if len(places) == 1 else None
 
 
 def _inside(question: Question, x: float, y: float) -> bool:

@@ -183,7 +183,14 @@ class Generation:
             prompt_logprobs=tuple(self._prompt_logprobs),
             stop_reason=self._stop_reason,
             end_logprob=self._end_logprob,
+            thinking_closed_by=self._closed_by(),
         )
+
+    def _closed_by(self) -> str | None:
+        """See Response.thinking_closed_by."""
+        if self._splitter.after:
+            return self._budget.closed_by or "model"
+        return "never" if self._splitter.thinking else None
 
     def end_thinking(self) -> None:
         """Ends the reasoning at the next token, from any thread; the answer follows."""

@@ -26,6 +26,7 @@ _HOME = {
     "Usage": "types",
     "Timings": "types",
     "GroundingError": "errors",
+    "AgentStopped": "errors",
     "KimiVLError": "errors",
     "BadModelFile": "errors",
     "BadDocument": "errors",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from .chat.conversation import Conversation
     from .errors import (
+        AgentStopped,
         BadDocument,
         BadImage,
         BadModelFile,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .types import Piece, Response, Timings, Usage
 
 __all__ = [
+    "AgentStopped",
     "BadDocument",
     "BadImage",
     "BadModelFile",

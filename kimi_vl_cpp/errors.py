@@ -69,6 +69,13 @@ class GroundingError(KimiVLError):
         super().__init__(message, code)
 
 
+class AgentStopped(KimiVLError):
+    """An agent that cannot go on, or must not."""
+
+    def __init__(self, message: str, code: str = "agent.stopped") -> None:
+        super().__init__(message, code)
+
+
 class ContextFull(KimiVLError):
     """More tokens than the context has room for."""
 

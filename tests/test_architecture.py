@@ -198,7 +198,8 @@ PYTHON_ARROWS = {
     "grounding": GROUND | {"media"},
     "model": LOWER - {"_core"} | {"builtin", "generation", "chat", "openai", "grounding"},
     "tasks": GROUND | {"text", "media", "generation", "chat", "model"},
-    "evaluation": GROUND | {"media", "grounding", "model"},
+    "agent": GROUND | {"text", "media", "grounding", "model"},
+    "evaluation": GROUND | {"media", "grounding", "generation", "model"},
     "prompt": {"text"},  # deprecated names
     "evaluate": {"evaluation"},
     "bench": GROUND | {"_core", "files", "machine", "generation"},
@@ -206,7 +207,7 @@ PYTHON_ARROWS = {
     "testing": GROUND | {"_core", "files"},
     "quantize": LOWER | {"adapters", "builtin", "generation", "chat", "model", "evaluation", "bench"},
     "cli": LOWER
-    | {"builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "evaluation"}
+    | {"builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "agent", "evaluation"}
     | {"bench", "quantize", "testing", "server"},
     "__init__": {"errors", "types", "version", "media", "generation", "chat", "model"},  # the lazy names of the face
     "__main__": {"cli"},

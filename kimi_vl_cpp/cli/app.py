@@ -16,7 +16,22 @@ import typer
 from .. import errors
 from ..checks import expand_home
 from ..version import __version__
-from . import batch, cache, compare, doctor, evaluate, failures, imatrix, point, quantize, read, run, scenes, serve
+from . import (
+    agent,
+    batch,
+    cache,
+    compare,
+    doctor,
+    evaluate,
+    failures,
+    imatrix,
+    point,
+    quantize,
+    read,
+    run,
+    scenes,
+    serve,
+)
 from .bench import command as bench
 from .chat import command as chat
 from .inspect import command as inspect
@@ -56,6 +71,7 @@ for _name, _command, _summary in (
     ("read", read.command, read.SUMMARY),
     ("point", point.command, point.SUMMARY),
     ("scenes", scenes.command, scenes.SUMMARY),
+    ("agent", agent.command, agent.SUMMARY),
     ("serve", serve.command, serve.SUMMARY),
     ("batch", batch.command, batch.SUMMARY),
     ("inspect", inspect.command, inspect.SUMMARY),

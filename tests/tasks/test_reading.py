@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import documents
 import fake_core
+import long_files_campaign
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -231,51 +228,10 @@ def command(fifty: Path, out: Path, *more: str) -> list[str]:
     return ["read", str(fifty), "-o", str(out), "--prompt-file", str(question), "-t", "1", *patches, *more]
 
 
-def test_a_document_of_50_pages_survives_kill_9_and_reads_no_page_twice(fifty, tmp_path, capsys):
-    assert cli.main(command(fifty, tmp_path / "whole.md")) == 0
-    out, journal = tmp_path / "out.md", tmp_path / "out.md.journal"
-    for n_pages in (3, 17):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kimi_vl_cpp", *command(fifty, out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") <= n_pages):
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert journal.read_bytes().count(b"\n") > n_pages
-    before = journal.read_bytes()
-    before = before[: before.rindex(b"\n") + 1]
-    assert cli.main(command(fifty, out)) == 0
-    assert out.read_bytes() == (tmp_path / "whole.md").read_bytes()
-    n_right = sum(f"<!-- page {n} -->\n\n${n}.{n:02d}\n" in out.read_text() for n in range(1, 51))
-    assert n_right >= 40  # the built-in model reads prices; which page is which is what this is about
-    assert journal.read_bytes().startswith(before)
-    records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-    assert [record["page"] for record in records] == list(range(1, 51))
-    assert "were read before" in capsys.readouterr().err
-
-
-MEMORY = """
-import resource, sys
-from kimi_vl_cpp import Document, KimiVL
-with KimiVL.builtin(n_threads=1) as model, Document(sys.argv[1]) as document:
-    which = document.pages(sys.argv[2])
-    answer = model.chat("What is the price?", which, image_patches=96, max_new_tokens=1)
-    print(answer.usage.image_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_memory_is_flat_in_the_number_of_pages(fifty):
-    found = {}
-    for pages in ("1", "-50"):
-        result = subprocess.run(
-            [sys.executable, "-c", MEMORY, str(fifty), pages], capture_output=True, text=True, check=True
-        )
-        found[pages] = [int(number) for number in result.stdout.split()]
-    assert found["-50"][0] == 50 * found["1"][0]
-    assert found["-50"][1] - found["1"][1] <= 200 << 10  # KiB; the cache of the positions included
+def test_a_run_that_was_killed_goes_on_and_reads_no_page_twice(fifty, tmp_path):
+    line = [sys.executable, "-m", "kimi_vl_cpp", *command(fifty, tmp_path / "unused", "--pages", "1-4")]
+    line = line[: line.index("-o")] + line[line.index("-o") + 2 :]
+    long_files_campaign.killed_and_taken_up(line, tmp_path, ".md", kills=[1], n_records=4)
 
 
 def test_json_holds_every_page(fifty, tmp_path):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
-import time
 
+import long_files_campaign
 import numpy as np
 import pytest
 import videos
@@ -148,55 +146,17 @@ def test_the_command(script, talk, tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
 
 
-# Ten minutes
+# Stopped and taken up
 
 
 @pytest.fixture(scope="module")
-def long_talk(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video") / "long.mp4"
-    shown = (videos.coded(index, ground=(40, 120, 200, 250)[index // 60 % 4]) for index in range(1200))
-    path.write_bytes(videos.video(shown, fps=2, gop=40))
+def short_talk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "short.mp4"
+    path.write_bytes(videos.video([videos.coded(index) for index in range(48)], fps=2, gop=12))
     return path
 
 
-def test_a_video_of_ten_minutes_survives_kill_9_and_asks_about_no_part_twice(long_talk, tmp_path):
-    def command(out) -> list[str]:
-        line = ["scenes", str(long_talk), "--image-patches", "40", "--fps", "0.2", "-t", "1", "-o", str(out)]
-        return [sys.executable, "-m", "kimi_vl_cpp", *line]
-
-    subprocess.run(command(tmp_path / "whole.json"), capture_output=True)  # the built-in model names no scenes: exit 1
-    out, journal = tmp_path / "out.json", tmp_path / "out.json.journal"
-    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") <= 1):
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    kept = journal.read_bytes()
-    kept = kept[: kept.rindex(b"\n") + 1]
-    assert kept.count(b"\n") >= 2
-    again = subprocess.run(command(out), capture_output=True, text=True)
-    assert journal.read_bytes().startswith(kept) and "in the journal" in again.stderr
-    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
-    records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-    assert [record["page"] for record in records] == list(range(1, len(records) + 1))
-    assert sum(len(record["frames"]) for record in records) == 120
-
-
-MEMORY = """
-import resource, sys
-from kimi_vl_cpp import KimiVL
-with KimiVL.builtin(n_threads=1) as model:
-    found = model.frames(sys.argv[1], n=int(sys.argv[2]), patches=40)
-    model.chat("What is this?", found, max_new_tokens=1)
-    print(len(found), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_memory_is_flat_in_the_length_of_a_video(long_talk):
-    found = {}
-    for n in ("1", "100"):
-        command = [sys.executable, "-c", MEMORY, str(long_talk), n]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[n] = [int(number) for number in result.stdout.split()]
-    assert found["100"][0] == 100
-    assert found["100"][1] - found["1"][1] <= 200 << 10  # KiB; the cache of the positions included
+def test_a_run_that_was_killed_goes_on_and_asks_about_no_part_twice(short_talk, tmp_path):
+    long_files_campaign.killed_and_taken_up(
+        long_files_campaign.scenes_command(short_talk, fps=2.0), tmp_path, ".json", kills=[1], n_records=2
+    )

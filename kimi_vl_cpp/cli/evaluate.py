@@ -28,15 +28,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runs:
-    """Another run than one greedy answer a question: --thinking with --plot, or --votes."""
+    """Another run than one greedy answer a question: --thinking with --plot, or --votes; --temp of either."""
 
     thinking: str | None = None
     plot: str | None = None
     votes: int | None = None
+    temperature: float | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What was said about it."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
 
     def check(self) -> None:
         """Raises UsageError."""
         evaluate_reasoning.check_plot(self.plot, self.thinking)
+        if self.temperature is not None and self.thinking is None and self.votes is None:
+            raise exits.UsageError("--temp: questions are asked greedily; it is for --votes and --thinking")
         if self.thinking is not None and self.votes is not None:
             raise exits.UsageError("--thinking and --votes are two runs: give one of them")
         if self.thinking is not None:
@@ -85,6 +93,7 @@ def command(
         int | None,
         typer.Option("--votes", metavar="N", help="N answers to each question, and how right most of them are."),
     ] = None,
+    temp: options.Temp = None,
     ctx: options.Context = None,
     in_token_limit: options.InTokenLimit = None,
     threads: options.Threads = None,
@@ -100,7 +109,7 @@ def command(
         files = opening.Opening(
             model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, in_token_limit=in_token_limit, isa=isa
         )
-        runs = Runs(thinking, plot, votes)
+        runs = Runs(thinking, plot, votes, temp)
         return run(files, data, task or [], number, failures, max_tokens, json, terminal, runs)
 
     return job
@@ -183,10 +192,13 @@ def _reason(
     try:
         if runs.thinking is not None:
             lengths = evaluate_reasoning.read_lengths(runs.thinking)
-            evaluate_reasoning.ask_by_length(model, questions, judge, lengths, runs.plot, as_json, terminal, before)
+            evaluate_reasoning.ask_by_length(
+                model, questions, judge, lengths, runs.sampling, runs.plot, as_json, terminal, before
+            )
         elif runs.votes is not None:
             longest = default_max_new_tokens(model) if max_tokens is None else max_tokens
-            evaluate_reasoning.ask_by_votes(model, questions, judge, runs.votes, longest, as_json, terminal, before)
+            sampling = {**runs.sampling, "max_new_tokens": longest}
+            evaluate_reasoning.ask_by_votes(model, questions, judge, runs.votes, sampling, as_json, terminal, before)
     finally:
         progress.clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ def ask_by_length(
     questions: Sequence[Question],
     judge: Judge,
     lengths: Sequence[int],
+    sampling: Mapping[str, Any],
     plot: str | None,
     as_json: bool,
     terminal: Terminal,
@@ -58,7 +59,7 @@ def ask_by_length(
 
     found: list[Reasoned] = []
     try:
-        for one in reasoning.by_length(model, questions, judge, lengths, before=before):
+        for one in reasoning.by_length(model, questions, judge, lengths, before=before, **sampling):
             found.append(one)
     finally:
         if as_json:
@@ -74,7 +75,7 @@ def ask_by_votes(
     questions: Sequence[Question],
     judge: Judge,
     n: int,
-    max_tokens: int,
+    sampling: Mapping[str, Any],
     as_json: bool,
     terminal: Terminal,
     before: Before,
@@ -84,7 +85,7 @@ def ask_by_votes(
 
     found: list[Voted] = []
     try:
-        for one in reasoning.by_votes(model, questions, judge, n, before=before, max_new_tokens=max_tokens):
+        for one in reasoning.by_votes(model, questions, judge, n, before=before, **sampling):
             found.append(one)
     finally:
         if as_json:

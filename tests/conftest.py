@@ -15,10 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-import pytest
-from reference import Network
-from vectors import VECTORS
+# Workers beside each other (`-n`): each keeps to processors of its own, with as many threads, or all wait for one
+# another. Before the import of whatever starts threads.
+_worker, _n_workers = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _worker and hasattr(os, "sched_setaffinity"):
+    _processors = sorted(os.sched_getaffinity(0))
+    _mine = int(_worker.removeprefix("gw")) % min(_n_workers, len(_processors))
+    os.sched_setaffinity(0, _processors[_mine::_n_workers])
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+from reference import Network  # noqa: E402
+from vectors import VECTORS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

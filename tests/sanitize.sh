@@ -58,11 +58,12 @@ if [[ $what == asan || $what == all ]]; then
   done
   (cd "$work" && PYTHONPATH="$work/package" LD_PRELOAD="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-    "$python" -m pytest "${tests[@]}" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -x -q --timeout 900 \
+    "$python" -m pytest "${tests[@]}" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -x -q --timeout 900 -n 2 \
     -k "kernels or formats or encoders or not generic")
 fi
 if [[ $what == tsan || $what == all ]]; then
-  configure tsan thread -DKIMI_PYTHON=OFF
+  # What threads share is the pool's, the step's and the engine's; the kernels share nothing, so the generic ones do.
+  configure tsan thread -DKIMI_PYTHON=OFF -DKIMI_GENERIC_ONLY=ON
   build tsan
   TSAN_OPTIONS=halt_on_error=1 cpp_tests tsan
 fi

@@ -6,6 +6,7 @@ in one thread of its own, because its synchronous interface wants one without an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import os
@@ -103,6 +104,8 @@ class Browser:
 
     def _launch(self) -> None:
         self._playwright = self._api.sync_playwright().start()
+        with contextlib.suppress(RuntimeError):  # a driver that Ctrl-C has ended too need not be reported by its loop
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         excluded = ", ".join(f"EXCLUDE {name}" for name in self.hosts.names)
         flags = [
             "--disable-dev-shm-usage",

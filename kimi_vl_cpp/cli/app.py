@@ -24,8 +24,10 @@ from . import (
     doctor,
     evaluate,
     failures,
+    fit,
     imatrix,
     point,
+    pull,
     quantize,
     read,
     run,
@@ -74,6 +76,8 @@ for _name, _command, _summary in (
     ("agent", agent.command, agent.SUMMARY),
     ("serve", serve.command, serve.SUMMARY),
     ("batch", batch.command, batch.SUMMARY),
+    ("pull", pull.command, pull.SUMMARY),
+    ("fit", fit.command, fit.SUMMARY),
     ("inspect", inspect.command, inspect.SUMMARY),
     ("bench", bench.command, bench.SUMMARY),
     ("doctor", doctor.command, doctor.SUMMARY),
@@ -108,7 +112,7 @@ def main(argv: list[str]) -> int:
 
 def expanding_home(command: Any) -> Any:
     """`command` with every path option and argument (those whose metavar names a path) read with ~ expanded: a shell
-    leaves the one in --model=~/x as it is."""
+    leaves the one in --model=~/x as it is. A model of the hub (hf:REPO) becomes the path of its file."""
     for parameter in command.params:
         if _PATH_METAVAR.search(parameter.metavar or ""):
             parameter.callback = _expand_value
@@ -120,4 +124,6 @@ def expanding_home(command: Any) -> Any:
 def _expand_value(context: Any, parameter: Any, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(expand_home(item) for item in value)
+    if parameter.name == "model" and isinstance(value, str) and value.startswith(pull.PREFIX):
+        return pull.local_path(value)
     return expand_home(value) if isinstance(value, str) else value

@@ -19,9 +19,13 @@ Job = Callable[[Terminal], int]
 
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file. Default: the small built-in one."),
+    typer.Option(
+        "-m", "--model", metavar="FILE", help="The model: a GGUF file, or hf:REPO[:TYPE]. Default: the built-in one."
+    ),
 ]
-NamedModel = Annotated[str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file.")]
+NamedModel = Annotated[
+    str | None, typer.Option("-m", "--model", metavar="FILE", help="The model: a GGUF file, or hf:REPO[:TYPE].")
+]
 Mmproj = Annotated[
     str | None,
     typer.Option("--mmproj", metavar="FILE", help="The vision file. Default: the mmproj*.gguf beside the model."),

@@ -1,0 +1,113 @@
+"""`kimi-vl fit [MODEL]`: which type of weights suits this machine, how much context, and how fast it will answer."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import errors
+from ..wording import human_bytes, human_count, printable
+from . import exits, failures, opening, options
+from .terminal import BOLD, DIM, Terminal
+
+if TYPE_CHECKING:
+    from ..files.hub import Choice
+
+SUMMARY = "Show which file suits this machine."
+_CONTEXT = 8192
+_PROBE_S = 0.3
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", help="A GGUF file. Default: Kimi-VL-A3B.", show_default=False),
+    ] = None,
+    ctx: options.Context = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Memory to plan for. Default: what is free here.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth to plan for. Default: measured here."),
+    ] = None,
+    json: options.Json = False,
+) -> options.Job:
+    """Show which type of weights suits this machine: size, memory, context and expected speed of each.
+
+    kimi-vl fit -c 32768
+    """
+
+    def job(terminal: Terminal) -> int:
+        return run(model, ctx or _CONTEXT, memory, bandwidth, json, terminal)
+
+    return job
+
+
+def run(
+    model: str | None, n_ctx: int, memory: str | None, bandwidth: float | None, as_json: bool, terminal: Terminal
+) -> int:
+    """Prints the table, or JSON. Raises KimiVLError."""
+    with failures.needs_quantize("fit"):
+        from kimi_vl_cpp.quantize import fit
+    if n_ctx < 1 or (bandwidth is not None and not bandwidth > 0):
+        raise exits.UsageError("-c and --bandwidth: expected numbers above 0")
+    available = _available() if memory is None else opening.read_size("--memory", memory)
+    speed = _bandwidth() if bandwidth is None else bandwidth
+    if model is None:
+        found = fit.fit(fit.full_size(), n_ctx, available, speed)
+    else:
+        exits.check_readable(model, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
+        shape, types = fit.shape_of(Path(model))
+        found = fit.fit(shape, n_ctx, available, speed, types)
+    if as_json:
+        terminal.print(json_module.dumps(found.to_dict(), indent=2))
+        return errors.EXIT_OK
+    free = "unknown" if available is None else human_bytes(available)
+    terminal.print(terminal.style(printable(found.model, one_line=True), BOLD, err=False))
+    terminal.print(f"  memory {free}, bandwidth {speed:.1f} GB/s, context {human_count(n_ctx)} tokens\n")
+    terminal.print(f"  {'type':<10} {'files':>9} {'memory':>9} {'context':>9}  tokens/s")
+    for one in found.options:
+        mark = " <-" if one is found.chosen else "" if one.fits else " does not fit"
+        rate = "?" if one.tokens_per_s is None else f"{one.tokens_per_s:.1f}"
+        room = human_count(one.n_ctx_max)
+        sizes = f"{human_bytes(one.file_bytes):>9} {human_bytes(one.memory_bytes):>9}"
+        terminal.print(f"  {one.type:<10} {sizes} {room:>9}  {rate:>8}{mark}")
+    name = "none" if found.chosen is None else found.chosen.type
+    terminal.print(f"\n  {name}: {found.reason}.")
+    terminal.say(
+        "files: text and vision (F16). memory: with that context and one picture of the largest size. context: the "
+        "most that fits. tokens/s: of an answer, by the bandwidth.",
+        DIM,
+    )
+    return errors.EXIT_OK
+
+
+def choose(found: list[Choice]) -> Choice:
+    """Of the models in a repository the one that suits this machine, as `fit` would."""
+    with failures.needs_quantize("pull"):
+        from kimi_vl_cpp.quantize import fit
+    shape = fit.full_size()
+    by_type: dict[str, Choice] = {}
+    for choice in reversed(found):
+        by_type.setdefault(choice.type, choice)
+    kinds = [kind for kind in fit.TYPES if kind in by_type]
+    if not kinds:
+        return found[0]
+    result = fit.fit(shape, _CONTEXT, _available(), _bandwidth(), kinds=kinds)
+    return by_type[kinds[-1] if result.chosen is None else result.chosen.type]
+
+
+def _available() -> int | None:
+    from ..machine.memory import free_bytes
+
+    return free_bytes()
+
+
+def _bandwidth() -> float:
+    from .. import _core
+
+    return float(_core.bench.read_bandwidth(0, _PROBE_S))

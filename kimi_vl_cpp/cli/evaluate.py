@@ -16,7 +16,7 @@ import typer
 
 from .. import errors
 from ..wording import duration, plural, printable
-from . import evaluate_output, evaluate_reasoning, exits, opening, options
+from . import evaluate_bench, evaluate_output, evaluate_reasoning, exits, opening, options
 from .evaluate_output import Measured
 from .progress import Progress
 from .terminal import Terminal
@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from ..evaluation.questions import Question
     from ..model import KimiVL
 
+MAX_PICTURES = 64
+
 
 @dataclass(frozen=True)
 class Runs:
-    """Another run than one greedy answer a question: --thinking with --plot, or --votes; --temp of either."""
+    """Another run than one greedy answer for each question: --thinking with --plot, --votes, --pictures; --temp."""
 
     thinking: str | None = None
     plot: str | None = None
     votes: int | None = None
     temperature: float | None = None
+    pictures: int = 1
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -49,6 +52,10 @@ class Runs:
             raise exits.UsageError("--thinking and --votes are two runs: give one of them")
         if self.thinking is not None:
             evaluate_reasoning.read_lengths(self.thinking)
+        if not 1 <= self.pictures <= MAX_PICTURES:
+            raise exits.UsageError(f"--pictures {self.pictures}: expected 1 to {MAX_PICTURES}")
+        if self.pictures > 1 and (self.thinking is not None or self.votes is not None):
+            raise exits.UsageError("--pictures and --thinking or --votes are two runs: give one of them")
         if self.votes is not None and not 2 <= self.votes <= 64:
             raise exits.UsageError(f"--votes {self.votes}: expected 2 to 64")
 
@@ -61,13 +68,44 @@ def command(
     mmproj: options.Mmproj = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="FOLDER", help="Questions of your own: questions.jsonl and its pictures."),
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Questions of your own: questions.jsonl and pictures; or the --bench file.",
+        ),
     ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures", metavar="N", help="Pictures in each chat; the question names its own by number. Default: 1."
+        ),
+    ] = 1,
+    bench: Annotated[
+        str | None,
+        typer.Option(
+            "--bench",
+            metavar="NAME",
+            help="A public benchmark: mmmu, mathvista, infovqa, ocrbench, screenspot, screenspot-pro, mmlongbench-doc.",
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images", metavar="FOLDER", help="The benchmark's pictures or documents. Default: beside its file."
+        ),
+    ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            "--journal", metavar="FILE", help="Answers of the benchmark, kept for resuming. Default: here, by its name."
+        ),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard the benchmark's journal and start over.")] = False,
     task: Annotated[
         list[str] | None, typer.Option("--task", metavar="TASK", help="Only this task. May be given several times.")
     ] = None,
     number: Annotated[
-        int | None, typer.Option("-n", "--number", metavar="N", help="Only the first N questions of every task.")
+        int | None, typer.Option("-n", "--number", metavar="N", help="Only the first N questions (of every task).")
     ] = None,
     failures: Annotated[bool, typer.Option("--failures", help="List the wrong answers too.")] = False,
     max_tokens: Annotated[
@@ -109,8 +147,12 @@ def command(
         files = opening.Opening(
             model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, in_token_limit=in_token_limit, isa=isa
         )
-        runs = Runs(thinking, plot, votes, temp)
-        return run(files, data, task or [], number, failures, max_tokens, json, terminal, runs)
+        runs = Runs(thinking, plot, votes, temp, pictures)
+        if bench is None:
+            return run(files, data, task or [], number, failures, max_tokens, json, terminal, runs)
+        if task or failures or runs != Runs():
+            raise exits.UsageError("--bench has a run of its own: leave out options for questions of your own")
+        return evaluate_bench.run(files, bench, data, images, journal, restart, number, max_tokens, json, terminal)
 
     return job
 
@@ -153,7 +195,7 @@ def run(
         tasks_in_order = tuple(dict.fromkeys(question.task for question in everything))
         measured = Measured(_facts(model), tasks_in_order, len(questions))
         try:
-            _ask(model, questions, everything, max_tokens, measured, progress)
+            _ask(model, questions, everything, max_tokens, runs.pictures, measured, progress)
         except (KeyboardInterrupt, errors.KimiVLError):
             progress.clear()
             asked = f"{len(measured.judged)} of {plural(len(questions), 'question')}"
@@ -237,6 +279,7 @@ def _ask(
     questions: Sequence[Question],
     everything: Sequence[Question],
     max_tokens: int | None,
+    n_pictures: int,
     measured: Measured,
     progress: Progress,
 ) -> None:
@@ -254,5 +297,7 @@ def _ask(
                 text += f"  {duration(passed / index * (len(questions) - index))} left"
         progress.show(f"{text}  {question.task}")
 
-    for one in evaluate(model, questions, Judge(everything), max_new_tokens=max_tokens, before=before):
+    judge = Judge(everything)
+    asked = evaluate(model, questions, judge, max_new_tokens=max_tokens, n_pictures=n_pictures, before=before)
+    for one in asked:
         measured.judged.append(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .judge import Judge
@@ -36,21 +37,24 @@ def evaluate(
     judge: Judge,
     *,
     max_new_tokens: int | None = None,
+    n_pictures: int = 1,
     before: Callable[[int, Question], None] | None = None,
 ) -> Iterator[Judged]:
     """Asks every question as the first of a conversation, greedily. A picture that was asked about before is not
     encoded again, and its prompt is not read again when its questions follow each other.
 
-    max_new_tokens: None is `default_max_new_tokens`. before: called with index and question before it is asked. Raises
-    what `KimiVL.chat` raises.
+    max_new_tokens: None is `default_max_new_tokens`. n_pictures: in each chat: the question's own, at a place that
+    changes from question to question and is named in the text, and those of later questions. before: called with index
+    and question before it is asked. Raises what `KimiVL.chat` raises.
     """
     longest = default_max_new_tokens(model) if max_new_tokens is None else max_new_tokens
     for index, question in enumerate(questions):
         if before is not None:
             before(index, question)
+        text, pictures = _among(questions, index, n_pictures)
         response = model.chat(
-            question.question,
-            images=[question.image],
+            text,
+            images=pictures,
             temperature=0,
             seed=0,
             max_new_tokens=longest,
@@ -64,6 +68,17 @@ def evaluate(
             judge.lenient(question, response.text),
             times.first_token_s + times.decode_s,
         )
+
+
+def _among(questions: Sequence[Question], index: int, n_pictures: int) -> tuple[str, list[Path]]:
+    """The question about one of several pictures, and these."""
+    question = questions[index]
+    if n_pictures == 1:
+        return question.question, [question.image]
+    later = (questions[(index + step) % len(questions)].image for step in range(1, len(questions)))
+    others = list(dict.fromkeys(image for image in later if image != question.image))[: n_pictures - 1]
+    place = index % (len(others) + 1)
+    return f"Picture {place + 1}: {question.question}", [*others[:place], question.image, *others[place:]]
 
 
 def _ignore(stage: str, done: int, total: int) -> None:

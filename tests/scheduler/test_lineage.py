@@ -64,8 +64,15 @@ class Question:
         other.options = {**self.options, "seed": 100 + seed}
         return other
 
-    def start(self, model: KimiVL):
-        return model.start(self.messages, self.pictures, **self.options)
+    def start(self, model: KimiVL, **options):
+        return model.start(self.messages, self.pictures, **self.options, **options)
+
+    def alone_in(self, fresh: KimiVL):
+        """The response of a model that remembers nothing."""
+        response = self.start(fresh, cache="off").drain()
+        fresh.cache.clear()
+        assert fresh.cache.info().pages == 0 and response.usage.cached_tokens == 0
+        return response
 
 
 class Models:
@@ -114,9 +121,8 @@ def check(tiny, options: dict, n_pages: int, seed: int, folder, monkeypatch) -> 
     questions: list[Question] = []
     running: list[tuple[Question, object]] = []
     ended: list[tuple[Question, object]] = []
-    with KimiVL(tiny.text, n_ctx=N_CTX, **options) as model:
-        budget = n_pages * model.loaded.conductor.index.pool.page_bytes
-    with monkeypatch.context() as patch:
+    with KimiVL(tiny.text, n_ctx=N_CTX, speculate="off", **options) as fresh, monkeypatch.context() as patch:
+        budget = n_pages * fresh.loaded.conductor.index.pool.page_bytes
         caching = {"kv_memory": budget, "cache_dir": folder}
         models = Models(tiny.text, rng, patch, n_ctx=N_CTX, **caching, **options)
         for _ in range(120):
@@ -126,8 +132,7 @@ def check(tiny, options: dict, n_pages: int, seed: int, folder, monkeypatch) -> 
                 question = Question(tiny, rng, questions)
                 for n in range(3 if event == "fork" else 1):  # several answers to one question
                     questions.append(question.again(seed=n) if n else question)
-                    with KimiVL(tiny.text, n_ctx=N_CTX, speculate="off", **options) as fresh:
-                        questions[-1].alone = questions[-1].start(fresh).drain()
+                    questions[-1].alone = questions[-1].alone_in(fresh)
                     models.answers.append(list(questions[-1].alone.token_ids))
                     running.append((questions[-1], questions[-1].start(models.model)))
                     running[-1][1].begin()

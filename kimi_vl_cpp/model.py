@@ -102,8 +102,9 @@ class KimiVL(NotPicklable):
         path: the text GGUF, any shard of a split one, or one file with the vision part inside.
         mmproj: the vision GGUF. None looks for one beside `path` (see model_files.find_mmproj); without one the model
             answers texts only.
-        n_ctx: tokens of context. None: 8192, less where the model or the memory allows less. 0: all that the model was
-            trained for.
+        n_ctx: tokens of context, a limit: memory is taken as a context grows. None: 8192, and up to 32768 where the
+            memory for the KV cache holds as many; less where the model or the memory allows less. 0: all that the model
+            was trained for.
         n_threads: None or 0: as many as the process may use.
         device: "cpu", or "cuda" for an NVIDIA GPU, where the library for it is installed (`kimi-vl doctor` says so).
         isa: the instruction set, "auto" (the best that the processor has) or a name that `kimi-vl doctor` lists:

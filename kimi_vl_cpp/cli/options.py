@@ -32,7 +32,7 @@ Mmproj = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("-c", "--ctx", metavar="N", help="Context size, in tokens. Default: 8192."),
+    typer.Option("-c", "--ctx", metavar="N", help="Context size, in tokens. Default: 8192 to 32768, as memory allows."),
 ]
 KvMemory = Annotated[
     str | None,

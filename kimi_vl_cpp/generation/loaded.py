@@ -39,7 +39,8 @@ from ..types import Progress, SamplingDefaults
 from ..version import __version__
 from .grammar import GrammarCompiler
 
-DEFAULT_N_CTX = 8192
+DEFAULT_N_CTX = 8192  # for which there is always memory in the pool; where it holds more, up to the next
+LARGEST_DEFAULT_N_CTX = 32768
 MIN_N_CTX = 1024  # a default context is not made smaller than this when memory is short
 DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
 DEFAULT_MAX_PARALLEL = 16
@@ -270,7 +271,8 @@ def _context(files: ModelFiles, options: LoadOptions) -> int:
 
 
 def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core.PagePool, int]:
-    """The memory of all caches, and the tokens of context, which the pool can always hold.
+    """The memory of all caches, and the tokens of context, which the pool can always hold: pages are taken as positions
+    come, so a context that was not asked for may be as long as the pool allows.
 
     Raises BadRequest (code "request.n_ctx") beyond what the model was trained for, OutOfMemory.
     """
@@ -283,13 +285,20 @@ def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core
         )
     page_bytes = _core.PAGE_POSITIONS * engine.kv_bytes_per_token(options.kv_type)
     free = free_bytes() or 0
+    largest = n_ctx if options.n_ctx is not None else min(LARGEST_DEFAULT_N_CTX, context_length)
+
+    def needed(n_ctx: int) -> int:
+        return (-(-n_ctx // _core.PAGE_POSITIONS) + 1) * page_bytes  # one more: an answer's page may be a copy
+
     while True:
-        least = (-(-n_ctx // _core.PAGE_POSITIONS) + 1) * page_bytes  # one more: an answer's page may be a copy
+        least = needed(n_ctx)
+        budget = max(least, free // 4) if options.kv_memory is None else options.kv_memory
         try:
-            if options.kv_memory is None:
-                return _core.PagePool(engine, max(least, free // 4), options.kv_type), n_ctx
-            if options.kv_memory >= least:
-                return _core.PagePool(engine, options.kv_memory, options.kv_type), n_ctx
+            if budget >= least:
+                pool = _core.PagePool(engine, budget, options.kv_type)
+                while n_ctx < largest and needed(min(2 * n_ctx, largest)) <= budget:
+                    n_ctx = min(2 * n_ctx, largest)
+                return pool, n_ctx
             text = f"kv_memory: got {options.kv_memory} bytes, but a context of {n_ctx} tokens needs {least}"
             error: OutOfMemory | BadRequest = BadRequest(text + ": give more, or a smaller n_ctx", "request.kv_memory")
         except OutOfMemory as refused:

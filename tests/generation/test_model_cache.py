@@ -31,6 +31,29 @@ def test_a_prefetched_prompt_is_answered_from_the_cache(script, model):
     assert asked.cached_tokens == usage.prompt_tokens - 1
 
 
+@pytest.mark.parametrize(
+    ("pages", "trained_for", "n_ctx"),
+    [
+        (9, 1 << 17, 1024),
+        (64, 1 << 17, 4096),
+        (65, 1 << 17, 8192),
+        (128, 1 << 17, 8192),
+        (129, 1 << 17, 16384),
+        (1000, 1 << 17, 32768),
+        (1000, 20_000, 20_000),
+        (1000, 4096, 4096),
+    ],
+)
+def test_the_default_context_is_what_the_memory_for_it_holds_up_to_a_limit(script, pages, trained_for, n_ctx):
+    script.context_length = trained_for
+    memory = pages * 128 * fake_core.Engine("fake.gguf").kv_bytes_per_token()
+    with KimiVL("fake-Instruct.gguf", kv_memory=memory) as model:
+        assert model.n_ctx == n_ctx
+        assert model.cache.info().pages == 0  # nothing is taken before there are positions
+    with KimiVL("fake-Instruct.gguf", n_ctx=1024, kv_memory=memory) as model:
+        assert model.n_ctx == 1024  # what is asked for stays
+
+
 def test_pinned_pages_outlive_everything_else(script):
     with KimiVL("fake-Instruct.gguf", n_ctx=1024, kv_memory=12 * fake_core.PAGE_BYTES * 100) as model:
         n = model.cache.pin(LONG)

@@ -205,14 +205,21 @@ def room_beside(
 
 
 class LongWait:
-    """Passes progress on to a line, and says once how long a prompt will take when that is over a minute."""
+    """Passes progress on to a line, and says once how long a prompt will take when that is over a minute.
 
-    def __init__(self, progress: Progress, terminal: Terminal, n_pictures: int) -> None:
+    about: the seconds that are left, as `PieceStream.seconds_left` knows them, None while it does not. Without it the
+    part that is done tells.
+    """
+
+    def __init__(
+        self, progress: Progress, terminal: Terminal, n_pictures: int, about: Callable[[], float | None] | None = None
+    ) -> None:
         self._progress = progress
         self._terminal = terminal
         self._n_pictures = n_pictures
         self._began: float | None = None
-        self._said = n_pictures < 2
+        self._said = False
+        self.about = about
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = self._progress.clock()
@@ -222,14 +229,17 @@ class LongWait:
             elapsed = now - self._began
             if elapsed > 2 or done > total // 10:
                 self._said = True
-                self._say(elapsed / done * total, total)
+                left = None if self.about is None else self.about()
+                self._say(elapsed / done * total if left is None else elapsed + left, total)
         self._progress(stage, done, total)
 
     def _say(self, seconds: float, n_tokens: int) -> None:
         if seconds <= 60:
             return
         self._progress.clear()
+        what = plural(self._n_pictures, "picture") if self._n_pictures else "the prompt"
+        fewer = "; fewer pages (FILE.pdf#1-5) or smaller ones (--image-patches) are quicker"
         self._terminal.note(
-            f"reading {plural(self._n_pictures, 'picture')} ({human_count(n_tokens)} tokens) takes about "
-            f"{seconds / 60:.0f} min; fewer pages (FILE.pdf#1-5) or smaller ones (--image-patches) are quicker"
+            f"reading {what} ({human_count(n_tokens)} tokens) takes about {seconds / 60:.0f} min"
+            + (fewer if self._n_pictures > 1 else "")
         )

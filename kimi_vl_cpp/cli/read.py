@@ -291,7 +291,11 @@ class _Reading:
         text = f"{100 * n_done // self._n_pages:3d}%  page {number}, {n_done + 1} of {self._n_pages}"
         new, elapsed = n_done - self._n_before, time.monotonic() - self._began
         if new > 0 and elapsed > 1:
-            text += f"  {duration(elapsed / new * (self._n_pages - n_done))} left"
+            left = elapsed / new * (self._n_pages - n_done)
+            text += f"  {duration(left)} left"
+            if new == 1 and left > 60:
+                self._progress.clear()
+                self._terminal.note(f"the other {plural(self._n_pages - n_done, 'page')} take about {duration(left)}")
         self._progress.show(text)
 
 

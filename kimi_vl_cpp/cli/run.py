@@ -283,15 +283,17 @@ def _ask_streaming(
     terminal: Terminal,
 ) -> Response:
     writer = AnswerWriter(terminal, progress, options.thinking)
+    wait = attachments.LongWait(progress, terminal, len(images))
     stream = model.chat(
         prompt,
         images=images,
         image_patches=options.image_patches,
         system=options.system,
         stream=True,
-        progress=attachments.LongWait(progress, terminal, len(images)),
+        progress=wait,
         **options.sampling,
     )
+    wait.about = lambda: stream.seconds_left
     try:
         for piece in stream:
             writer.write(piece.kind, piece.text)

@@ -192,6 +192,11 @@ class Generation:
             return self._budget.closed_by or "model"
         return "never" if self._splitter.thinking else None
 
+    @property
+    def seconds_left(self) -> float | None:
+        """See `PieceStream.seconds_left`."""
+        return self.host.conductor.seconds_left(self._job)
+
     def end_thinking(self) -> None:
         """Ends the reasoning at the next token, from any thread; the answer follows."""
         self._budget.end("asked")

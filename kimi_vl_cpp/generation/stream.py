@@ -55,6 +55,13 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
         return self._generation.thinking_closed_by
 
     @property
+    def seconds_left(self) -> float | None:
+        """About how long it is until the first token, by the speed at which this model has computed so far and without
+        what it does for others: before the first `next()`, from progress callbacks and from any thread. None before it
+        has computed a prompt."""
+        return self._generation.seconds_left
+
+    @property
     def n_prompt(self) -> int:
         """Positions of the prompt."""
         return self._generation.request.n_prompt

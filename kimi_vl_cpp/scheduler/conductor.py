@@ -164,6 +164,13 @@ class Conductor:
 
         self.between_turns(call)
 
+    def seconds_left(self, job: Job) -> float | None:
+        """About how long it is until the job's first token, if it were alone: what the index holds of it counts as
+        done. None before this model has computed anything. From any thread, and from the job's progress callback."""
+        if job.n_cached is None:
+            return self.between_turns(lambda: self._turns.seconds_ahead(job))
+        return self._turns.seconds_left(job)
+
     @property
     def n_jobs(self) -> int:
         """Answers that are under way."""

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from .._core import PAGE_POSITIONS
+from ..cache.keys import Picture
 from .holding import n_pages
 from .job import Job
+from .speeds import Speeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +38,7 @@ class Tasks:
     """Prompt and picture tasks of one engine. clock: seconds."""
 
     def __init__(self, engine: Engine, features: Features, clock: Callable[[], float]) -> None:
+        self.speeds = Speeds()
         self._engine = engine
         self._features = features
         self._clock = clock
@@ -48,8 +51,7 @@ class Tasks:
         """Cuts the job's first chunk."""
         assert job.holding is not None
         job.first_row = job.holding.n_past
-        pictures = job.positions.pictures_in(job.first_row, len(job.positions))
-        job.n_pictures = sum(self._features.get(picture.digest) is None for picture in pictures)
+        job.n_pictures = self.n_to_encode(job, job.first_row)
         job.n_encoded = 0
         self._cut_chunk(job)
 
@@ -75,6 +77,21 @@ class Tasks:
         done = self._advance_prompt(job)
         job.prefill_s += self._clock() - started
         return done
+
+    def seconds_left(self, job: Job, first: int, n_pictures: int) -> float | None:
+        """About how long the job's prompt takes from position `first` on, n_pictures of the rest to be encoded. None
+        while nothing is known."""
+        pictures = self._pictures(job, first)
+        n_rows = sum(picture.n_tokens for picture in pictures) / max(len(pictures), 1)
+        return self.speeds.seconds(first, job.n_prompt, n_rows * n_pictures)
+
+    def n_to_encode(self, job: Job, first: int) -> int:
+        """Pictures from position `first` on that are not kept."""
+        return sum(self._features.get(picture.digest) is None for picture in self._pictures(job, first))
+
+    @staticmethod
+    def _pictures(job: Job, first: int) -> list[Picture]:
+        return job.positions.pictures_in(first, len(job.positions))
 
     def drop(self, job: Job) -> None:
         """Ends what is under way and forgets the rows of pictures."""
@@ -102,7 +119,10 @@ class Tasks:
             self._encoding[digest] = job
             job.n_layers_done = 0
             job.task = self._engine.begin_image(job.pixels[digest]())
+        started = self._clock()
         done = job.task.advance(1)
+        n_rows = next(one.n_tokens for one in self._pictures(job, job.chunk.start) if one.digest == digest)
+        self.speeds.note_picture(n_rows, (self._clock() - started) * self._n_blocks)
         job.n_layers_done += 1
         if done:
             job.features[digest] = job.task.result
@@ -132,7 +152,9 @@ class Tasks:
             job.task = self._engine.begin_prefill(holding.session, parts, want, expanded)
         started = self._clock()
         chunk_done = job.task.advance(1)
-        self._row_s = (self._clock() - started) / len(job.chunk)
+        layer_s = self._clock() - started
+        self._row_s = layer_s / len(job.chunk)
+        self.speeds.note_rows(job.chunk.start, len(job.chunk), layer_s * self._n_layers)
         job.n_layers_done += 1
         if chunk_done:
             job.task = None

@@ -85,6 +85,17 @@ class Turns:
         for job in list(self.jobs):
             self._end(job, error())
 
+    def seconds_left(self, job: Job) -> float | None:
+        """As Conductor.seconds_left, of a job that was admitted: by any thread."""
+        if job.tokens or job.end is not None:
+            return 0.0
+        return self._tasks.seconds_left(job, job.chunk.start, max(job.n_pictures - job.n_encoded, 0))
+
+    def seconds_ahead(self, job: Job) -> float | None:
+        """As Conductor.seconds_left, of a job that has not begun."""
+        first = self.index.match(job.positions, job.n_prompt - 1).n_positions
+        return self._tasks.seconds_left(job, first, self._tasks.n_to_encode(job, first))
+
     def force(self, job: Job, tokens: Sequence[int]) -> None:
         """Tokens that follow those that were read; what was computed beyond is taken back."""
         self.tidy()

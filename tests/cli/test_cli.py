@@ -21,7 +21,7 @@ import videos
 from PIL import Image
 
 from kimi_vl_cpp import builtin, cli, errors, wording
-from kimi_vl_cpp.cli import answer, exits, opening, terminal
+from kimi_vl_cpp.cli import answer, attachments, exits, opening, terminal
 from kimi_vl_cpp.cli import progress as progress_line
 from kimi_vl_cpp.cli.chat import store
 from kimi_vl_cpp.files import rules
@@ -1070,6 +1070,21 @@ def test_a_fork_goes_its_own_way_and_back_returns(talk):
     result = talk("hello", "/fork", "more", "/stats", "/back", "/back", "/undo")
     assert "Forked after 1 question" in result.err and "Back after 1 question" in result.err
     assert "/back: nothing was forked" in result.err and "0 questions left" in result.err
+
+
+@pytest.mark.parametrize(
+    ("about", "said"), [(lambda: 150.0, "takes about 3 min"), (lambda: None, "takes about 12 min"), (lambda: 9.0, "")]
+)
+def test_a_wait_of_more_than_a_minute_is_announced_once(about, said):
+    now = [0.0]
+    err = io.StringIO()
+    shown = terminal.Terminal(io.StringIO(), err, {})
+    line = progress_line.Progress(shown, clock=lambda: now[0])
+    wait = attachments.LongWait(line, shown, 0, about)
+    for done in range(5):
+        wait("prefill", done, 1000)
+        now[0] += 0.75 if done < 4 else 0
+    assert err.getvalue().count("the prompt (1,000 tokens) takes about") == bool(said) and said in err.getvalue()
 
 
 def test_a_chat_says_once_what_is_wrong_with_its_cache_folder(talk, tmp_path):

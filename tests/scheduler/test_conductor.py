@@ -192,6 +192,26 @@ def test_the_chunks_of_a_slow_core_are_cut_so_that_no_layer_is_long():
     assert tokens == alone(prompt(1, 3900), 2)
 
 
+def test_how_long_a_prompt_takes_is_known_from_those_before():
+    machine = Machine()
+    machine.script.prefill_row_s = 1e-4
+    job = machine.start(prompt(1, 1000), 1)
+    assert machine.conductor.seconds_left(job) is None
+    machine.read(job)
+    assert machine.conductor.seconds_left(job) == 0
+    began, job = machine.now, machine.start(prompt(9, 1000), 1, reports=True)
+    assert machine.conductor.seconds_left(job) == pytest.approx(1000 * 10 * 1e-4)
+    seen: list[tuple[float, float]] = []
+    while machine.conductor.next_token(
+        job, lambda *event: seen.append((machine.now, machine.conductor.seconds_left(job)))
+    ):
+        continue
+    assert machine.now - began == pytest.approx(1000 * 10 * 1e-4) and seen
+    again = machine.start([*prompt(9, 1000), 5, Picture("a", 100)], 1)
+    n_new = 1101 - 896  # whole pages are held; the other was not whole when it was computed
+    assert machine.conductor.seconds_left(again) == pytest.approx((n_new + 160) * 10 * 1e-4, rel=0.2)
+
+
 # What is shared
 
 

@@ -212,12 +212,15 @@ class Chat:
         earlier = sum(len(turn.images) for turn in self.conversation.turns)
         if self.model.variant == "demo" and pictures and earlier + len(pictures) > 1:
             self.terminal.note(f"{exits.ONE_PICTURE}; /clear begins anew")
+        wait = attachments.LongWait(self.progress, self.terminal, len(pictures))
+
+        def start() -> PieceStream:
+            stream = self.conversation.ask(text, images=pictures, stream=True, progress=wait, **self.options.sampling)
+            wait.about = lambda: stream.seconds_left
+            return stream
+
         try:
-            self.answer(
-                lambda: self.conversation.ask(
-                    text, images=pictures, stream=True, progress=self.progress, **self.options.sampling
-                )
-            )
+            self.answer(start)
         finally:
             if len(self.conversation.turns) > before:
                 self.attached.clear()

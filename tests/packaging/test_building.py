@@ -1,4 +1,5 @@
-"""Building the package from checkouts of any name that may not be written to. Compiles the generic kernels, without optimisation."""
+"""Building the package from checkouts of any name that may not be written to. Compiles the generic kernels, without
+optimisation."""
 
 from __future__ import annotations
 

@@ -26,9 +26,10 @@ MODEL_SUFFIXES = frozenset({".gguf"})
 ONE_PICTURE = "the demonstration model knows one picture in a conversation: of several, it may answer about a wrong one"
 
 HOW_TO_GET_A_MODEL = (
-    "Download a model and its vision file (mmproj), for example Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf (10.5 GB) and\n"
-    "mmproj-Kimi-VL-A3B-Thinking-2506-Q8_0.gguf (0.6 GB), from https://huggingface.co/ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF\n"
-    'into one folder, then: kimi-vl run -m Kimi-VL-A3B-Thinking-2506-Q4_K_M.gguf -i photo.jpg "What is this?"'
+    "Download Kimi-VL and its vision file (10.5 and 0.6 GB; `kimi-vl fit` shows what suits this machine):\n"
+    "  kimi-vl pull ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF:Q4_K_M\n"
+    '  kimi-vl run -m hf:ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF:Q4_K_M -i photo.jpg "What is this?"\n'
+    "or both files from https://huggingface.co/ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF into one folder, for -m FILE"
 )
 
 

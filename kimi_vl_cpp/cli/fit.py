@@ -22,7 +22,7 @@ _PROBE_S = 0.3
 
 
 def command(
-    model: Annotated[
+    file: Annotated[
         str | None,
         typer.Argument(metavar="[FILE]", help="A GGUF file. Default: Kimi-VL-A3B.", show_default=False),
     ] = None,
@@ -42,13 +42,13 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        return run(model, ctx or _CONTEXT, memory, bandwidth, json, terminal)
+        return run(file, ctx or _CONTEXT, memory, bandwidth, json, terminal)
 
     return job
 
 
 def run(
-    model: str | None, n_ctx: int, memory: str | None, bandwidth: float | None, as_json: bool, terminal: Terminal
+    file: str | None, n_ctx: int, memory: str | None, bandwidth: float | None, as_json: bool, terminal: Terminal
 ) -> int:
     """Prints the table, or JSON. Raises KimiVLError."""
     with failures.needs_quantize("fit"):
@@ -57,11 +57,11 @@ def run(
         raise exits.UsageError("-c and --bandwidth: expected numbers above 0")
     available = _available() if memory is None else opening.read_size("--memory", memory)
     speed = _bandwidth() if bandwidth is None else bandwidth
-    if model is None:
+    if file is None:
         found = fit.fit(fit.full_size(), n_ctx, available, speed)
     else:
-        exits.check_readable(model, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
-        shape, types = fit.shape_of(Path(model))
+        exits.check_readable(file, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
+        shape, types = fit.shape_of(Path(file))
         found = fit.fit(shape, n_ctx, available, speed, types)
     if as_json:
         terminal.print(json_module.dumps(found.to_dict(), indent=2))

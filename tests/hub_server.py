@@ -16,15 +16,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """files: name -> content. break_after: bytes of a file that one connection brings before it breaks; 0: it breaks
-    before the first. token: that must be sent. requests: (method, path, range) of what was asked. spoil: what a file's
-    bytes are changed into on the way."""
+    """A repository and how its server behaves.
+
+    files: name -> content. break_after: bytes of a file that one connection brings before it breaks; 0: it breaks
+    before the first. token: that must be sent. spoil: whether a file's bytes are changed on the way. continues: whether
+    a range is honoured. requests: (method, path, range) of what was asked.
+    """
 
     repository: str
     files: dict[str, bytes]
     break_after: int | None = None
     token: str = ""
     spoil: bool = False
+    continues: bool = True
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -79,6 +83,7 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
                 self.wfile.write(body)
 
         def file(self, data: bytes, wanted: str, with_body: bool) -> None:
+            wanted = wanted if hub.continues else ""
             start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
             self.send_response(206 if wanted else 200)
             digest = hashlib.sha256(data).hexdigest()

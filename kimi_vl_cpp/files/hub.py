@@ -244,7 +244,7 @@ class Hub:
                 continue
             reason = "it ended early"
             try:
-                for data in _stream(url, headers, start):
+                for data in _stream(url, headers, start, lambda: file.truncate(0)):
                     file.write(data)
                     if progress is not None:
                         progress(name, file.tell(), size)
@@ -278,8 +278,9 @@ class Hub:
             ) from None
 
 
-def _stream(url: str, headers: Mapping[str, str], start: int) -> Iterator[bytes]:
-    """The bytes of a file from `start` on, as they arrive, until the connection ends or breaks.
+def _stream(url: str, headers: Mapping[str, str], start: int, restart: Callable[[], object]) -> Iterator[bytes]:
+    """The bytes of a file from `start` on, as they arrive, until the connection ends or breaks; from the beginning,
+    after `restart`, where the server cannot continue a file.
 
     Every attempt begins at the hub, since the addresses that it redirects to expire; those do not see the token.
     """
@@ -290,7 +291,7 @@ def _stream(url: str, headers: Mapping[str, str], start: int) -> Iterator[bytes]
         request.add_header("Range", f"bytes={start}-")
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         if start and response.status != 206:
-            raise OSError(f"the server does not continue files (status {response.status})")
+            restart()
         while data := response.read1(_PIECE_BYTES):
             yield data
 

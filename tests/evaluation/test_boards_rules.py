@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.evaluation.boards import rules
@@ -144,6 +144,7 @@ def test_documents_score_by_the_format_of_the_answer(answer: str, want: str, kin
     assert rules.document(answer, want, kind) == pytest.approx(score)
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40), st.text(max_size=20))
 def test_no_answer_breaks_a_rule(answer: str, want: str) -> None:
     rules.letter(answer, FRUIT)
@@ -155,6 +156,7 @@ def test_no_answer_breaks_a_rule(answer: str, want: str) -> None:
     rules.inside(answer, [0, 0, 1, 1], (10, 10))
 
 
+@settings(max_examples=40)
 @given(st.text("abc", max_size=8), st.text("abc", max_size=8))
 def test_distance_is_a_metric(a: str, b: str) -> None:
     assert rules.distance(a, b) == rules.distance(b, a) <= max(len(a), len(b))

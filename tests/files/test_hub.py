@@ -116,6 +116,17 @@ def test_a_killed_download_goes_on_where_it_was(fake: FakeHub, tmp_path: Path) -
     assert int(again.removeprefix("bytes=").rstrip("-")) >= 30_000
 
 
+def test_a_server_that_cannot_continue_a_file_sends_it_again(fake: FakeHub, tmp_path: Path) -> None:
+    fake.continues = False
+    hub, wanted = opened(fake, tmp_path), Wanted(REPOSITORY, "Q4_K_M")
+
+    def cut(_name: str, done: int, _total: int) -> None:
+        fake.break_after = None if fake.break_after and done > 20_000 else fake.break_after
+
+    fake.break_after = 30_000
+    assert hub.pull(wanted, smallest, cut).read_bytes() == fake.files[TEXT]
+
+
 def test_bytes_that_changed_on_the_way_never_get_the_name(fake: FakeHub, tmp_path: Path) -> None:
     fake.spoil = True
     with pytest.raises(errors.BadModelFile, match="thrown away") as caught:

@@ -55,10 +55,8 @@ def test_full_size_files_and_memory_are_as_measured(kind: str, gigabytes: float)
 @pytest.mark.parametrize(
     ("available", "bandwidth", "kind", "reason"),
     [
-        (64e9, 200.0, "BF16", "best type that fits and answers"),
         (64e9, 40.0, "Q8_0", "best type that fits and answers"),
         (20e9, 15.0, "Q4_K_M", "no better type is known to reach"),
-        (20e9, 200.0, "Q8_0", "best type that fits and answers"),
         (9e9, 5.0, "Q2_K", "the best type that fits"),
         (9e9, 50.0, "Q2_K", "the best type that fits and answers"),
         (4e9, 200.0, None, "no type fits with 8192 tokens"),

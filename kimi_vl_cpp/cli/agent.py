@@ -19,7 +19,7 @@ from .progress import Progress
 from .terminal import BOLD, DIM, Terminal
 
 if TYPE_CHECKING:
-    from ..agent import Policy, Taken
+    from ..agent import Environment, Policy, Taken
     from ..agent.confirm import Confirm
 
 SUMMARY = "Do a task in a browser or on a display."
@@ -165,48 +165,49 @@ def run(options: Options, terminal: Terminal) -> int:
     if not task:
         raise exits.UsageError("no task: say in quotes what to do")
     confirm = _confirm(options)
-    if options.replay is not None:
-        return _work(task, agent.ScriptedPolicy(steps), confirm, options, terminal, Progress(terminal))
-    files = opening.choose_model(options.files)
+    environment = _environment(options)  # what it lacks is said before a model is loaded
     progress = Progress(terminal)
-    with opening.open_model(files, progress) as model:
-        model.require_vision()
-        opening.introduce(model, files, terminal)
-        if model.variant == "demo":
-            terminal.note("the demonstration model never learned to use a computer")
-        policy = agent.ModelPolicy(model, image_patches=options.image_patches, progress=progress, **options.sampling)
-        return _work(task, policy, confirm, options, terminal, progress)
-
-
-def _work(task: str, policy: Policy, confirm: Confirm, options: Options, terminal: Terminal, progress: Progress) -> int:
-    from ..agent import DryRun, loop
-    from ..agent.actions import Ask, Done
-
-    environment = _environment(options)
-    end: Any = None
     try:
         for notice in environment.notices:
             terminal.note(notice)
-        shown = DryRun(environment) if options.dry_run else environment
-        taken = loop.run(
-            task,
-            shown,
-            policy,
-            confirm=confirm,
-            max_steps=options.max_steps,
-            max_minutes=options.max_minutes,
-            secrets=options.secrets,
-            trace=options.trace,
-        )
-        for one in taken:
-            progress.clear()
-            _print(one, options.json, terminal)
-            end = one.end
+        if options.replay is not None:
+            return _work(task, agent.ScriptedPolicy(steps), environment, confirm, options, terminal)
+        files = opening.choose_model(options.files)
+        with opening.open_model(files, progress) as model:
+            model.require_vision()
+            opening.introduce(model, files, terminal)
+            if model.variant == "demo":
+                terminal.note("the demonstration model never learned to use a computer")
+            patches = options.image_patches
+            policy = agent.ModelPolicy(model, image_patches=patches, progress=progress, **options.sampling)
+            return _work(task, policy, environment, confirm, options, terminal)
     finally:
         progress.clear()
         environment.close()
         if options.trace is not None and os.path.exists(os.path.join(options.trace, "index.html")):
             terminal.note(f"what was done is in {os.path.join(options.trace, 'index.html')}")
+
+
+def _work(
+    task: str, policy: Policy, environment: Environment, confirm: Confirm, options: Options, terminal: Terminal
+) -> int:
+    from ..agent import DryRun, loop
+    from ..agent.actions import Ask, Done
+
+    taken = loop.run(
+        task,
+        DryRun(environment) if options.dry_run else environment,
+        policy,
+        confirm=confirm,
+        max_steps=options.max_steps,
+        max_minutes=options.max_minutes,
+        secrets=options.secrets,
+        trace=options.trace,
+    )
+    end: Any = None
+    for one in taken:
+        _print(one, options.json, terminal)
+        end = one.end
     if isinstance(end, Ask):
         terminal.note("the agent asks something: answer it by running the command again with a clearer task")
     return errors.EXIT_OK if isinstance(end, Done) else errors.EXIT_FAILED

@@ -24,7 +24,7 @@ def test_the_cpu_is_the_default(tiny_model):
 @pytest.mark.parametrize(
     ("options", "error", "code", "says"),
     [
-        ({"backend": "cuda"}, Unsupported, "device.plugin", "use the backend cpu"),
+        ({"backend": "cuda"}, Unsupported, "device.plugin", "use the device cpu"),
         ({"backend": "cuda", "library": "/nowhere/libx.so"}, Unsupported, "device.plugin", "/nowhere/libx.so"),
         ({"library": "libx.so"}, BadRequest, "device.option", 'no option "library"'),
         ({"backend": "tpu"}, BadRequest, "device.unknown", '"tpu", expected one of cpu, cuda'),

@@ -3,9 +3,69 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [*sorted((ROOT / "csrc/backend/cuda/ops").glob("*.cu")), ROOT / "tests/cuda_emulator/words.cu"]
+
+
+class Compiler:
+    """What nvcc and ptxas make of the kernels; each architecture is compiled once, when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.ptx = functools.cache(self._ptx)
+        self.kernels = functools.cache(self._kernels)
+
+    def _ptx(self, architecture: str) -> dict[str, str]:
+        """The PTX of each source, by its name without the suffix."""
+        flags = ["-std=c++20", "-fmad=false", f"-arch=compute_{architecture}", "-ptx"]
+        flags += [f"-I{ROOT}/csrc", f"-I{ROOT}/tests"]
+
+        def one(source: Path) -> tuple[str, str]:
+            out = self._folder / f"{source.stem}.{architecture}.ptx"
+            _run("nvcc", *flags, str(source), "-o", str(out))
+            return source.stem, out.read_text()
+
+        with ThreadPoolExecutor(2) as pool:
+            return dict(pool.map(one, SOURCES))
+
+    def _kernels(self, architecture: str) -> dict[str, tuple[int, int, int]]:
+        """kernel -> (bytes of its stack, bytes spilled, registers) in machine code."""
+
+        def one(name: str) -> dict[str, tuple[int, int, int]]:
+            ptx = str(self._folder / f"{name}.{architecture}.ptx")
+            log = _run("ptxas", "-v", f"-arch=sm_{architecture}", ptx, "-o", ptx + ".cubin")
+            found = {}
+            for kernel, said in re.findall(r"Compiling entry function '(\w+)'.*?\n((?:(?!.*Compiling).*\n)*)", log):
+                stack, spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said).groups()
+                found[kernel] = (int(stack), int(spilled), int(re.search(r"Used (\d+) registers", said)[1]))
+            return found
+
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(one, self.ptx(architecture)))
+        return {name: numbers for kernels in found for name, numbers in kernels.items()}
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr + done.stdout
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory) -> Compiler:
+    if not shutil.which("nvcc") or not shutil.which("ptxas"):
+        pytest.skip("no nvcc")
+    return Compiler(tmp_path_factory.mktemp("nvcc"))
 
 
 class Emulator:

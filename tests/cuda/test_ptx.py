@@ -6,36 +6,26 @@ Skips where there is no nvcc, or no emulated library.
 from __future__ import annotations
 
 import ctypes
-import shutil
 import struct
-import subprocess
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from ptx_interpreter import Memory, launch, parse
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("csrc/backend/cuda/ops/products.cu", "csrc/backend/cuda/ops/rows.cu", "tests/cuda_emulator/words.cu")
 FORMATS = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+BLOCKS_OF_256 = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
 WIDEST_ROW = 34 * 512 // 32 + 512  # bytes of a row of 512 elements in planes, of any format
 
 APPROXIMATE = {30, 35}
 """Columns of the probe that a device computes to 2 ulp: exp2_fast and error_function."""
 
 
-@pytest.fixture(scope="module")
-def ptx(tmp_path_factory):
-    nvcc = shutil.which("nvcc")
-    if not nvcc:
-        pytest.skip("no nvcc")
+@pytest.fixture(scope="module", params=["80", "90a"])
+def ptx(compiler, request):
     kernels = {}
-    for source in SOURCES:
-        out = tmp_path_factory.mktemp("ptx") / "kernels.ptx"
-        flags = ["-std=c++20", "-fmad=false", "-arch=compute_80", "-ptx", f"-I{ROOT}/csrc", f"-I{ROOT}/tests"]
-        subprocess.run([nvcc, *flags, str(ROOT / source), "-o", str(out)], check=True)
-        kernels |= parse(out.read_text())
+    for text in compiler.ptx(request.param).values():
+        kernels |= parse(text)
     return kernels
 
 
@@ -131,6 +121,22 @@ def product(format_name: str) -> Case:
     return Case(f"product_int8 {format_name}", mangled, "<QqqiiQQQQqQQiiixxxxqqQ", args, out, (2, 1), 128)
 
 
+def int8_gemm(format_name: str) -> Case:
+    """The same for several rows of x, with a k of one step and a half."""
+    rng = np.random.default_rng(6)
+    rows, k, n = 40, 256 if format_name in BLOCKS_OF_256 else 96, 5
+    w = rng.integers(0, 256, rows * WIDEST_ROW, dtype=np.uint8) & 0xBF
+    q = rng.integers(-127, 128, (n, k)).astype(np.int8)
+    scale = np.abs(floats(n, k // 32)) * np.float32(0.01)
+    half_sum = q.reshape(-1, 16).sum(1).astype(np.int32)
+    out = result(np.float32, n, rows)
+    kind = int(gguf.GGMLQuantizationType[format_name])
+    args = [w, 0, 0, rows, k, q, scale, half_sum, 0, 0, 0, 0, n, 1, 0, rows, 0, out]
+    mangled = f"gemm_int8ILNS_5quant4TypeE{kind}E"
+    shared = 2 * (128 + 64) * 64 + 2 * 2 * 2 * 2 * 128 * 4 + 2 * 2 * 3 * 64 * 4
+    return Case(f"gemm_int8 {format_name}", mangled, "<QqqiiQQQQqQQiiixxxxqqQ", args, out, (1, 1), 256, shared)
+
+
 def gemm() -> Case:
     m, n, k = 40, 37, 168
     out = result(np.float32, m, n)
@@ -140,7 +146,7 @@ def gemm() -> Case:
 
 def attention() -> Case:
     n, heads = 150, 2
-    out = result(np.uint16, n, heads, 72)
+    out = result(np.float32, n, heads, 72)
     args = [*(bf16(floats(heads, n, 72) * s) for s in (1.0, 0.9, 1.1)), out, n, heads, 72**-0.5 * np.log2(np.e)]
     shared = 64 * 144 + 128 + 2 * (64 * 144 + 16) + 512 + 2 * 64 * 144
     return Case("attend_heads_of_72", "attend_heads_of_72ILi4", "<QQQQiifxxxx", args, out, (3, heads), 128, shared)
@@ -168,9 +174,10 @@ def test_the_compiler_s_output_gives_the_emulator_s_bits(ptx, emulated, name):
     assert np.array_equal(got.view(np.uint8), want.view(np.uint8))
 
 
+@pytest.mark.parametrize("make", [product, int8_gemm])
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_products_with_every_format_give_the_emulator_s_bits(ptx, emulated, format_name):
-    case = product(format_name)
+def test_products_with_every_format_give_the_emulator_s_bits(ptx, emulated, format_name, make):
+    case = make(format_name)
     got, want = case.interpret(ptx), case.emulate(emulated)
     assert np.isfinite(want).all() and np.array_equal(got.view(np.uint32), want.view(np.uint32))
 

@@ -4,12 +4,13 @@
 #include <map>
 #include <string>
 
+#include "backend/cuda/kernels/attention_72.h"
 #include "backend/cuda/kernels/gemm_bf16.h"
+#include "backend/cuda/kernels/gemm_int8.h"
 #include "backend/cuda/kernels/products.h"
 #include "backend/cuda/kernels/rows.h"
 #include "cuda_emulator/emu.h"
 #include "cuda_emulator/probe.h"
-#include "cuda_emulator/samples/attention_72.h"
 
 using namespace kimi::cuda;
 
@@ -36,6 +37,9 @@ const std::map<std::string, Call>& kernels() {
                                       {"attend_heads_of_72", call<HeadsOf72Args, attend_heads_of_72<4>>},
 #define KIMI_ROW(name) {"product_int8 " #name, call<ProductArgs, product_int8<kimi::quant::Type::name, 1>>},
                                       KIMI_CUDA_FORMATS(KIMI_ROW)
+#undef KIMI_ROW
+#define KIMI_ROW(name) {"gemm_int8 " #name, call<ProductArgs, gemm_int8<kimi::quant::Type::name>>},
+                                          KIMI_CUDA_FORMATS(KIMI_ROW)
 #undef KIMI_ROW
       };
   return *all;

@@ -21,8 +21,8 @@ const std::vector<quant::Type> kQuantized = {
 constexpr quant::Type kFloats[] = {quant::Type::F32, quant::Type::F16, quant::Type::BF16};
 
 std::vector<float> linear_on(Backend& backend, const HostMatrix& w, const std::vector<float>& x, Numbers numbers,
-                             const std::vector<float>* bias = nullptr, Activation activation = Activation::none,
-                             bool add = false) {
+                             const std::vector<float>* bias = nullptr, Activation activation = Activation::none, bool add = false,
+                             int64_t n_expanded = kAllRows) {
   On on(backend);
   const int64_t n = static_cast<int64_t>(x.size()) / w.view.cols;
   LinearArgs args{};
@@ -32,6 +32,7 @@ std::vector<float> linear_on(Backend& backend, const HostMatrix& w, const std::v
   args.numbers = numbers;
   args.activation = activation;
   args.add = add;
+  args.n_expanded = n_expanded;
   if (bias) args.bias = on.adopt(*bias);
   args.out = on.up(normals(static_cast<size_t>(n * w.view.rows), 77));
   backend.linear(args);
@@ -42,15 +43,38 @@ const char* name_of(quant::Type type) { return quant::format_of(type).name; }
 
 }  // namespace
 
-TEST_CASE("products with every quantized format are the CPU's") {
+TEST_CASE("streamed products with every quantized format are the CPU's") {
   for (const quant::Type type : kQuantized)
     for (const int64_t n : {1, 5}) {
       CAPTURE(name_of(type));
       CAPTURE(n);
       const HostMatrix w(type, 9, 512, 3);
       const std::vector<float> x = normals(static_cast<size_t>(n * 512), 4);
-      CHECK(on_both([&](Backend& backend) { return linear_on(backend, w, x, Numbers::by_weights); }).error() <= kFloatOrder);
+      const auto run = [&](Backend& backend) {
+        return linear_on(backend, w, x, Numbers::by_weights, nullptr, Activation::none, false, 0);
+      };
+      CHECK(on_both(run).error() <= kFloatOrder);
     }
+}
+
+// Several tiles of the GEMM with ends that fill none, a k that fills no step, and rows of both forms.
+TEST_CASE("products of many rows through tensor cores are the CPU's, with every quantized format") {
+  struct Case {
+    quant::Type type;
+    int64_t rows, cols, n, n_expanded;
+  };
+  std::vector<Case> cases = {{quant::Type::Q8_0, 133, 96, 67, 67}, {quant::Type::Q8_0, 20, 32, 9, 5}};
+  for (const quant::Type type : kQuantized) cases.push_back({type, 20, 256, 9, kAllRows});
+  for (const Case& c : cases) {
+    CAPTURE(name_of(c.type));
+    CAPTURE(c.rows);
+    const HostMatrix w(c.type, c.rows, c.cols, 3);
+    const std::vector<float> x = normals(static_cast<size_t>(c.n * c.cols), 4);
+    const auto run = [&](Backend& backend) {
+      return linear_on(backend, w, x, Numbers::by_weights, nullptr, Activation::none, false, c.n_expanded);
+    };
+    CHECK(on_both(run).error() <= kFloatOrder);
+  }
 }
 
 TEST_CASE("products with floats, and with decoded weights, are the CPU's") {
@@ -89,16 +113,18 @@ TEST_CASE("bias, activation and addition come after the product") {
             }).error() <= kFloatOrder);
 }
 
-TEST_CASE("the bits of a row do not depend on the rows beside it") {
+TEST_CASE("the bits of a row depend on its form, and not on the rows beside it") {
   for (const quant::Type type : {quant::Type::Q4_K, quant::Type::Q6_K, quant::Type::F16}) {
     const HostMatrix w(type, 7, 256, 14);
     const std::vector<float> x = normals(7 * 256, 15);
     const auto backend = emulated();
-    const std::vector<float> all = linear_on(*backend, w, x, Numbers::by_weights);
+    const auto product = [&](const std::vector<float>& rows, int64_t n_expanded) {
+      return linear_on(*backend, w, rows, Numbers::by_weights, nullptr, Activation::none, false, n_expanded);
+    };
+    const std::vector<float> all = product(x, 4);
     for (int64_t row = 0; row < 7; ++row) {
       const std::vector<float> one(x.begin() + row * 256, x.begin() + (row + 1) * 256);
-      CHECK(same_bits(linear_on(*backend, w, one, Numbers::by_weights),
-                      std::vector<float>(all.begin() + row * 7, all.begin() + (row + 1) * 7)));
+      CHECK(same_bits(product(one, row < 4 ? 1 : 0), std::vector<float>(all.begin() + row * 7, all.begin() + (row + 1) * 7)));
     }
   }
 }
@@ -158,11 +184,12 @@ TEST_CASE("patches are cut and merged as on the CPU") {
 TEST_CASE("feed-forward networks are the CPU's: dense, routed, with shared experts, by either score") {
   struct Case {
     quant::Type gate, down;
-    int64_t n;
+    int64_t n, n_expanded;
     bool sigmoid;
   };
-  for (const Case& c : {Case{quant::Type::Q4_K, quant::Type::Q6_K, 1, true}, Case{quant::Type::Q8_0, quant::Type::Q5_0, 9, true},
-                        Case{quant::Type::F16, quant::Type::F16, 9, false}}) {
+  for (const Case& c :
+       {Case{quant::Type::Q4_K, quant::Type::Q6_K, 1, 0, true}, Case{quant::Type::Q8_0, quant::Type::Q5_0, 9, 6, true},
+        Case{quant::Type::Q4_K, quant::Type::F16, 9, kAllRows, true}, Case{quant::Type::F16, quant::Type::F16, 9, 0, false}}) {
     const int64_t hidden = 256, inner = 256, n_experts = 4, n = c.n;
     const bool sigmoid = c.sigmoid;
     const HostMatrix router(quant::Type::F32, n_experts, hidden, 30), gate(c.gate, inner, hidden, 31, n_experts),
@@ -183,9 +210,9 @@ TEST_CASE("feed-forward networks are the CPU's: dense, routed, with shared exper
       args.routed = {on.product(gate), on.product(up), on.product(down)};
       if (sigmoid) args.shared = {on.product(shared_gate), on.product(shared_up), on.product(shared_down)};
       args.out = on.up(x);
-      args.n_expanded = 0;
+      args.n_expanded = c.n_expanded;
       backend.moe_ffn(args);
-      backend.ffn({args.x, n, {on.product(shared_gate), on.product(shared_up), on.product(shared_down)}, args.out, 0});
+      backend.ffn({args.x, n, {on.product(shared_gate), on.product(shared_up), on.product(shared_down)}, args.out, c.n_expanded});
       return on.down(args.out, n * hidden);
     };
     CAPTURE(name_of(c.gate));
@@ -282,16 +309,22 @@ TEST_CASE("attention over pages is the CPU's, for every kind of cache") {
 }
 
 TEST_CASE("attention of a picture is the CPU's") {
-  const int64_t n = 21, hidden = 64, heads = 2;
-  const HostMatrix q(quant::Type::F16, hidden, hidden, 50), k(quant::Type::F16, hidden, hidden, 51),
-      v(quant::Type::F16, hidden, hidden, 52), o(quant::Type::F16, hidden, hidden, 53);
-  const std::vector<float> x = normals(static_cast<size_t>(n * hidden), 54), bias = normals(hidden, 55);
-  std::vector<float> turns;
-  for (int64_t i = 0; i < n * hidden / heads / 2; ++i) {
-    turns.push_back(std::cos(static_cast<float>(i)));
-    turns.push_back(std::sin(static_cast<float>(i)));
-  }
-  for (const Numbers numbers : {Numbers::floats, Numbers::bf16}) {
+  struct Case {
+    int64_t n, head_dim;
+    Numbers numbers;
+  };
+  // Heads of 72 numbers in bf16 go through the tensor cores.
+  for (const Case& c : {Case{21, 32, Numbers::floats}, Case{21, 32, Numbers::bf16}, Case{70, 72, Numbers::bf16}}) {
+    const int64_t n = c.n, heads = 2, hidden = heads * c.head_dim;
+    const Numbers numbers = c.numbers;
+    const HostMatrix q(quant::Type::F16, hidden, hidden, 50), k(quant::Type::F16, hidden, hidden, 51),
+        v(quant::Type::F16, hidden, hidden, 52), o(quant::Type::F16, hidden, hidden, 53);
+    const std::vector<float> x = normals(static_cast<size_t>(n * hidden), 54), bias = normals(hidden, 55);
+    std::vector<float> turns;
+    for (int64_t i = 0; i < n * hidden / heads / 2; ++i) {
+      turns.push_back(std::cos(static_cast<float>(i)));
+      turns.push_back(std::sin(static_cast<float>(i)));
+    }
     const auto run = [&](Backend& backend) {
       On on(backend);
       VitAttentionArgs args{};

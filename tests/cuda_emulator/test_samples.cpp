@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "backend/cuda/kernels/attention_72.h"
 #include "backend/cuda/kernels/gemm_bf16.h"
-#include "cuda_emulator/samples/attention_72.h"
 #include "cuda_emulator/samples/gemv_q4_k.h"
 
 using namespace kimi::cuda;
@@ -184,7 +184,8 @@ double run_attention(int n, int heads, cudaStream_t stream) {
         for (int d = 0; d < kHead; ++d)
           want[static_cast<size_t>((i * heads + h) * kHead + d)] += p[static_cast<size_t>(j)] / total * at(v, j, d);
     }
-  Device<uint16_t> dq(size), dk(size), dv(size), out(size);
+  Device<uint16_t> dq(size), dk(size), dv(size);
+  Device<float> out(size);
   dq.from(q, stream);
   dk.from(k, stream);
   dv.from(v, stream);
@@ -197,9 +198,7 @@ double run_attention(int n, int heads, cudaStream_t stream) {
   CHECK_CUDA(launch("attention", attend_heads_of_72<kWarps, kMistake>, how,
                     HeadsOf72Args{dq.p, dk.p, dv.p, out.p, n, heads, static_cast<float>(scale * 1.4426950408889634)}));
   CHECK_CUDA(cudaStreamSynchronize(stream));
-  std::vector<float> got;
-  for (const uint16_t bits : out.to_host(stream)) got.push_back(float_from_bf16(bits));
-  return error_of(got, want);
+  return error_of(out.to_host(stream), want);
 }
 
 constexpr double kGemvBar = 1e-6, kGemmBar = 2e-6, kAttentionBar = 6e-3;  // float sums; bf16 probabilities and results

@@ -58,7 +58,7 @@ Matrix CudaBackend::prepare(const Matrix& w, Use use) {
   if (use == Use::rows) return w;
   const bool floats = quant::format_of(w.type).is_float();
   KIMI_CHECK(floats || has_planes(w.type), ErrorKind::unsupported, "device.format",
-             "the backend cuda cannot multiply with weights of type %s: use the backend cpu, or another quantization",
+             "the backend cuda cannot multiply with weights of type %s: use the device cpu, or another quantization",
              quant::format_of(w.type).name);
   const std::vector<int64_t> key = {reinterpret_cast<intptr_t>(w.data), static_cast<int64_t>(w.type), w.rows, w.cols, w.count};
   Matrix prepared = w;

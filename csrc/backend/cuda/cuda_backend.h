@@ -1,5 +1,6 @@
 // The operations on a GPU: shapes, scratch, and which kernels run in which order. Arithmetic lives in kernels/.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,13 +29,25 @@ struct Rows {
   const float* x = nullptr;  // [n, k], rows `stride` apart
   int64_t n = 0, k = 0, stride = 0;
   Q8Rows q8{};
+
+  Rows from(int64_t first) const;  // all rows but the first ones
 };
 
 // Which rows meet which matrices, and where results go.
 struct Placement {
   RowMap map;
-  int64_t n_tiles = 0;    // with map.tiles
-  int64_t tile_rows = 0;  // of map.tiles
+  int64_t n_tiles = 0;               // with map.tiles
+  int64_t tile_rows = 0;             // of map.tiles
+  RowForm form = RowForm::absorbed;  // expanded: products in int8 go through the tensor cores
+};
+
+// A kernel of ProductArgs, and how much a block of it takes.
+struct ProductKernel {
+  const char* name;
+  void (*run)(ProductArgs);
+  int64_t rows, tile_rows;  // of the matrix, of x
+  int threads;
+  size_t shared;
 };
 
 class CudaBackend final : public Backend {
@@ -111,18 +124,30 @@ class CudaBackend final : public Backend {
   // Activations quantized as the weights need.
   void product(const Matrix& w, const Rows& x, const Placement& placement, float* out);
   void product_of_floats(const Matrix& w, const Rows& x, const Placement& placement, float* out);
+  void linear_of_form(const LinearArgs& args);
   void product_bf16(const Matrix& w, const Rows& x, float* out);
   void multiply_bf16(const Matrix& w, const uint16_t* x, int64_t n, float* out);  // x [n, cols rounded up to 8]
   const uint16_t* weights_as_bf16(const Matrix& w, int64_t padded_cols);
   const uint16_t* rows_as_bf16(const Rows& x, int64_t padded_cols);
-  void launch_product(const Matrix& w, const Rows& x, const Placement& placement, void (*kernel)(ProductArgs), float* out);
-  static int64_t tile_rows_for(int64_t mean_rows);
+  // The places of a dense placement or of a stack: the first n_expanded in that form, the others absorbed.
+  void product_by_form(const Matrix& w, const Rows& x, const Placement& placement, int64_t n_expanded, float* out);
+  void launch_product(const Matrix& w, const Rows& x, const Placement& placement, const ProductKernel& kernel, float* out);
+  int64_t tile_rows_for(const Swiglu& experts, RowForm form, int64_t mean_rows) const;
   static Placement dense(int64_t n, int64_t out_stride);
+  static RowForm form_of(int64_t n_expanded) { return n_expanded > 0 ? RowForm::expanded : RowForm::absorbed; }
+  // Arguments with rows of one form each: the expanded ones, then the absorbed ones, where there are any.
+  template <typename Args>
+  static std::vector<Args> by_form(const Args& args, int64_t x_stride, int64_t out_stride);
 
   // observe.cpp; with an observer only
   void show(const Matrix& w, const Rows& x, const Placement& placement);
 
+  // gemm.cu
+  static ProductKernel gemm_int8_kernel(quant::Type type);
+
   // ffn.cu
+  void ffn_of_form(const FfnArgs& args);
+  void moe_ffn_of_form(const MoeArgs& args);
   // out [places, hidden]; `in` and `down` name the same places.
   void swiglu(const Swiglu& w, Rows* x, int64_t n_places, Placement in, Placement down, float* out);
 
@@ -158,5 +183,25 @@ class CudaBackend final : public Backend {
   Buffer decoded_, converted_, converted_w_, products_, gathered_, gate_, inner_, logits_, down_, shared_, routing_, q_, ckv_,
       latent_q_, context_, splits_, states_, attended_, pixels_, k_, v_, leaving_;
 };
+
+inline Rows Rows::from(int64_t first) const {
+  Rows rest{x + first * stride, n - first, k, stride, q8};
+  if (q8.q) rest.q8 = {q8.q + first * k, q8.scale + first * (k / 32), q8.half_sum + first * (k / 16)};
+  return rest;
+}
+
+template <typename Args>
+std::vector<Args> CudaBackend::by_form(const Args& args, int64_t x_stride, int64_t out_stride) {
+  Args expanded = args, absorbed = args;
+  expanded.n = expanded.n_expanded = std::min(args.n_expanded, args.n);
+  absorbed.n = args.n - expanded.n;
+  absorbed.n_expanded = 0;
+  absorbed.x += expanded.n * x_stride;
+  absorbed.out += expanded.n * out_stride;
+  std::vector<Args> parts;
+  if (expanded.n > 0) parts.push_back(expanded);
+  if (absorbed.n > 0) parts.push_back(absorbed);
+  return parts;
+}
 
 }  // namespace kimi::cuda

@@ -38,14 +38,14 @@ Device::Device() : fork_generation_(fork_generation()) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   KIMI_CHECK(error == cudaSuccess && count > 0, ErrorKind::unsupported, "device.none",
-             "no GPU was found (%s): use the backend cpu, or install NVIDIA's driver", cudaGetErrorString(error));
+             "no GPU was found (%s): use the device cpu, or install NVIDIA's driver", cudaGetErrorString(error));
   int device = 0, major = 0, minor = 0;
   check(cudaGetDevice(&device), "choosing a GPU");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the GPU's architecture");
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the GPU's architecture");
   check(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for shared memory");
   KIMI_CHECK(major >= 8, ErrorKind::unsupported, "device.too_old",
-             "the GPU has compute capability %d.%d, expected at least 8.0: use the backend cpu", major, minor);
+             "the GPU has compute capability %d.%d, expected at least 8.0: use the device cpu", major, minor);
   description_ = format_string("sm_%d%d", major, minor);
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }

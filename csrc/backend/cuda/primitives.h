@@ -13,6 +13,7 @@
 #define KIMI_HERE
 #define KIMI_PTX(minimum) (__CUDA_ARCH__ >= (minimum))
 #define KIMI_UNROLL _Pragma("unroll")
+#define KIMI_ROLLED _Pragma("unroll 1")
 #else
 #include <cuda_emulator/emu.h>
 
@@ -24,6 +25,7 @@
 #define KIMI_HERE , where
 #define KIMI_PTX(minimum) 0
 #define KIMI_UNROLL
+#define KIMI_ROLLED
 #endif
 
 namespace kimi::cuda {

@@ -36,12 +36,11 @@ std::unique_ptr<Backend> make_cuda(const BackendOptions& given) {
   const auto named = options.extract("library");
   const std::string path = named ? named.mapped() : beside_this_library();
   KIMI_CHECK(named || ::access(path.c_str(), F_OK) == 0, ErrorKind::unsupported, "device.plugin",
-             "this installation has no CUDA backend (%s): use the backend cpu; docs/cuda.md says how to build it", kLibrary);
+             "this installation has no CUDA backend (%s): use the device cpu; docs/cuda.md says how to build it", kLibrary);
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays: what it made may live on
-  KIMI_CHECK(
-      library, ErrorKind::unsupported, "device.plugin",
-      "the CUDA backend could not be loaded (%s): use the backend cpu, or install the library that belongs to this version",
-      ::dlerror());
+  KIMI_CHECK(library, ErrorKind::unsupported, "device.plugin",
+             "the CUDA backend could not be loaded (%s): use the device cpu, or install the library that belongs to this version",
+             ::dlerror());
   const std::string abi = find<PluginAbi>(library, kPluginAbiName, path)();
   KIMI_CHECK(abi == KIMI_PLUGIN_ABI, ErrorKind::unsupported, "device.plugin",
              "%s: it was built for \"%s\", expected \"%s\": install the library that belongs to this version", path.c_str(),

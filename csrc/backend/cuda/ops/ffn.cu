@@ -25,27 +25,38 @@ void CudaBackend::swiglu(const Swiglu& w, Rows* x, int64_t n_places, Placement i
 
 void CudaBackend::ffn(const FfnArgs& args) {
   const Lock lock(device_.lock());
+  for (const FfnArgs& part : by_form(args, args.w.gate.cols, args.w.down.rows)) ffn_of_form(part);
+}
+
+void CudaBackend::ffn_of_form(const FfnArgs& args) {
   const int64_t hidden = args.w.gate.cols, n_out = args.n * args.w.down.rows;
   Rows x{args.x, args.n, hidden, hidden, {}};
   auto* out = scratch<float>(&down_, n_out);
-  swiglu(args.w, &x, args.n, dense(args.n, 0), dense(args.n, 0), out);
+  Placement all = dense(args.n, 0);
+  all.form = form_of(args.n_expanded);
+  swiglu(args.w, &x, args.n, all, all, out);
   add(out, n_out, args.out);
 }
 
-// Router logits in float whatever the weights beside it; the bias takes part in the choice only.
 void CudaBackend::moe_ffn(const MoeArgs& args) {
   const Lock lock(device_.lock());
+  for (const MoeArgs& part : by_form(args, args.router.cols, args.router.cols)) moe_ffn_of_form(part);
+}
+
+// Router logits in float whatever the weights beside it; the bias takes part in the choice only.
+void CudaBackend::moe_ffn_of_form(const MoeArgs& args) {
   const int64_t n = args.n, n_experts = args.router.rows, chosen = args.num_experts_per_tok, pairs = n * chosen,
                 hidden = args.router.cols;
   KIMI_CHECK(n_experts <= kMaxExperts && chosen <= kMaxChosen, ErrorKind::unsupported, "device.experts",
-             "the backend cuda knows at most %d experts of which %d are chosen, the model has %lld and %lld: use the backend cpu",
+             "the backend cuda knows at most %d experts of which %d are chosen, the model has %lld and %lld: use the device cpu",
              kMaxExperts, kMaxChosen, static_cast<long long>(n_experts), static_cast<long long>(chosen));
   Rows x{args.x, n, hidden, hidden, {}};
   auto* logits = scratch<float>(&logits_, n * n_experts);
   product_of_floats(args.router, x, dense(n, n_experts), logits);
 
+  const RowForm form = form_of(args.n_expanded);
   Placement routed{};
-  routed.tile_rows = tile_rows_for(pairs / n_experts);
+  routed.tile_rows = tile_rows_for(args.routed, form, pairs / n_experts);
   routed.n_tiles = pairs / routed.tile_rows + std::min(n_experts, pairs);
   // Of every pair: expert, weight, token by place, place; then the tiles.
   auto* numbers = scratch<int>(&routing_, 4 * pairs + 3 * routed.n_tiles);
@@ -70,7 +81,9 @@ void CudaBackend::moe_ffn(const MoeArgs& args) {
   float* shared = nullptr;
   if (args.shared.down) {
     shared = scratch<float>(&shared_, n * hidden);
-    swiglu(args.shared, &x, n, dense(n, 0), dense(n, 0), shared);
+    Placement all = dense(n, 0);
+    all.form = form;
+    swiglu(args.shared, &x, n, all, all, shared);
   }
   run_each("combine_experts", combine_experts, n * hidden,
            CombineArgs{shared, out, place_of_pair, weights, n, static_cast<int>(hidden), static_cast<int>(chosen), args.out});

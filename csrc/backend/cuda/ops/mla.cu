@@ -64,7 +64,7 @@ void CudaBackend::mla_attention(const MlaArgs& args) {
   quantize_for(args.q, &x, &q8_x_);
   quantize_for(args.kv_a, &x, &q8_x_);
   auto* ckv = scratch<float>(&ckv_, n * width);
-  product(args.kv_a, x, dense(n, width), ckv);
+  product_by_form(args.kv_a, x, dense(n, width), step.n_expanded(), ckv);
   const std::vector<Run> runs = runs_of(args);
   for (const Run& one : runs) {
     const CacheArgs cache{values_.pages,
@@ -84,7 +84,8 @@ void CudaBackend::mla_attention(const MlaArgs& args) {
   auto* q = scratch<float>(&q_, n_out * heads * q_head);
   Placement wanted = dense(n_out, heads * q_head);
   wanted.map.x_rows = rows;
-  product(args.q, x, wanted, q);
+  const int64_t n_expanded = args.wanted_only ? step.n_wanted_expanded() : step.n_expanded();
+  product_by_form(args.q, x, wanted, n_expanded, q);
   auto* latent_q = scratch<float>(&latent_q_, n_out * heads * width);
   Rows q_nope{q, n_out * heads, nope, q_head, {}};
   quantize_for(args.k_b, &q_nope, &q8_heads_);
@@ -92,7 +93,7 @@ void CudaBackend::mla_attention(const MlaArgs& args) {
   by_head.map.x_step = static_cast<int>(heads);
   by_head.map.x_matrix = 1;
   by_head.map.out_matrix = width;
-  product(args.k_b, q_nope, by_head, latent_q);
+  product_by_form(args.k_b, q_nope, by_head, n_expanded, latent_q);
   run_each("rotate_queries", rotate_queries, n_out * heads * (rope / 2),
            RotateArgs{q, values_.cos_sin, rows, n_out, static_cast<int>(heads), static_cast<int>(nope), static_cast<int>(rope),
                       static_cast<int>(rank), latent_q});
@@ -106,13 +107,14 @@ void CudaBackend::mla_attention(const MlaArgs& args) {
   by_head.map.out_step = heads * v_head;
   by_head.map.out_matrix = v_head;
   auto* attended = scratch<float>(&attended_, n_out * heads * v_head);
-  product(args.v_b, contexts, by_head, attended);
+  product_by_form(args.v_b, contexts, by_head, n_expanded, attended);
   LinearArgs o{};
   o.x = attended;
   o.n = n_out;
   o.w = args.o;
   o.add = true;
   o.out = args.out;
+  o.n_expanded = n_expanded;
   linear(o);
 }
 

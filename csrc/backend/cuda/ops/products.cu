@@ -16,31 +16,35 @@ unsigned blocks_for(int64_t n, int64_t per_block) { return static_cast<unsigned>
 int64_t padded(int64_t cols) { return (cols + 7) / 8 * 8; }
 
 template <int kN>
-void (*int8_kernel(quant::Type type))(ProductArgs) {
-  switch (type) {
+struct OfInt8 {
+  static void (*kernel(quant::Type type))(ProductArgs) {
+    switch (type) {
 #define KIMI_CASE(name)   \
   case quant::Type::name: \
     return product_int8<quant::Type::name, kN>;
-    KIMI_CUDA_FORMATS(KIMI_CASE)
+      KIMI_CUDA_FORMATS(KIMI_CASE)
 #undef KIMI_CASE
-    default:
-      return nullptr;
+      default:
+        return nullptr;
+    }
   }
-}
+};
 
 template <int kN>
-void (*float_kernel(quant::Type type))(ProductArgs) {
-  switch (type) {
-    case quant::Type::F32:
-      return product_float<quant::Type::F32, kN>;
-    case quant::Type::F16:
-      return product_float<quant::Type::F16, kN>;
-    case quant::Type::BF16:
-      return product_float<quant::Type::BF16, kN>;
-    default:
-      return nullptr;
+struct OfFloats {
+  static void (*kernel(quant::Type type))(ProductArgs) {
+    switch (type) {
+      case quant::Type::F32:
+        return product_float<quant::Type::F32, kN>;
+      case quant::Type::F16:
+        return product_float<quant::Type::F16, kN>;
+      case quant::Type::BF16:
+        return product_float<quant::Type::BF16, kN>;
+      default:
+        return nullptr;
+    }
   }
-}
+};
 
 template <typename Number>
 void (*decode_kernel(quant::Type type))(DecodeArgs) {
@@ -72,6 +76,17 @@ void (*convert_kernel(quant::Type type))(ConvertArgs) {
 constexpr int kFew = 1, kMany = 4;
 bool takes_many(const Placement& placement) { return placement.map.tiles ? placement.tile_rows == kMany : placement.map.n > 1; }
 
+template <template <int> typename Choose>
+ProductKernel streaming_kernel(quant::Type type, const Placement& placement) {
+  const bool many = takes_many(placement);
+  return {"product",
+          many ? Choose<kMany>::kernel(type) : Choose<kFew>::kernel(type),
+          kProductWarps,
+          many ? kMany : kFew,
+          kProductWarps * kWarp,
+          0};
+}
+
 DecodeArgs decode_args(const Matrix& w, void* out, int64_t out_stride) {
   return {w.data, w.stack_bytes, static_cast<int>(w.rows), static_cast<int>(w.cols), static_cast<int>(w.count), out, out_stride};
 }
@@ -86,7 +101,11 @@ Placement CudaBackend::dense(int64_t n, int64_t out_stride) {
   return placement;
 }
 
-int64_t CudaBackend::tile_rows_for(int64_t mean_rows) { return mean_rows > 1 ? kMany : kFew; }
+int64_t CudaBackend::tile_rows_for(const Swiglu& experts, RowForm form, int64_t mean_rows) const {
+  if (form == RowForm::expanded && uses_int8(experts.gate) && uses_int8(experts.up) && uses_int8(experts.down))
+    return gemm_int8_kernel(experts.gate.type).tile_rows;
+  return mean_rows > 1 ? kMany : kFew;
+}
 
 void CudaBackend::quantize(Rows* rows, Q8Scratch* to) {
   const int64_t n = rows->n * rows->k;
@@ -101,24 +120,37 @@ void CudaBackend::quantize(Rows* rows, Q8Scratch* to) {
   rows->q8 = {args.q, args.scale, args.half_sum};
 }
 
-void CudaBackend::launch_product(const Matrix& w, const Rows& x, const Placement& placement, void (*kernel)(ProductArgs),
+void CudaBackend::launch_product(const Matrix& w, const Rows& x, const Placement& placement, const ProductKernel& kernel,
                                  float* out) {
   const RowMap& map = placement.map;
-  const int64_t per_matrix = takes_many(placement) ? (map.n + kMany - 1) / kMany : map.n;
-  const int64_t n_tiles = map.tiles ? placement.n_tiles : per_matrix * w.count;
+  const int64_t n_tiles = map.tiles ? placement.n_tiles : (map.n + kernel.tile_rows - 1) / kernel.tile_rows * w.count;
+  KIMI_DCHECK(!map.tiles || placement.tile_rows == kernel.tile_rows);
   KIMI_CHECK(n_tiles <= kMaxGrid, ErrorKind::unsupported, "device.too_many_rows",
              "%lld rows at a time are more than the backend cuda can multiply: use a smaller chunk",
              static_cast<long long>(map.n));
   if (n_tiles == 0) return;
   ProductArgs args{w.data,   w.stack_bytes, w.row_bytes, static_cast<int>(w.rows), static_cast<int>(w.cols), x.q8, x.x,
                    x.stride, map,           out};
-  run("product", kernel, dim3(blocks_for(w.rows, kProductWarps), static_cast<unsigned>(n_tiles)), kProductWarps * kWarp, 0, args);
+  run(kernel.name, kernel.run, dim3(blocks_for(w.rows, kernel.rows), static_cast<unsigned>(n_tiles)), kernel.threads,
+      kernel.shared, args);
 }
 
 void CudaBackend::product(const Matrix& w, const Rows& x, const Placement& placement, float* out) {
   if (observer_) show(w, x, placement);
   if (!uses_int8(w)) return product_of_floats(w, x, placement, out);
-  launch_product(w, x, placement, takes_many(placement) ? int8_kernel<kMany>(w.type) : int8_kernel<kFew>(w.type), out);
+  const bool tensor_cores = placement.map.tiles ? placement.tile_rows > kMany : placement.form == RowForm::expanded;
+  launch_product(w, x, placement, tensor_cores ? gemm_int8_kernel(w.type) : streaming_kernel<OfInt8>(w.type, placement), out);
+}
+
+void CudaBackend::product_by_form(const Matrix& w, const Rows& x, const Placement& placement, int64_t n_expanded, float* out) {
+  Placement first = placement, second = placement;
+  first.map.n = static_cast<int>(n_expanded);
+  first.form = RowForm::expanded;
+  second.map.n -= first.map.n;
+  if (second.map.x_rows) second.map.x_rows += n_expanded;
+  if (first.map.n > 0) product(w, x, first, out);
+  if (second.map.n > 0)
+    product(w, second.map.x_rows ? x : x.from(n_expanded * second.map.x_step), second, out + n_expanded * second.map.out_step);
 }
 
 // Quantized weights are decoded first.
@@ -132,8 +164,7 @@ void CudaBackend::product_of_floats(const Matrix& w, const Rows& x, const Placem
     floats.row_bytes = w.cols * 4;
     floats.stack_bytes = w.rows * floats.row_bytes;
   }
-  launch_product(floats, x, placement, takes_many(placement) ? float_kernel<kMany>(floats.type) : float_kernel<kFew>(floats.type),
-                 out);
+  launch_product(floats, x, placement, streaming_kernel<OfFloats>(floats.type, placement), out);
 }
 
 const uint16_t* CudaBackend::weights_as_bf16(const Matrix& w, int64_t padded_cols) {
@@ -171,7 +202,10 @@ void CudaBackend::product_bf16(const Matrix& w, const Rows& x, float* out) {
 
 void CudaBackend::linear(const LinearArgs& args) {
   const Lock lock(device_.lock());
-  if (args.n == 0) return;
+  for (const LinearArgs& part : by_form(args, args.w.cols, args.out_stride ? args.out_stride : args.w.rows)) linear_of_form(part);
+}
+
+void CudaBackend::linear_of_form(const LinearArgs& args) {
   const int64_t out_stride = args.out_stride ? args.out_stride : args.w.rows;
   const bool plain = !args.bias && args.activation == Activation::none && !args.add && out_stride == args.w.rows;
   float* out = plain ? args.out : scratch<float>(&products_, args.n * args.w.rows);
@@ -183,7 +217,7 @@ void CudaBackend::linear(const LinearArgs& args) {
     product_of_floats(args.w, x, dense(args.n, args.w.rows), out);
   } else {
     quantize_for(args.w, &x, &q8_x_);
-    product(args.w, x, dense(args.n, args.w.rows), out);
+    product_by_form(args.w, x, dense(args.n, args.w.rows), args.n_expanded, out);
   }
   if (plain) return;
   const Epilogue activation = args.activation == Activation::gelu_tanh  ? Epilogue::gelu_tanh
@@ -201,6 +235,7 @@ void CudaBackend::linear_to_host(const LinearArgs& args) {
     LinearArgs some = args;
     some.x = args.x + row * args.w.cols;
     some.n = std::min(kHostRows, args.n - row);
+    some.n_expanded = std::max<int64_t>(0, std::min(args.n_expanded, args.n) - row);
     some.out = scratch<float>(&leaving_, some.n * args.w.rows);
     linear(some);
     device_.download(args.out + row * out_stride, some.out, static_cast<size_t>(some.n * args.w.rows) * sizeof(float));

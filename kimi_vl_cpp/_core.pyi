@@ -462,6 +462,11 @@ def describe_backend(name: str) -> str:
 
     Raises what Engine raises for it."""
 
+def backend_memory(name: str) -> int:
+    """Bytes that a backend could still allocate: of this machine, or of the GPU; 0: unknown.
+
+    Raises what Engine raises for it."""
+
 def check_text_model(gguf: GGUFFile) -> int: ...
 def check_vision_file(gguf: GGUFFile, hidden_size: int | None = None) -> None: ...
 def isas() -> list[dict[str, Any]]: ...

@@ -127,8 +127,8 @@ class KimiVL(NotPicklable):
         cache_dir: a folder in which pages of the KV cache and encoded pictures outlive this process, for its owner
             alone and not encrypted; what the model was shown can be partly told from them. None: they end with it.
         cache_disk: bytes that the folder may take; what was not used for longest goes first.
-        memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit) instead of
-            letting it crawl.
+        memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit, or the
+            GPU's free memory) instead of letting it crawl or fail later.
         progress: called as progress(stage, done, total) by this and every later call, see `types.Progress`.
 
         Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument, Unsupported for a

@@ -123,6 +123,9 @@ void bind_engine(py::module_& m) {
       "describe_backend", [](const std::string& name) { return std::string(make_backend(name, {})->isa()); }, py::arg("name"),
       py::call_guard<py::gil_scoped_release>());
   m.def(
+      "backend_memory", [](const std::string& name) { return make_backend(name, {})->available_memory(); }, py::arg("name"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
       "check_text_model",
       [](const gguf::File& file) {
         py::gil_scoped_release released;

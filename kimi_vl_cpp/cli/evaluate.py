@@ -135,6 +135,7 @@ def command(
     ctx: options.Context = None,
     in_token_limit: options.InTokenLimit = None,
     threads: options.Threads = None,
+    device: options.Device = "cpu",
     json: options.Json = False,
     isa: options.Isa = "auto",
 ) -> options.Job:
@@ -145,7 +146,13 @@ def command(
 
     def job(terminal: Terminal) -> int:
         files = opening.Opening(
-            model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, in_token_limit=in_token_limit, isa=isa
+            model=model,
+            mmproj=mmproj,
+            n_ctx=ctx,
+            n_threads=threads,
+            device=device,
+            in_token_limit=in_token_limit,
+            isa=isa,
         )
         runs = Runs(thinking, plot, votes, temp, pictures)
         if bench is None:

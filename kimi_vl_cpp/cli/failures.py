@@ -21,6 +21,7 @@ from .terminal import DIM, Terminal
 OPTION_OF = {
     "n_ctx": "-c",
     "n_threads": "-t",
+    "device": "--device",
     "max_new_tokens": "-n",
     "temperature": "--temp",
     "top_k": "--top-k",

@@ -37,6 +37,7 @@ class Opening:
     n_ctx: int | None = None
     n_threads: int | None = None
     in_token_limit: int | None = None
+    device: str = "cpu"
     isa: str = "auto"
     kv_type: str = "auto"
     builtin: bool = False
@@ -192,6 +193,7 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
             mmproj=opening.mmproj,
             n_ctx=opening.n_ctx,
             n_threads=opening.n_threads,
+            device=opening.device,  # type: ignore[arg-type]  # a name that is none is told by the model
             isa=opening.isa,
             kv_type=opening.kv_type,
             in_token_limit=opening.in_token_limit,

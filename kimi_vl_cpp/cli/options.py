@@ -189,6 +189,15 @@ KvType = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where the model runs: cpu, or cuda for an NVIDIA GPU. Default: cpu.",
+        show_default=False,
+    ),
+]
 Isa = Annotated[str, typer.Option("--isa", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Start over, whatever the journal holds.")]
@@ -235,6 +244,7 @@ _CACHING: _Group = {
 _CONVERSATION: _Group = {"overflow": (Overflow, "error")}
 _COMPUTING: _Group = {
     "threads": (Threads, None),
+    "device": (Device, "cpu"),
     "in_token_limit": (InTokenLimit, None),
     "kv_type": (KvType, "auto"),
     "isa": (Isa, "auto"),

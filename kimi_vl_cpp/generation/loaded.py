@@ -258,15 +258,16 @@ def load(
 
 
 def _context(files: ModelFiles, options: LoadOptions) -> int:
-    """Tokens of context. Raises OutOfMemory when the estimate is more than this machine or the process may use."""
+    """Tokens of context. Raises OutOfMemory when the estimate is more than this machine, the process or the GPU has."""
+    gpu_bytes = None if options.device == "cpu" else _core.backend_memory(options.device)
     if options.n_ctx is None:
         n_ctx = min(DEFAULT_N_CTX, files.context_length)
         if options.memory_check:
-            n_ctx = shrink_to_fit(files, n_ctx, MIN_N_CTX)
+            n_ctx = shrink_to_fit(files, n_ctx, MIN_N_CTX, gpu_bytes)
     else:
         n_ctx = options.n_ctx or files.context_length
     if options.memory_check:
-        check_memory(files, n_ctx)
+        check_memory(files, n_ctx, gpu_bytes)
     return n_ctx
 
 
@@ -284,7 +285,7 @@ def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core
             "request.n_ctx",
         )
     page_bytes = _core.PAGE_POSITIONS * engine.kv_bytes_per_token(options.kv_type)
-    free = free_bytes() or 0
+    free = (free_bytes() or 0) if options.device == "cpu" else _core.backend_memory(options.device)
     largest = n_ctx if options.n_ctx is not None else min(LARGEST_DEFAULT_N_CTX, context_length)
 
     def needed(n_ctx: int) -> int:

@@ -36,9 +36,12 @@ def _needed(files: ModelFiles, n_ctx: int) -> int:
     return estimate_bytes(files.file_bytes, files.kv_bytes_per_token, n_ctx)
 
 
-def check_memory(files: ModelFiles, n_ctx: int) -> None:
-    """Raises OutOfMemory (code "memory.estimate") with what would fit when the estimate is beyond the limit."""
-    limit = memory_limit_bytes()
+def check_memory(files: ModelFiles, n_ctx: int, gpu_bytes: int | None = None) -> None:
+    """Raises OutOfMemory (code "memory.estimate") with what would fit when the estimate is beyond the limit.
+
+    gpu_bytes: the free memory of the GPU that is to hold the model; None: this machine's memory is the limit.
+    """
+    limit = gpu_bytes or memory_limit_bytes()
     needed = _needed(files, n_ctx)
     if limit is None or needed <= limit:
         return
@@ -46,17 +49,18 @@ def check_memory(files: ModelFiles, n_ctx: int) -> None:
     n_fit = (limit - _needed(files, 0)) // per_token
     smaller = f"n_ctx={n_fit // 256 * 256}" if n_fit >= 256 else "no n_ctx is small enough for this file"
     room = max(limit - n_ctx * per_token, 0) / (1 + WORK_BYTES_PER_WEIGHT_BYTE)
+    only = f"the GPU has only {_gb(limit)} free" if gpu_bytes else f"may use only {_gb(limit)}"
+    more = "the device cpu" if gpu_bytes else "a higher memory limit for the process"
     raise OutOfMemory(
-        f"{files.text}: needs about {_gb(needed)} (weights {_gb(files.file_bytes)}, n_ctx {n_ctx}), but may "
-        f"use only {_gb(limit)}. What would fit: {smaller}; a smaller quantization (files of {_gb(int(room))} or less "
-        f"in all); a higher memory limit for the process",
+        f"{files.text}: needs about {_gb(needed)} (weights {_gb(files.file_bytes)}, n_ctx {n_ctx}), but {only}. What "
+        f"would fit: {smaller}; a smaller quantization (files of {_gb(int(room))} or less in all); {more}",
         "memory.estimate",
     )
 
 
-def shrink_to_fit(files: ModelFiles, n_ctx: int, least: int) -> int:
-    """n_ctx, halved until the estimate fits the limit, but not below `least`."""
-    limit = memory_limit_bytes()
+def shrink_to_fit(files: ModelFiles, n_ctx: int, least: int, gpu_bytes: int | None = None) -> int:
+    """n_ctx, halved until the estimate fits the limit (see check_memory), but not below `least`."""
+    limit = gpu_bytes or memory_limit_bytes()
     while limit is not None and n_ctx // 2 >= least and _needed(files, n_ctx) > limit:
         n_ctx //= 2
     return n_ctx

@@ -261,12 +261,19 @@ def test_standard_input_is_not_read_when_the_question_is_on_the_command_line(mod
         (["hi", "-t", "-1"], b"", "n_threads"),
         (["hi", "--in-token-limit", "0"], b"", "in_token_limit"),
         (["hi", "--isa", "sse9"], b"", "sse9"),
+        (["hi", "--device", "tpu"], b"", "tpu"),
     ],
 )
 def test_a_request_that_cannot_be_meant_exits_2(run, model_path, arguments, stdin, words):
     result = run("run", "-m", model_path, *arguments, stdin=stdin)
     assert (result.code, result.out) == (2, "")
     assert words in result.err and "Traceback" not in result.err
+
+
+def test_a_gpu_that_this_installation_cannot_use_is_told_by_what_is_missing(run, model_path):
+    result = run("run", "-m", model_path, "--device", "cuda", "hi")
+    assert (result.code, result.out) == (errors.EXIT_FAILED, "")
+    assert "device.plugin" in result.err and "no CUDA backend" in result.err and "--device" in result.err
 
 
 def test_a_picture_given_as_the_question_is_noticed(run, model_path, photo):

@@ -65,6 +65,15 @@ def test_a_default_context_shrinks_until_it_fits_or_to_the_least(monkeypatch):
     assert memory.shrink_to_fit(FULL, 8192, 1024) == 8192
 
 
+def test_the_memory_of_a_gpu_is_the_limit_of_what_it_holds(monkeypatch):
+    limited(monkeypatch, 1)
+    memory.check_memory(FULL, 8192, gpu_bytes=16_000_000_000)
+    limited(monkeypatch, 1 << 40)
+    with pytest.raises(OutOfMemory, match=r"the GPU has only 8\.0 GB free.*the device cpu"):
+        memory.check_memory(FULL, 8192, gpu_bytes=8_000_000_000)
+    assert memory.shrink_to_fit(FULL, 8192, 1024, gpu_bytes=8_000_000_000) == 1024
+
+
 def test_a_cgroup_limit_counts_on_every_level(monkeypatch, tmp_path):
     group = tmp_path / "a" / "b"
     group.mkdir(parents=True)

@@ -113,11 +113,15 @@ def inside(answer: str, box: Sequence[float], size: tuple[int, int]) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
-_EXACT = re.compile(
-    r"page.*|.*https://.*|.*\.py|.*ipynb|\d+(?:[-\s]\d+)?|.*[ap]\.m\..*|\d{4}[-\s]\d\d(?:[-\s]\d\d)?"
-    r"|[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}",
-    re.DOTALL,
-)
+_NUMBER_OR_DATE = re.compile(r"\d+(?:[- ]\d+)?|\d{4}[- ]\d\d[- ]\d\d")
+_MAIL = re.compile(r"\S+@\S+\.\w\w+")
+
+
+def _is_exact(text: str) -> bool:
+    """Whether nothing but the same text will do: addresses, code files, pages, times, telephone numbers and dates."""
+    marks = "https://" in text or "a.m." in text or "p.m." in text
+    ends = text.startswith("page") or text.endswith((".py", "ipynb"))
+    return bool(marks or ends or _NUMBER_OR_DATE.fullmatch(text) or _MAIL.fullmatch(text))
 
 
 def document(answer: str, want: str, kind: str) -> float:
@@ -139,7 +143,7 @@ def document(answer: str, want: str, kind: str) -> float:
 
 
 def _texts(want: str, got: str) -> float:
-    if _EXACT.fullmatch(want):
+    if _is_exact(want):
         return float(want == got)
     longest = max(len(want), len(got))
     similarity = 1.0 - (distance(want, got) / longest if longest else 0.0)
@@ -153,15 +157,19 @@ def _lists(want: str, text: str) -> float:
     got = sorted(_clean(str(one)) for one in (value if isinstance(value, list) else [value]) if str(one).strip())
     if len(expected) != len(got) or not expected:
         return 0.0
-    if _is_number(expected[0]) or _EXACT.fullmatch(expected[0]):
+    if _is_number(expected[0]) or _is_exact(expected[0]):
         return float(expected == got)
     return min(_texts(a, b) for a, b in zip(expected, got, strict=True))
 
 
 def _clean(text: str) -> str:
-    text = re.sub(r"\s*\([^)]*\)", "", text.lower().strip()).strip()
-    text = re.sub(r"^['\"]|['\"]$", "", text).strip()
-    return text.lstrip("$").strip().rstrip("%").strip()
+    """Without case, remarks in brackets, one quotation mark at each end, dollar and percent signs."""
+    first, *others = text.lower().split("(")
+    kept = first + "".join(part.partition(")")[2] if ")" in part else "(" + part for part in others)
+    text = " ".join(kept.split())
+    text = text[1:] if text[:1] in ("'", '"') else text
+    text = text[:-1] if text[-1:] in ("'", '"') else text
+    return text.strip().lstrip("$").strip().rstrip("%").strip()
 
 
 def _is_number(text: str) -> bool:

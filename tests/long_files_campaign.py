@@ -4,7 +4,7 @@
 
 A PDF of drawn prices is read, and a video split into scenes, once undisturbed and once killed (kill -9) and taken up
 again. Fails when the two results differ by a byte, when a page or part is computed twice, or when all pages, or frames
-all over the video, take more than 200 MB above one. The tests use the same functions on short files.
+all over the video, take more than 200 MB above one. The tests kill a short run with the same code.
 """
 
 from __future__ import annotations

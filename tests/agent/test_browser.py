@@ -59,6 +59,7 @@ def shop(address):
 
 @pytest.fixture
 def page(shop, address):
+    shop._blocked = None  # of the test before
     shop.perform(Navigate(address))
     return shop
 
@@ -113,6 +114,7 @@ def test_what_the_screen_does_not_show_is_in_the_outcome(page):
 def test_no_other_host_is_reached(page, action):
     with pytest.raises(AgentStopped) as caught:
         page.perform(action)
+        page.observe()  # a slow page leaves after the action
     assert caught.value.code == "agent.host" and "forbidden.example" in str(caught.value)
     if action == Click(*FORBIDDEN):
         assert page.observe().where.endswith("/shop.html")  # the page is not lost
@@ -128,7 +130,21 @@ def test_a_model_does_a_task(page, script):
     assert log(page) == "bought" and taken[0].step.action_text == "Buy."
 
 
-def test_the_command_leaves_a_trace_that_runs_again(address, script, tmp_path, capsys):
+class Kept:
+    """The browser of all tests, which a command does not close."""
+
+    notices = ("a notice",)
+
+    def __init__(self, browser):
+        self.observe, self.perform = browser.observe, browser.perform
+
+    def close(self):
+        pass
+
+
+def test_the_command_leaves_a_trace_that_runs_again(page, address, script, tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("kimi_vl_cpp.agent.Browser", lambda url, **how: opened.append((url, how)) or Kept(page))
     script.context_length = 60000
     x, y = 100 / WIDTH, 100 / HEIGHT
     script.answer = f"```\nclick({x:.3f}, {y:.3f})\nterminate(answer='done it')\n```"
@@ -137,4 +153,6 @@ def test_the_command_leaves_a_trace_that_runs_again(address, script, tmp_path, c
     line += ["--viewport", f"{WIDTH}x{HEIGHT}", "--image-patches", "64"]
     assert cli.main([*line, "--yes", "click", "--trace", f"{tmp_path}/t", "Buy"]) == 0
     assert capsys.readouterr().out == "done it\n"
+    how = {"allow": ("127.0.0.1",), "program": None, "viewport": (WIDTH, HEIGHT), "visible": False}
+    assert opened == [(address, how)]
     assert cli.main([*line, "--replay", f"{tmp_path}/t", "--yes", "all"]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 
-import long_files_campaign
 import numpy as np
 import pytest
 import videos
@@ -144,19 +143,3 @@ def test_the_command(script, talk, tmp_path, capsys):
     assert cli.main([*line, f"{tmp_path}/x.doc"]) == 2 and cli.main(line[:-1]) == 2
     assert cli.main(["scenes", str(talk), "--sheet", f"{tmp_path}/x.png"]) == 2
     assert "--force" in capsys.readouterr().err
-
-
-# Stopped and taken up
-
-
-@pytest.fixture(scope="module")
-def short_talk(tmp_path_factory):
-    path = tmp_path_factory.mktemp("video") / "short.mp4"
-    path.write_bytes(videos.video([videos.coded(index) for index in range(48)], fps=2, gop=12))
-    return path
-
-
-def test_a_run_that_was_killed_goes_on_and_asks_about_no_part_twice(short_talk, tmp_path):
-    long_files_campaign.killed_and_taken_up(
-        long_files_campaign.scenes_command(short_talk, fps=2.0), tmp_path, ".json", kills=[1], n_records=2
-    )

@@ -198,21 +198,32 @@ class Browser:
 
     def _observe(self) -> Observation:
         png = self._page.screenshot(scale="css")
+        self._check_blocked()
         return Observation(png, self._viewport, self._page.url)
 
     def _perform(self, action: Action) -> Outcome:
+        self._check_blocked()
         self._said.clear()
-        self._blocked = None
         if isinstance(action, actions.Navigate) and not self.hosts.allows(action.url, visit=True):
             raise self.hosts.refused(action.url)
-        self._act(action)
-        if not isinstance(action, actions.Wait):
-            self._settle()
-        if self._blocked is not None:
-            raise self.hosts.refused(self._blocked)
+        try:
+            self._act(action)
+            if not isinstance(action, actions.Wait):
+                self._settle()
+        except self._api.Error:  # a page that was not let go where it wanted may end the call too
+            self._check_blocked()
+            raise
+        self._check_blocked()
         if not self.hosts.allows(self._page.url, visit=True):
             raise self.hosts.refused(self._page.url)
         return Outcome("; ".join(self._said))
+
+    def _check_blocked(self) -> None:
+        """Raises AgentStopped when the page was to go where it may not, once: a slow page may try after the action that
+        made it."""
+        blocked, self._blocked = self._blocked, None
+        if blocked is not None:
+            raise self.hosts.refused(blocked)
 
     def _act(self, action: Action) -> None:
         page = self._page

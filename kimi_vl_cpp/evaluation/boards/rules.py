@@ -31,8 +31,9 @@ def letter(answer: str, options: Mapping[str, str]) -> str | None:
     if not found:
         found = {c: text.rfind(f" {c} ") for c in options if f" {c} " in text}
     if not found:
-        found = {c: text.rfind(f" {c}.") for c in options if f" {c}." in text or f" {c}:" in text}
-    if (not found and len(answer.split()) > 5) or (not found and len(options) > 0):
+        found = {c: max(text.rfind(f" {c}."), text.rfind(f" {c}:")) for c in options}
+        found = {c: place for c, place in found.items() if place >= 0}
+    if not found:
         lower = text.lower()
         found = {c: lower.rfind(said.lower()) for c, said in options.items() if said and said.lower() in lower}
     return max(found, key=lambda c: found[c]) if found else None

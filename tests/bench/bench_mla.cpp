@@ -1,8 +1,9 @@
 // One layer of attention of the model's size, through the backend: what a new token, or a chunk of a prompt, costs at a depth.
 // As many caches as the model has layers take turns, so that they come from memory as they do in the model.
 //
-//   bench_mla [depth=16384] [tokens=1] [isa=auto] [threads=2] [calls=5]
+//   bench_mla [depth=16384] [tokens=1] [isa=auto] [threads=2] [calls=5] [processor=0]
 //
+// processor=1 counts the processors' time instead, of all threads: for a machine that is busy, with threads=1.
 // For every type of the cache: the best and the median time a layer, what of it is beyond that of an empty cache, and the
 // difference of the results to those with float32 and float activations.
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <numeric>
 #include <random>
 #include <string>
@@ -34,9 +36,17 @@ struct Options {
   std::string isa = "auto";
   int64_t depth = 16384, tokens = 1;
   int threads = 2, calls = 5;
+  bool processor = false;
 } options;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  if (options.processor) {
+    timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 std::vector<float> random_floats(int64_t n, float size, unsigned seed) {
   std::mt19937 random(seed);
@@ -143,11 +153,9 @@ std::vector<double> timed(Backend& backend, const Layer& layer, const std::vecto
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bench::Settings settings = {{"depth", &options.depth},
-                                    {"tokens", &options.tokens},
-                                    {"isa", &options.isa},
-                                    {"threads", &options.threads},
-                                    {"calls", &options.calls}};
+  const bench::Settings settings = {{"depth", &options.depth}, {"tokens", &options.tokens},
+                                    {"isa", &options.isa},     {"threads", &options.threads},
+                                    {"calls", &options.calls}, {"processor", &options.processor}};
   if (!bench::read_settings(argc, argv, settings)) return 2;
   options.calls = std::max(1, options.calls);
   const std::unique_ptr<Backend> backend = backend_with(false), exact = backend_with(true);

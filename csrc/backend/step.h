@@ -13,7 +13,7 @@ namespace kimi {
 // whatever the batch holds besides. In a batch the expanded rows come first.
 //   expanded  attention over keys and values made of the latents; float weights are unpacked for a GEMM
 //   absorbed  attention in the latent space, keys split by the row's own position; float weights are streamed
-// Quantized weights times int8 activations give the same bits streamed or unpacked: there the backend takes what is faster.
+// Where quantized weights times int8 activations give the same bits streamed or unpacked, a backend takes what is faster.
 enum class RowForm : uint8_t { absorbed, expanded };
 
 class Step {

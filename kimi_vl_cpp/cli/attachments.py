@@ -16,7 +16,8 @@ from .progress import Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..media.pdf import Document, Markers, Page
+    from ..media.paged import Markers, Page
+    from ..media.pdf import Document
     from ..model import KimiVL
 
 CONTEXTS = (16384, 32768, 65536, 131072)

@@ -49,7 +49,7 @@ _MAGIC_RE = {name: re.compile(pattern, re.DOTALL) for name, pattern in _MAGIC.it
 # What people hand over by mistake, and what to do instead.
 # They are tried before the formats above: a raw file may call itself a TIFF.
 _STRANGERS = (
-    (rb"%PDF", "a PDF document: give it as documents=[...], or export its pages as PNG"),
+    (rb"%PDF", "a PDF document: give it as documents=[...] (in messages: a part of type file), or its pages as PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript: export it as PNG"),
     (rb"8BPS", "a Photoshop document (PSD): export it as PNG"),
     (rb"gimp xcf", "a GIMP document (XCF): export it as PNG"),

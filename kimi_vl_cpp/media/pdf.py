@@ -7,23 +7,21 @@ process. Paths never reach it, so it opens no other file. Needs the extra `pdf` 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import NotPicklable
 from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported
-from . import ranges
 from .decode import format_of, stranger
-from .drawn import Drawn
 from .named_part import split
+from .paged import Markers, Page, PagedDocument
 from .regular_file import open_regular
 
 MAX_BYTES = 1 << 30
@@ -32,9 +30,6 @@ MIN_SIDE, MAX_SIDE = 10.0, 14_400.0  # points
 _HEAD_BYTES = 1024  # within which a PDF has its mark
 _ERR_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _XFA_FORMS = (2, 3)  # FORMTYPE_XFA_FULL, FORMTYPE_XFA_FOREGROUND
-
-Markers = Literal["none", "short", "full"]
-"""What stands before a page in a prompt: nothing, "Page 3 of 50:", or that with the document's name."""
 
 _lock = threading.RLock()
 
@@ -53,10 +48,8 @@ def is_pdf(head: bytes) -> bool:
     return b"%PDF-" in head[:_HEAD_BYTES] and format_of(head) is None
 
 
-class Document(NotPicklable):
+class Document(PagedDocument):
     """A PDF document. Use it as a context manager, or leave closing to the garbage collector."""
-
-    _instead = "open the file in the other process"
 
     def __init__(
         self, source: str | os.PathLike[str] | bytes, password: str | None = None, *, name: str | None = None
@@ -87,41 +80,12 @@ class Document(NotPicklable):
             self.notices.append(f"{self.name}: an XFA form, which may show only a request to wait: print it to PDF")
 
     def close(self) -> None:
-        """Frees the document; its pages can no longer be drawn."""
         self._closed = True
         with _lock:
             self._pdf.close()
         self._file.close()
 
-    def __enter__(self) -> Document:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self.n_pages
-
-    def __repr__(self) -> str:
-        return f"<Document {self.name!r}, {self.n_pages} pages>"
-
-    def pages(self, which: str | Sequence[int] | None = None, markers: Markers = "short") -> list[Page]:
-        """Pages as pictures for a request, counted from 1. which: "3,7-9,40-", numbers, or None for all of them.
-
-        Raises BadDocument (code "document.pages").
-        """
-        if which is None:
-            numbers: Sequence[int] = range(1, self.n_pages + 1)
-        else:
-            text = which if isinstance(which, str) else ",".join(str(int(number)) for number in which)
-            numbers, notices = ranges.parse(text, self.n_pages, self.name)
-            self.notices += [notice for notice in notices if notice not in self.notices]
-        return [Page(self, number, markers) for number in numbers]
-
     def page_size(self, number: int) -> tuple[float, float]:
-        """Width and height of a page in points, /Rotate applied. Raises BadDocument (code "document.page_size")."""
         with self._page(number) as page:
             width, height = page.get_size()
         if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
@@ -133,7 +97,6 @@ class Document(NotPicklable):
         return float(width), float(height)
 
     def draw(self, number: int, width: int, height: int) -> NDArray[np.uint8]:
-        """A page on white as uint8 [height, width, 3], with annotations and filled-in forms, stretched to the size."""
         raw = importlib.import_module("pypdfium2.raw")
         flags = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER
         with self._page(number) as page:
@@ -147,7 +110,6 @@ class Document(NotPicklable):
         return pixels
 
     def text(self, number: int) -> str:
-        """The text layer of a page, "" for a scan without one. It need not be what the page shows."""
         with self._page(number) as page:
             text_page = page.get_textpage()
             text: str = text_page.get_text_bounded()
@@ -210,36 +172,6 @@ class Document(NotPicklable):
         )
 
 
-class Page(Drawn):
-    """A page of a document, to be given as a picture. number: from 1."""
-
-    def __init__(self, document: Document, number: int, markers: Markers = "short") -> None:
-        self.document = document
-        self.number = number
-        self.markers = markers
-
-    @property
-    def size(self) -> tuple[float, float]:
-        return self.document.page_size(self.number)
-
-    @property
-    def label(self) -> str:
-        if self.markers == "none":
-            return ""
-        name = f"{self.document.name}, page" if self.markers == "full" else "Page"
-        return f"{name} {self.number} of {self.document.n_pages}:\n"
-
-    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
-        return self.document.draw(self.number, width, height)
-
-    def text(self) -> str:
-        """Its text layer, see `Document.text`."""
-        return self.document.text(self.number)
-
-    def __repr__(self) -> str:
-        return f"<Page {self.number} of {self.document!r}>"
-
-
 def open_pages(documents: Sequence[Document | str | os.PathLike[str]]) -> tuple[list[Page], list[str]]:
     """All pages of documents in order, and notices about them. A path may end in "#3,7-9". Raises like `Document`."""
     if isinstance(documents, (str, bytes, os.PathLike, Document)):
@@ -262,13 +194,21 @@ def open_named(source: str | os.PathLike[str], password: str | None = None) -> t
     return Document(path, password), which
 
 
+def check_installed() -> None:
+    """Raises Unsupported (code "unsupported.extra") without pypdfium2, which it does not load."""
+    if importlib.util.find_spec("pypdfium2") is None:
+        raise _not_installed()
+
+
 def _pdfium() -> Any:
     try:
         return importlib.import_module("pypdfium2")
     except ImportError:
-        raise Unsupported(
-            "reading a PDF needs pypdfium2: pip install 'kimi-vl-cpp[pdf]'", "unsupported.extra"
-        ) from None
+        raise _not_installed() from None
+
+
+def _not_installed() -> Unsupported:
+    return Unsupported("reading a PDF needs pypdfium2: pip install 'kimi-vl-cpp[pdf]'", "unsupported.extra")
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:

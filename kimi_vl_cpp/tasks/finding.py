@@ -16,7 +16,7 @@ from ..media.processor import LimitedImage
 from .reading import is_usable
 
 if TYPE_CHECKING:
-    from ..media.pdf import Page
+    from ..media.paged import Page
     from ..model import KimiVL
 
 SKIM_PATCHES = 1024

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..media.drawn import Drawn, Part
-from ..media.pdf import Page
+from ..media.paged import Page
 from ..media.processor import LimitedImage
 from . import recipes
 from .journal import Journal

@@ -1,0 +1,108 @@
+"""A document as the rest of the package sees it: numbered pages, each a picture that is drawn on demand.
+
+Owns the choice of pages and what stands before them in a prompt. How a file is opened and drawn is for `pdf` (in this
+process) and `isolated` (in another one).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+from ..checks import NotPicklable
+from . import ranges
+from .drawn import Drawn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Markers = Literal["none", "short", "full"]
+"""What stands before a page in a prompt: nothing, "Page 3 of 50:", or that with the document's name."""
+MARKERS: tuple[Markers, ...] = get_args(Markers)
+
+_Self = TypeVar("_Self", bound="PagedDocument")
+
+
+class PagedDocument(NotPicklable, ABC):
+    """An open document. name: what messages and markers call it. n_pages. notices: what its reader should know."""
+
+    _instead = "open the file in the other process"
+    name: str
+    n_pages: int
+    notices: list[str]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the document; its pages can no longer be drawn."""
+
+    @abstractmethod
+    def page_size(self, number: int) -> tuple[float, float]:
+        """Width and height of a page in points, /Rotate applied. Raises BadDocument (code "document.page_size")."""
+
+    @abstractmethod
+    def draw(self, number: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A page on white as uint8 [height, width, 3], with annotations and filled-in forms, stretched to the size."""
+
+    @abstractmethod
+    def text(self, number: int) -> str:
+        """The text layer of a page, "" for a scan without one. It need not be what the page shows."""
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.n_pages
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}, {self.n_pages} pages>"
+
+    def pages(self, which: str | Sequence[int] | None = None, markers: Markers = "short") -> list[Page]:
+        """Pages as pictures for a request, counted from 1. which: "3,7-9,40-", numbers, or None for all of them.
+
+        Raises BadDocument (code "document.pages").
+        """
+        if which is None:
+            numbers: Sequence[int] = range(1, self.n_pages + 1)
+        else:
+            text = which if isinstance(which, str) else ",".join(str(int(number)) for number in which)
+            numbers, notices = ranges.parse(text, self.n_pages, self.name)
+            self.notices += [notice for notice in notices if notice not in self.notices]
+        return [Page(self, number, markers) for number in numbers]
+
+
+class Page(Drawn):
+    """A page of a document, to be given as a picture. number: from 1."""
+
+    def __init__(self, document: PagedDocument, number: int, markers: Markers = "short") -> None:
+        self.document = document
+        self.number = number
+        self.markers = markers
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return self.document.page_size(self.number)
+
+    @property
+    def label(self) -> str:
+        if self.markers == "none":
+            return ""
+        name = f"{self.document.name}, page" if self.markers == "full" else "Page"
+        return f"{name} {self.number} of {self.document.n_pages}:\n"
+
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        return self.document.draw(self.number, width, height)
+
+    def text(self) -> str:
+        """Its text layer, see `PagedDocument.text`."""
+        return self.document.text(self.number)
+
+    def __repr__(self) -> str:
+        return f"<Page {self.number} of {self.document!r}>"

@@ -5,11 +5,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-from .errors import BadRequest, shown
+from .errors import BadRequest, KimiVLError, shown
+
+
+@contextmanager
+def about_argument(name: str) -> Iterator[None]:
+    """Errors raised inside have this argument as their `param`, unless they have one already."""
+    try:
+        yield
+    except KimiVLError as error:
+        error.param = error.param or name
+        raise
 
 
 def check_float(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:

@@ -461,9 +461,10 @@ class KimiVL(NotPicklable):
     ) -> PieceStream:
         """Checks a whole conversation (see prompt.build_prompt; images by index) and returns its answer's stream.
 
-        What `chat` and `create_chat_completion` are made of. started: the time.perf_counter() from which first_token_s
-        counts. continue_final: the answer continues the last message, an assistant's. tools: the functions that the
-        answer may call. Raises like `chat`.
+        What `chat` and `create_chat_completion` are made of. Pages of documents without a limit of their own are drawn
+        as large as all of them fit. started: the time.perf_counter() from which first_token_s counts. continue_final:
+        the answer continues the last message, an assistant's. tools: the functions that the answer may call. Raises
+        like `chat`.
         """
         started = time.perf_counter() if started is None else started
         options = dict(sampling_options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..checks import check_int
+from ..checks import about_argument, check_int
 from ..errors import ContextFull
 from ..files.variants import REASONING
 from ..media import budget
@@ -21,9 +21,9 @@ _TEMPLATE_TOKENS = 64  # of a request, around its messages
 
 
 def limit_images(
-    model: LoadedModel, images: Sequence[ImageInput | ProcessedImage], patches: int | None
+    model: LoadedModel, images: Sequence[ImageInput | LimitedImage | ProcessedImage], patches: int | None
 ) -> list[ImageInput | LimitedImage | ProcessedImage]:
-    """The pictures with a limit of `patches` each; None leaves them as they are.
+    """The pictures with a limit of `patches` each, where they have none yet; None leaves them as they are.
 
     Raises BadRequest (code "request.image_patches") for a limit above that of the model.
     """
@@ -31,12 +31,13 @@ def limit_images(
         return list(images)
     top = model.processor.in_token_limit
     check_int("image_patches", patches, 4, top)
-    return [image if isinstance(image, ProcessedImage) else LimitedImage(image, patches) for image in images]
+    limited = (ProcessedImage, LimitedImage)
+    return [image if isinstance(image, limited) else LimitedImage(image, patches) for image in images]
 
 
 def fit_images(
     model: LoadedModel,
-    images: Sequence[ImageInput | ProcessedImage],
+    images: Sequence[ImageInput | LimitedImage | ProcessedImage],
     patches: int | None,
     *,
     prompt: str,
@@ -50,9 +51,12 @@ def fit_images(
     if patches is not None or not pages:
         return list(limit_images(model, images, patches)), []
     model.require_vision()
-    found: list[ImageInput | LimitedImage | ProcessedImage] = [
-        image if isinstance(image, Drawn) else model.process_image(image) for image in images
-    ]
+    found: list[ImageInput | LimitedImage | ProcessedImage] = []
+    for index, image in enumerate(images):
+        with about_argument(f"images[{index}]"):
+            if isinstance(image, Drawn):
+                _ = image.size  # which raises for a page that cannot be drawn
+            found.append(image if isinstance(image, Drawn) else model.process_image(image))
     n_other += sum(image.n_tokens for image in found if isinstance(image, ProcessedImage))
     chosen, notices = fit_pages(model, pages, prompt, max_new_tokens, n_other)
     return [LimitedImage(image, chosen) if isinstance(image, Drawn) else image for image in found], notices

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..cache.keys import Item, Picture, n_positions
-from ..errors import BadRequest, ContextFull, KimiVLError, shown
+from ..checks import about_argument
+from ..errors import BadRequest, ContextFull, shown
 from ..files.variants import REASONING
 from ..media.processor import ProcessedImage
-from ..text.chat_template import ImagePart, build_prompt
+from ..text.chat_template import ImagePart, build_prompt, text_of
 from ..text.thinking import NO_THINKING
 from . import sampling
+from .fitting import fit_images
 from .generation import Request
 from .overflow import drop_turns
 from .pixels import PixelSource
@@ -87,15 +89,13 @@ def build_request(
                 "request.prompt_logprobs",
             )
     _check_indices(parts, len(images))
+    text = "".join(map(text_of, messages))
+    images, notices = fit_images(model, images, None, prompt=text, max_new_tokens=params.max_new_tokens)
     pictures: list[Picture] = []
     pixels = PixelSource(model.processor)
-    notices: list[str] = []
     for index, image in enumerate(images):
-        try:
+        with about_argument(f"images[{index}]"):
             seen = image if isinstance(image, ProcessedImage) else model.processor(image)
-        except KimiVLError as error:
-            error.param = f"images[{index}]"
-            raise
         digest = model.picture_key(seen, params.cache_salt)
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
@@ -117,7 +117,7 @@ def build_request(
         notices=notices,
         prepare_s=time.perf_counter() - started,
         reasoning=reasoning,
-        begun=_text_of(messages[-1]) if continue_final else opening,
+        begun=text_of(messages[-1]) if continue_final else opening,
         may_reason=not opening,
         tools=tools,
     )
@@ -148,13 +148,6 @@ def check_ids(name: str, ids: Iterable[Any], n_vocab: int) -> None:
             raise BadRequest(
                 f"{name}[{index}]: got {shown(token)}, expected a token id from 0 to {n_vocab - 1}", f"request.{name}"
             )
-
-
-def _text_of(message: Message) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content or () if part.get("type") == "text")
 
 
 def _finish_request(

@@ -79,6 +79,8 @@ def about(where: str) -> Iterator[None]:
     try:
         yield
     except KimiVLError as error:
+        if error.code == f"request.{where}":  # the library's, which takes the place for an argument
+            error.code = f"request.{_outermost(where)}"
         if error.param is None:
             error.param = where
             if not str(error).startswith(where):

@@ -1,4 +1,4 @@
-"""OpenAI's messages as those of the chat template, and the pictures in them.
+"""OpenAI's messages as those of the chat template, and the pictures in them, pages of documents among them.
 
 Pictures come as data URLs, as {"type": "image", "image": ...} parts with a picture object, or, only where the caller
 allows it, as paths of local files. Other URLs are for the caller to open: nothing is fetched from a network here.
@@ -20,6 +20,7 @@ from ..errors import KimiVLError
 from ..media.processor import LimitedImage, is_bare_base64, load_data_url
 from ..text import tool_calls
 from ..text.thinking import CLOSING, OPENING
+from .documents import FILE_PARTS, OpenDocument, open_here, read_file_part
 from .fields import about, bad, boolean, integer, shown, unsupported
 from .tools import CallHistory
 
@@ -38,14 +39,12 @@ _REFUSED_PARTS = {
     "input_audio": "audio is not understood",
     "video_url": "a video is not opened: send frames of it as pictures",
     "video": "a video is not opened: send frames of it as pictures",
-    "file": "a file is not opened: send its text, or its pages as pictures",
-    "input_file": "a file is not opened: send its text, or its pages as pictures",
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a request. source: a data URL's bytes, or whatever `KimiVL.chat` takes. place: its field.
+    """A picture of a request. source: a data URL's bytes, or whatever `KimiVL.start` takes. place: its field.
     max_patches: 14x14 patches above which it is scaled down, None for the model's own limit."""
 
     source: Any
@@ -56,11 +55,12 @@ class Picture:
 @dataclass
 class Translated:
     """messages: for chat_template.build_prompt. pictures: what their image parts count through. continue_final: the
-    last message, an assistant's, is to be continued."""
+    last message, an assistant's, is to be continued. notices: about its documents."""
 
     messages: list[Any] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     continue_final: bool = False
+    notices: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> list[Any]:
@@ -93,17 +93,18 @@ def translate_messages(
     allow_local_images: bool = False,
     continue_final: bool = False,
     open_url: OpenUrl = lambda url: None,
+    open_document: OpenDocument = open_here,
 ) -> Translated:
     """Reads the messages of a request. continue_final: the last is to be continued, as its own fields may say too.
 
-    Raises BadRequest, BadImage, Unsupported, each with the field as its `param`.
+    Raises BadRequest, BadImage, BadDocument, Unsupported, each with the field as its `param`.
     """
     if not isinstance(messages, (list, tuple)):
         raise bad("messages", f"got {shown(messages)}, expected a list of messages")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise bad("messages", f"got {len(messages)}, expected 1 to {MAX_MESSAGES}")
     result = Translated()
-    reader = _Reader(result.pictures, allow_local_images, open_url)
+    reader = _Reader(result.pictures, result.notices, allow_local_images, open_url, open_document)
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
@@ -134,11 +135,13 @@ def _continued(where: str, message: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Reader:
-    """Reads one message after the other. pictures: those found so far."""
+    """Reads one message after the other. pictures, notices: those found so far."""
 
     pictures: list[Picture]
+    notices: list[str]
     allow_local: bool
     open_url: OpenUrl
+    open_document: OpenDocument
     history: CallHistory = field(default_factory=CallHistory)
 
     def message(self, where: str, message: Mapping[str, Any], final: bool) -> dict[str, Any]:
@@ -173,15 +176,18 @@ class _Reader:
             raise bad(where, f"got {shown(content)}, expected a string or a list of parts", "request.content")
         if len(content) > MAX_PARTS:
             raise bad(where, f"got {len(content)} parts, expected at most {MAX_PARTS}", "request.content")
-        return [self._part(f"{where}[{index}]", part) for index, part in enumerate(content)]
+        return [one for index, part in enumerate(content) for one in self._part(f"{where}[{index}]", part)]
 
-    def _part(self, where: str, part: Any) -> dict[str, Any]:
+    def _part(self, where: str, part: Any) -> list[dict[str, Any]]:
+        """The template's parts of one part: a document is one for every page, and one for what stands before it."""
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in ("text", "input_text", "output_text"):
             text = part.get("text")
             if not isinstance(text, str):
                 raise bad(f"{where}.text", f"got {shown(text)}, expected a string", "request.content")
-            return {"type": "text", "text": text}
+            return [{"type": "text", "text": text}]
+        if kind in FILE_PARTS:
+            return self._document(where, part)
         if kind in ("image_url", "input_image"):
             value = part.get("image_url")
             inner = value if isinstance(value, Mapping) else part
@@ -189,22 +195,37 @@ class _Reader:
             place = f"{where}.image_url"
             if not isinstance(url, str):
                 raise bad(place, f"got {shown(url)} as its url, expected a string", "request.image_url")
-            limit = _max_patches(place, inner)
-            self.pictures.append(Picture(self._from_url(place, url), place, limit))
-        elif kind == "image":
+            return [self._picture(self._from_url(place, url), place, _max_patches(place, inner))]
+        if kind == "image":
             image = part.get("image")
             place = f"{where}.image"
             if image is None:
                 raise bad(place, "missing, expected a picture", "request.content")
             if isinstance(image, (str, os.PathLike)):
                 image = self._from_url(place, image)
-            self.pictures.append(Picture(image, place))
-        elif isinstance(kind, str) and kind in _REFUSED_PARTS:
+            return [self._picture(image, place)]
+        if isinstance(kind, str) and kind in _REFUSED_PARTS:
             raise unsupported(f"{where}.type", f"got {shown(kind)}: {_REFUSED_PARTS[kind]}", "unsupported.part")
-        else:
-            got = shown(part) if kind is None else shown(kind)
-            raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url' or 'image'", "request.content")
+        got = shown(part) if kind is None else shown(kind)
+        raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url', 'image' or 'file'", "request.content")
+
+    def _picture(self, source: Any, place: str, max_patches: int | None = None) -> dict[str, Any]:
+        self.pictures.append(Picture(source, place, max_patches))
         return {"type": "image", "image": len(self.pictures) - 1}
+
+    def _document(self, where: str, part: Mapping[str, Any]) -> list[dict[str, Any]]:
+        file = read_file_part(where, part)
+        limit = _max_patches(file.place, file.options)
+        with about(file.place):
+            document = self.open_document(file.data, file.name)
+            pages = document.pages(file.pages, file.markers)
+        self.notices += document.notices
+        parts: list[dict[str, Any]] = []
+        for page in pages:
+            if page.label:
+                parts.append({"type": "text", "text": page.label})
+            parts.append(self._picture(page, file.place, limit))
+        return parts
 
     def _from_url(self, where: str, url: str | os.PathLike[str]) -> Any:
         is_data = isinstance(url, str) and url.lstrip()[:5].lower() == "data:"

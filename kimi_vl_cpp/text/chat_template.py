@@ -30,6 +30,14 @@ Part = list[int] | ImagePart
 """A piece of a prompt: token ids, never none, or a picture. Two lists of ids are never neighbours."""
 
 
+def text_of(message: Message) -> str:
+    """The text of a checked message, without its pictures."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content or () if part.get("type") == "text")
+
+
 def user_content(text: str, labels: Sequence[str], first: int = 0) -> list[dict[str, Any]]:
     """The content of a user's message: pictures, numbered from `first`, each behind its label, then the text."""
     content: list[dict[str, Any]] = []

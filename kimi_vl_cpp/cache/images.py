@@ -21,6 +21,7 @@ class ImageCache:
         self.max_bytes = max_bytes
         self.store = store
         self.n_bytes = 0
+        self.n_encoded = 0  # pictures that were put here
         self._lock = threading.Lock()
         self._items: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
@@ -43,6 +44,7 @@ class ImageCache:
         """Keeps `embedding`, which becomes read-only. One that is larger than the whole cache is kept in the folder
         alone."""
         embedding.setflags(write=False)
+        self.n_encoded += 1
         if self.store is not None:
             self.store.put_picture(digest, embedding)
         self._keep(digest, embedding)

@@ -20,7 +20,7 @@ from ..errors import Cancelled
 from .gate import Gate
 from .job import Job
 from .tasks import Features
-from .turn import Turns
+from .turn import Turns, Watch
 
 if TYPE_CHECKING:
     from .._core import Engine, PagePool, Session
@@ -170,6 +170,10 @@ class Conductor:
         if job.n_cached is None:
             return self.between_turns(lambda: self._turns.seconds_ahead(job))
         return self._turns.seconds_left(job)
+
+    def watch(self, watch: Watch) -> None:
+        """Has every step and layer reported from now on, in the thread that computes them."""
+        self._turns.watch = watch
 
     @property
     def n_jobs(self) -> int:

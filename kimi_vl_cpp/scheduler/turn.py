@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SLICE_S = 0.12
 """How long prompts and pictures go on while an answer waits for its next token."""
 
+Watch = Callable[[str, float, float, int], None]
+"""watch(work, began, ended, n): n answers decoded in one step ("decode"), or one layer of a prompt ("prefill") or block
+of a picture ("encode") computed, in seconds of the clock."""
+
 _TASK_SHARE = 3  # seconds of prompts and pictures for each second of decoding, at most, while both wait
 
 
@@ -46,6 +50,7 @@ class Turns:
         self.index = index
         self.jobs: list[Job] = []  # in the order of arrival
         self.arrivals: deque[Job] = deque()  # of any thread
+        self.watch: Watch | None = None
         self._engine = engine
         self._clock = clock
         self._max_parallel = max_parallel
@@ -183,6 +188,8 @@ class Turns:
             job.last_turn = self._n_turns
             job.n_accepted += len(outcome) - 1 if isinstance(outcome, list) else 0
         self._debt_s -= _TASK_SHARE * seconds
+        if self.watch is not None:
+            self.watch("decode", started, started + seconds, len(due))
         self._settle()
         return True
 
@@ -282,7 +289,7 @@ class Turns:
         job = min(ready, key=lambda job: (-job.priority, job.served_s, job.number))
         began = now = self._clock()
         while self._has_task(job) and self._tasks.ready(job):
-            started = now
+            started, work = now, "encode" if job.missing else "prefill"
             try:
                 self._room.make_for_task(job, self.jobs)
                 if self._change(job, self._tasks.advance, job):
@@ -292,6 +299,8 @@ class Turns:
             except Exception as error:
                 self._fail(job, error)
             now = self._clock()
+            if self.watch is not None:
+                self.watch(work, started, now, 1)
             job.served_s += now - started
             self._debt_s += now - started
             if now - began >= SLICE_S or (waiting and self._debt_s > 0) or job.has_news:

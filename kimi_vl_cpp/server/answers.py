@@ -69,6 +69,7 @@ class Answer:
 
         await self._start(prepared, progress)
         self.images += asked.images
+        self.notices += asked.notices
 
     async def start(self, prepare: Prepare, *, progress: bool = False) -> None:
         """Checks the request and puts it into the queue. Raises KimiVLError, ClientLeft."""

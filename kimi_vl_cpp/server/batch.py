@@ -122,6 +122,7 @@ class _Batch:
         finally:
             for task in waiting:
                 task.cancel()
+            state.documents.close()
             await asyncio.to_thread(state.engine.stop)
         return self._counts
 

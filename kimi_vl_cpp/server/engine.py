@@ -55,9 +55,17 @@ class Engine:
         self._last_progress = time.monotonic()
         self._ended: deque[float] = deque(maxlen=32)
         self._stopped = threading.Event()
-        drive = model.loaded.conductor.drive
-        self._driver = threading.Thread(target=drive, args=(self._stopped.is_set,), name="drive", daemon=True)
+        conductor = model.loaded.conductor
+        conductor.watch(self._computed)
+        self._driver = threading.Thread(target=conductor.drive, args=(self._stopped.is_set,), name="drive", daemon=True)
         self._driver.start()
+
+    def _computed(self, work: str, began: float, ended: float, n: int) -> None:
+        """A step, a layer or a block that has been computed. In the thread that computes."""
+        if work == "decode":
+            self._metrics.step(n)
+        if self.trace is not None:
+            self.trace.work(work, began, ended, n)
 
     # Numbers
 
@@ -72,6 +80,20 @@ class Engine:
                 with path.open("rb") as file:
                     digest.update(file.read(1 << 20))
         return f"kvl-{__version__}-{digest.hexdigest()[:8]}"
+
+    def describe(self, metrics: Metrics) -> None:
+        """Adds what is known here to the metrics. All of it is read without waiting for the core."""
+        index, images = self.model.loaded.conductor.index, self.model.loaded.image_cache
+        metrics.gauge("num_requests_running", "Answers being computed.", lambda: self.n_running)
+        metrics.gauge("num_requests_waiting", "Answers that wait.", lambda: self.n_waiting)
+        metrics.gauge("image_cache_bytes", "Memory of encoded pictures.", lambda: images.n_bytes)
+        metrics.gauge("kv_cache_bytes", "Memory of positions, under way and kept.", lambda: index.pool.bytes_in_use)
+        metrics.gauge("kv_cache_budget_bytes", "Memory that positions may take.", lambda: index.pool.budget)
+        metrics.count("images_encoded", "Pictures that were encoded.", lambda: images.n_encoded)
+        metrics.count("prefix_cache_hits", "Positions of prompts that were held.", lambda: index.counts.hit_positions)
+        queries = lambda: index.counts.hit_positions + index.counts.missed_positions  # noqa: E731
+        metrics.count("prefix_cache_queries", "Positions of prompts that were looked for.", queries)
+        metrics.count("kv_pages_evicted", "Pages of positions that made room.", lambda: index.counts.evicted_pages)
 
     @property
     def image_cache_bytes(self) -> int:

@@ -126,7 +126,7 @@ class Fetcher:
             raise _refused(url, "its host is not a name")
         port = port or _PORTS[scheme]
         if not any(one.allows(host, port, scheme) for one in self._hosts):
-            raise _refused(url, "the server does not fetch from this host and port")
+            raise _refused(url, "no --image-host of the server names this host and port")
         return _Target(scheme, host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), literal)
 
     async def _ask(self, target: _Target, asked: str) -> tuple[int, dict[bytes, bytes], bytes]:

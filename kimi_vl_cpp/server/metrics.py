@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from ..types import Response
 
@@ -13,6 +15,19 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series be
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_ANSWERS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _Counted(Collector):
+    """A counter of which somebody else keeps the count."""
+
+    def __init__(self, metrics: Metrics, name: str, text: str, value: Callable[[], int]) -> None:
+        self._metrics, self._name, self._text, self._value = metrics, name, text, value
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=("model",))
+        family.add_metric((self._metrics.model,), self._value())
+        yield family
 
 
 class Metrics:
@@ -41,17 +56,22 @@ class Metrics:
         self._prefill = self._histogram("request_prefill_time_seconds", "Time of computing a prompt.")
         self._decode = self._histogram("request_decode_time_seconds", "Time of computing the tokens after the first.")
         self._encode = self._histogram("image_encode_seconds", "Time of encoding the pictures of a prompt.")
+        self._batch = self._histogram("step_batch_size", "Answers that were decoded in one step.", _ANSWERS)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kimi_vl_{name}", text, ("model", *labels), registry=self.registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"kimi_vl_{name}", text, ("model",), registry=self.registry, buckets=_SECONDS)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(f"kimi_vl_{name}", text, ("model",), registry=self.registry, buckets=buckets)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number that is asked for when it is read."""
         gauge = Gauge(f"kimi_vl_{name}", text, ("model",), registry=self.registry)
         gauge.labels(self.model).set_function(value)
+
+    def count(self, name: str, text: str, value: Callable[[], int]) -> None:
+        """A number that only grows and that is asked for when it is read."""
+        self.registry.register(_Counted(self, f"kimi_vl_{name}", text, value))
 
     def counter_of(self, name: str, text: str, names: Iterable[str] = ()) -> Counter:
         """A further counter."""
@@ -80,6 +100,10 @@ class Metrics:
             self._gap.labels(self.model).observe(timings.decode_s / (usage.completion_tokens - 1))
         if timings.encode_s:
             self._encode.labels(self.model).observe(timings.encode_s)
+
+    def step(self, n: int) -> None:
+        """A decode step of n answers."""
+        self._batch.labels(self.model).observe(n)
 
     def cancelled(self, state: str) -> None:
         """An answer whose client left, or that was cancelled otherwise."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..generation import sampling
+from ..media.paged import MARKERS
 from ..openai import messages, options, reasoning, text_completions, tools
 from ..version import __version__
 from .replies import json_reply
@@ -102,11 +103,15 @@ def _message() -> Schema:
     url = {"anyOf": [_STRING, _object(("url",), url=_STRING, detail={"enum": list(messages.DETAILS)})]}
     text = _object(("type", "text"), type={"const": "text"}, text=_STRING)
     picture = _object(("type", "image_url"), type={"const": "image_url"}, image_url=url)
+    options = {"filename": _STRING, "pages": _STRING, "markers": {"enum": list(MARKERS)}}
+    document = _object(
+        ("type", "file"), type={"const": "file"}, file=_object(("file_data",), file_data=_STRING, **options)
+    )
     function = _object(("name", "arguments"), name=_STRING, arguments=_STRING)
     return _object(
         ("role",),
         role={"enum": list(messages.ROLES)},
-        content={"anyOf": [_STRING, _list({"anyOf": [text, picture]}, maxItems=messages.MAX_PARTS)]},
+        content={"anyOf": [_STRING, _list({"anyOf": [text, picture, document]}, maxItems=messages.MAX_PARTS)]},
         reasoning_content=_STRING,
         partial=_BOOLEAN,
         tool_call_id=_STRING,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import BadImage
+from ..errors import BadImage, BadRequest
 from ..media.processor import ProcessedImage
 from ..openai.fields import about, shown
 from ..openai.messages import Picture
@@ -81,14 +81,20 @@ class PictureSources:
 
     def open_url(self, url: str, owner: tuple[str, str]) -> Any:
         """What a URL stands for: a picture, the bytes of one, or a Remote that `fetch` is to replace; None for a URL
-        that this server does not know. Raises BadImage."""
+        that this server does not know. Raises BadImage, BadRequest."""
         scheme = url.partition(":")[0].lower()
         if scheme == "sha256":
             image = self.earlier.get(owner, url[len(DIGEST_SCHEME) :].lower())
             if image is None:
                 raise BadImage(f"{shown(url)}: no such picture is kept here: send it again", "image.unknown_digest")
             return image
-        if scheme in ("http", "https") and self.fetcher:
+        if scheme in ("http", "https"):
+            if not self.fetcher:
+                raise BadRequest(
+                    f"{shown(url)}: this server does not fetch pictures: send a data: URL, or start the server with "
+                    "--image-host NAME of the host to fetch from",
+                    "request.image_url_remote",
+                )
             self.fetcher.check(url)
             return Remote(url)
         return self._read_file(url) if scheme == "file" and self._folders else None

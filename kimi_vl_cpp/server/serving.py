@@ -212,9 +212,7 @@ class Serving:
         engine.fingerprint  # noqa: B018 - read the file now
         state.engine = engine
         state.metrics.model = state.names[0] if not state.draining else "kimi-vl"
-        state.metrics.gauge("num_requests_running", "Answers being computed.", lambda: engine.n_running)
-        state.metrics.gauge("num_requests_waiting", "Answers that wait.", lambda: engine.n_waiting)
-        state.metrics.gauge("image_cache_bytes", "Memory of encoded pictures.", lambda: engine.image_cache_bytes)
+        engine.describe(state.metrics)
         if self._on_ready is not None and not state.draining:
             self._on_ready(state, address_of(state.settings, bound))
 
@@ -228,6 +226,7 @@ class Serving:
         while not engine.idle and time.monotonic() < deadline and not self._at_once.is_set():
             await asyncio.sleep(0.02)
         engine.end_all("shutdown")
+        self.state.documents.close()
         deadline = time.monotonic() + 10
         while engine.runs and time.monotonic() < deadline:
             await asyncio.sleep(0.02)

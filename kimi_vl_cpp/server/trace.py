@@ -1,10 +1,12 @@
 """Where the time of every answer went, as Chrome's trace events: open the file in chrome://tracing or ui.perfetto.dev.
 
-A track for each answer: its states one after the other, and a mark for every piece that it gave out. Holds no text.
+A track for each answer: its states one after the other, and a mark for every piece that it gave out. One more for the
+computing: decode steps, and layers of prompts and pictures. Holds no text.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +16,8 @@ from typing import Any
 import msgspec
 
 from ..errors import BadRequest
+
+_COMPUTING = 0  # the track of steps and layers
 
 
 class Trace:
@@ -25,9 +29,15 @@ class Trace:
             self._file = open(path, "w", encoding="ascii", buffering=1 << 16)  # noqa: SIM115 - closed by close
         except OSError as error:
             raise BadRequest(f"trace {path}: {error.strerror}", "serve.trace") from None
+        self._lock = threading.Lock()
         self._zero = time.perf_counter()
         self._n_tracks = 0
         self._file.write("[\n")  # the end of the array may be missing
+        self._name(_COMPUTING, "computing")
+
+    def work(self, name: str, began: float, ended: float, n: int) -> None:
+        """What the core did from `began` to `ended`: a step for n answers, a layer, a block. From any thread."""
+        self._span(name, _COMPUTING, began, ended, {"answers": n} if name == "decode" else {})
 
     def answer(
         self,
@@ -40,23 +50,30 @@ class Trace:
         last of them its end. pieces: (when, tokens)."""
         self._n_tracks += 1
         track = self._n_tracks
-        self._write({"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}})
-        for (state, begun), (_, ended) in pairwise(states):
-            span = {"ph": "X", "name": state, "pid": 1, "tid": track, "ts": self._us(begun)}
-            self._write({**span, "dur": round((ended - begun) * 1e6), "args": about})
+        self._name(track, name)
+        for (state, began), (_, ended) in pairwise(states):
+            self._span(state, track, began, ended, about)
         for when, n_tokens in pieces:
             mark = {"ph": "i", "s": "t", "name": "piece", "pid": 1, "tid": track, "ts": self._us(when)}
             self._write({**mark, "args": {"tokens": n_tokens}})
-        with suppress(OSError):
+        with suppress(OSError), self._lock:
             self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with self._lock:
+            self._file.close()
+
+    def _name(self, track: int, name: str) -> None:
+        self._write({"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}})
+
+    def _span(self, name: str, track: int, began: float, ended: float, about: dict[str, Any]) -> None:
+        span = {"ph": "X", "name": name, "pid": 1, "tid": track, "ts": self._us(began)}
+        self._write({**span, "dur": round((ended - began) * 1e6), "args": about})
 
     def _us(self, at: float) -> int:
         return round((at - self._zero) * 1e6)
 
     def _write(self, event: dict[str, Any]) -> None:
-        with suppress(OSError):  # a full disk: the server goes on
+        with suppress(OSError), self._lock:  # a full disk: the server goes on
             self._file.write(msgspec.json.encode(event).decode() + ",\n")

@@ -187,6 +187,11 @@ def test_the_counters_are_the_sums_of_the_usages():
     for name, amount in total.items():
         assert float(figures[f'kimi_vl_{name}_total{{model="kimi"}}']) == amount
     assert float(figures['kimi_vl_num_requests_running{model="kimi"}']) == 0
+    hits, queries = (float(figures[f'kimi_vl_prefix_cache_{one}_total{{model="kimi"}}']) for one in ("hits", "queries"))
+    assert 0 <= hits < queries
+    assert float(figures['kimi_vl_images_encoded_total{model="kimi"}']) == 3
+    # A step may give an answer several tokens, and the first of each comes with its prompt.
+    assert 0 < float(figures['kimi_vl_step_batch_size_sum{model="kimi"}']) <= total["generation_tokens"]
 
 
 def test_a_schema_is_followed_and_openai_s_client_parses_it(server):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from kimi_vl_cpp.server.fetching import Fetcher, is_public
 httpcore = pytest.importorskip("httpcore", reason="needs the extra [fetch]")
 PUBLIC = "93.184.215.14"
 PICTURE = b"bytes of a picture"
+CERTIFICATE = Path(__file__).with_name("pictures_test.pem")
 
 
 class Host(BaseHTTPRequestHandler):
@@ -94,6 +97,21 @@ def test_a_picture_comes_from_the_address_that_was_checked(host):
     assert world.fetch("http://Pictures.test/cat.png?size=1#top") == PICTURE
     assert world.connected == [(PUBLIC, 80)] and world.resolved == ["pictures.test"]
     assert Host.asked == [("pictures.test", "/cat.png?size=1")]
+
+
+def test_tls_is_held_to_the_name_that_was_asked_not_to_the_address(host, monkeypatch):
+    told = []
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(CERTIFICATE)
+    served.sni_callback = lambda connection, name, context: told.append(name)
+    host.socket = served.wrap_socket(host.socket, server_side=True)
+    monkeypatch.setattr(fetching, "_tls", lambda: ssl.create_default_context(cafile=str(CERTIFICATE)))
+    world = World(host, {"other.test": [PUBLIC]})
+    assert world.fetch("https://pictures.test/a") == PICTURE
+    assert world.connected == [(PUBLIC, 443)] and told == ["pictures.test"]
+    with pytest.raises(BadImage, match="the connection failed"):  # whose certificate is for another name
+        world.fetch("https://other.test/a", "other.test")
+    assert told == ["pictures.test", "other.test"] and Host.asked == [("pictures.test", "/a")]
 
 
 def test_a_name_is_resolved_once_whatever_it_answers_next(host):

@@ -20,7 +20,7 @@ def count(answers: int | None, vote: bool) -> int | None:
     if answers is not None and not 1 <= answers <= MAX_ANSWERS:
         raise exits.UsageError(f"--answers {answers}: expected 1 to {MAX_ANSWERS}")
     if vote and answers is not None and answers < 2:
-        raise exits.UsageError("--vote: one answer has nobody to vote against: ask for several with --answers")
+        raise exits.UsageError("--vote needs several answers: ask for them with --answers N")
     return DEFAULT_VOTERS if vote and answers is None else answers
 
 

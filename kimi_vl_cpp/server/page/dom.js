@@ -104,13 +104,14 @@ export function dialog(title, content, props = {}) {
   return box;
 }
 
-// A menu below `button`: [{icon, label, run, danger}]. Arrow keys, Home, End, Esc, and the focus goes back.
+// A menu below `button`: [{icon, label, run, danger}]. Arrow keys, Home, End, Esc, and the focus goes back: to the button of the
+// same id where `button` was drawn anew meanwhile.
 export function menu(button, items) {
   const end = (focus) => {
     box.remove();
     button.setAttribute("aria-expanded", "false");
     document.removeEventListener("pointerdown", outside, true);
-    if (focus) button.focus();
+    if (focus) (button.isConnected ? button : document.getElementById(button.id))?.focus();
   };
   const outside = (event) => {
     if (!box.contains(event.target)) end(false);

@@ -46,11 +46,11 @@ export class Sidebar {
         : updated >= midnight - 6 * DAY ? words.thisWeek : words.older;
       groups.set(when, [...(groups.get(when) || []), conversation]);
     }
-    const focused = document.activeElement?.closest?.("li")?.dataset.id;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.id : "";
     this.list.replaceChildren(...[...groups].map(([when, members]) =>
       h("section", {}, h("h2", {}, when), h("ul", {}, members.map((conversation) => this.row(conversation))))));
     if (!shown.length) this.list.append(h("p", { class: "hint" }, asked ? words.noMatch : words.noConversations));
-    if (focused) this.list.querySelector(`[data-id="${focused}"] button`)?.focus();
+    if (focused) document.getElementById(focused)?.focus();
   }
 
   row(conversation) {
@@ -60,10 +60,10 @@ export class Sidebar {
       { icon: "save", label: words.exportJson, run: () => exportJson([conversation]) },
       { icon: "save", label: words.exportMarkdown, run: () => exportMarkdown(conversation) },
       { icon: "close", label: words.remove, danger: true, run: () => this.remove(conversation) },
-    ]), { "aria-haspopup": "menu", "aria-expanded": "false" });
+    ]), { id: `more-${conversation.id}`, "aria-haspopup": "menu", "aria-expanded": "false" });
     const current = conversation.id === this.current();
     return h("li", { "data-id": conversation.id, class: current ? "current" : "" },
-      h("button", { type: "button", class: "title", title, "aria-current": current ? "page" : null, onclick: () => this.open(conversation.id) }, title),
+      h("button", { type: "button", id: `title-${conversation.id}`, class: "title", title, "aria-current": current ? "page" : null, onclick: () => this.open(conversation.id) }, title),
       more);
   }
 

@@ -83,9 +83,6 @@ def test_the_theme_is_the_systems_or_chosen(open_page: Callable[..., Page], sche
     assert page.evaluate(ground) == grounds[other]
 
 
-@pytest.mark.xfail(
-    reason="on a slow machine the focus can leave a conversation's menu: a fault of the page, not mended yet"
-)
 def test_everything_is_done_with_the_keyboard_alone(page: Page, scripted: Scripted) -> None:
     press = page.keyboard.press
     expect(page.locator("#prompt")).to_be_focused()
@@ -198,6 +195,31 @@ def test_axe_finds_nothing(open_page: Callable[..., Page], scripted: Scripted, s
     check("conversation")
     page.get_by_role("main").get_by_role("button", name="Settings").click()
     check("settings")
+
+
+def test_the_focus_stays_where_it_is_when_the_conversations_are_drawn_anew(page: Page) -> None:
+    """As they are when another tab saved one."""
+    ask(page, "apples")
+    expect(page.locator("[data-action=regenerate]")).to_be_visible()
+    more = page.get_by_role("button", name="More for “apples”")
+
+    def draw_anew() -> None:
+        page.evaluate(
+            "document.querySelectorAll('#sidebar li').forEach((row) => { row.dataset.old = 1; });"
+            "new BroadcastChannel('kimi-vl').postMessage('another tab')"
+        )
+        expect(page.locator("#sidebar li[data-old]")).to_have_count(0)
+        expect(more).to_be_visible()
+
+    more.focus()
+    draw_anew()
+    expect(more).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menuitem", name="Rename")).to_be_focused()
+    draw_anew()
+    expect(page.get_by_role("menuitem", name="Rename")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(more).to_be_focused()
 
 
 def test_motion_is_reduced_on_request(open_page: Callable[..., Page]) -> None:

@@ -36,7 +36,7 @@ USUAL = "Q4_K_M"
 FLUENT = 10.0
 """Tokens per second that a type should reach: faster than one reads."""
 
-_FULL_TEXT = TextConfig(
+FULL_TEXT = TextConfig(
     vocab_size=163840,
     hidden_size=2048,
     intermediate_size=11264,
@@ -62,7 +62,7 @@ _FULL_TEXT = TextConfig(
     rms_norm_eps=1e-5,
     rope_theta=800000.0,
 )
-_FULL_VISION = VisionConfig(1152, 4304, 27, 16, 14, 64, 2)
+FULL_VISION = VisionConfig(1152, 4304, 27, 16, 14, 64, 2)
 _PATCH_SIDE = 14
 _FULL_HEADER_BYTES = 6_000_000  # the vocabulary
 
@@ -116,8 +116,8 @@ class Fit:
 
 def full_size() -> Shape:
     """Kimi-VL-A3B."""
-    targets = [mapped.target for mapped in (*text_targets(_FULL_TEXT), *vision_targets(_FULL_VISION, 2048))]
-    text, vision = _FULL_TEXT, _FULL_VISION
+    targets = [mapped.target for mapped in (*text_targets(FULL_TEXT), *vision_targets(FULL_VISION, 2048))]
+    text, vision = FULL_TEXT, FULL_VISION
     return Shape(
         name="Kimi-VL-A3B",
         tensors={target.name: target.shape for target in targets},

@@ -23,39 +23,11 @@ from kimi_vl_cpp.errors import BadModelFile, BadRequest
 from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.quantize import MIXES, RECIPES, Recipe, quantize
 from kimi_vl_cpp.quantize.blocks import encode, n_bytes
+from kimi_vl_cpp.quantize.fit import FULL_TEXT, FULL_VISION
 from kimi_vl_cpp.quantize.recipe import Chooser, named_recipe, read_recipe
-from kimi_vl_cpp.quantize.source.config import TextConfig, VisionConfig
 from kimi_vl_cpp.quantize.source.tensor_map import text_targets, vision_targets
 from kimi_vl_cpp.testing import ROWS_OF_256
 from kimi_vl_cpp.testing.layout import text_tensors
-
-FULL_TEXT = TextConfig(
-    vocab_size=163840,
-    hidden_size=2048,
-    intermediate_size=11264,
-    moe_intermediate_size=1408,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    n_shared_experts=2,
-    n_routed_experts=64,
-    num_experts_per_tok=6,
-    first_k_dense_replace=1,
-    kv_lora_rank=512,
-    qk_nope_head_dim=128,
-    qk_rope_head_dim=64,
-    v_head_dim=128,
-    max_position_embeddings=131072,
-    n_group=1,
-    topk_group=1,
-    bos_token_id=163584,
-    eos_token_id=163585,
-    pad_token_id=163839,
-    norm_topk_prob=True,
-    routed_scaling_factor=2.446,
-    rms_norm_eps=1e-5,
-    rope_theta=800000.0,
-)
-FULL_VISION = VisionConfig(1152, 4304, 27, 16, 14, 64, 2)
 
 # Bytes of all text tensors: without and with an importance matrix where that makes a difference.
 TOTALS = {

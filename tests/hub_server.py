@@ -20,7 +20,8 @@ class FakeHub:
 
     files: name -> content. break_after: bytes of a file that one connection brings before it breaks; 0: it breaks
     before the first. token: that must be sent. spoil: whether a file's bytes are changed on the way. continues: whether
-    a range is honoured. requests: (method, path, range) of what was asked.
+    a range is honoured. nonsense: what stands in every answer instead. requests: (method, path, range) of what was
+    asked.
     """
 
     repository: str
@@ -29,6 +30,7 @@ class FakeHub:
     token: str = ""
     spoil: bool = False
     continues: bool = True
+    nonsense: Any = None
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -64,7 +66,9 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
             wanted = self.headers.get("Range") or ""
             hub.requests.append((self.command, self.path, wanted))
             path = self.path.partition("?")[0]
-            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            if hub.nonsense is not None:
+                self.plain(200, hub.nonsense, with_body)
+            elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self.plain(401, {"error": "no token"}, with_body)
             elif path in (f"/api/models/{hub.repository}", f"/api/models/{hub.repository}/revision/main"):
                 self.plain(200, hub.info(), with_body)

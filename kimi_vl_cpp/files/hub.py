@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import http.client
 import importlib
+import json
 import os
 import re
 import time
@@ -73,8 +74,8 @@ Choose = Callable[[list[Choice]], Choice]
 
 def parse(text: str) -> Wanted:
     """REPO or REPO:TYPE, with or without "hf:" before it. Raises BadRequest "hub.name"."""
-    repository, _, kind = text.removeprefix(PREFIX).partition(":")
-    if not _REPOSITORY.fullmatch(repository) or (kind and not _TYPE.fullmatch(kind)):
+    repository, colon, kind = text.removeprefix(PREFIX).partition(":")
+    if not _REPOSITORY.fullmatch(repository) or (colon and not _TYPE.fullmatch(kind)):
         raise BadRequest(
             f"{shown(text)}: expected OWNER/REPOSITORY or OWNER/REPOSITORY:TYPE, for example "
             "ggml-org/Kimi-VL-A3B-Thinking-2506-GGUF:Q4_K_M",
@@ -271,6 +272,12 @@ class Hub:
             raise
         except Exception as failure:
             _refused(repository, failure)
+            if isinstance(failure, (json.JSONDecodeError, AttributeError, KeyError, TypeError)):  # from reading it
+                endpoint = self._endpoint or self._hub.constants.ENDPOINT
+                raise KimiVLError(
+                    f"{repository}: {endpoint} did not answer as the Hugging Face hub does: check HF_ENDPOINT",
+                    "hub.connection",
+                ) from None
             raise KimiVLError(
                 f"{repository}: the hub cannot be reached ({_first_line(failure)}): check the network and HF_ENDPOINT, "
                 "and run the same command again",

@@ -28,7 +28,11 @@ def smallest(found: list[Choice]) -> Choice:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    # huggingface_hub keeps what a hub says of agents for the user's later calls: not what this one says
+    monkeypatch.setattr(
+        "huggingface_hub.constants.AGENT_HARNESSES_PATH", str(tmp_path_factory.mktemp("hf") / "agents"), raising=False
+    )
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -202,8 +206,16 @@ def test_names_are_read(text: str, want: Wanted) -> None:
     assert parse(text) == want
 
 
-@pytest.mark.parametrize("text", ["", "hf:", "model", "a/b/c", "../b", "a/b:best", "a b/c", "-a/b"])
+@pytest.mark.parametrize("text", ["", "hf:", "model", "a/b/c", "../b", "a/b:best", "a/b:", "a b/c", "-a/b"])
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="OWNER/REPOSITORY") as caught:
         parse(text)
     assert caught.value.code == "hub.name"
+
+
+@pytest.mark.parametrize("nonsense", [[1, 2], "<html>", {"siblings": 5}])
+def test_a_server_that_is_no_hub_is_called_so(fake: FakeHub, tmp_path: Path, nonsense: object) -> None:
+    fake.nonsense = nonsense
+    with pytest.raises(errors.KimiVLError, match="did not answer as the Hugging Face hub does") as caught:
+        opened(fake, tmp_path).pull(Wanted(REPOSITORY, "Q4_K_M"), smallest)
+    assert caught.value.code == "hub.connection" and fake.url in str(caught.value)

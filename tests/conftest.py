@@ -46,8 +46,8 @@ import fake_core  # noqa: E402
 from kimi_vl_cpp import KimiVL  # noqa: E402
 from kimi_vl_cpp.testing import TinyModel, make_tiny_model  # noqa: E402
 
-# No example is timed: machines are slow and busy.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# No example is timed, nor how long one takes to draw: machines are slow and busy.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that the tests start.

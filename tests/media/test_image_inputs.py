@@ -134,7 +134,7 @@ REFUSED_BYTES: dict[str, tuple[bytes, str, str]] = {
     "only the start of a JPEG": (b"\xff\xd8\xff\xe0", "image.truncated", "starts like JPEG"),
     "only the start of a GIF": (b"GIF89a", "image.truncated", "starts like GIF"),
     "text that starts like a BMP": (b"BMW is a car", "image.truncated", "starts like BMP"),
-    "PDF": (b"%PDF-1.7\n1 0 obj", "image.format", "export its pages as PNG"),
+    "PDF": (b"%PDF-1.7\n1 0 obj", "image.format", "a part of type file), or its pages as PNG"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image.format", "export it as PNG"),
     "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(30), "image.format", "PostScript"),
     "Photoshop": (b"8BPS\0\1" + bytes(40), "image.format", "export it as PNG"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from page_support import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,7 +23,7 @@ def patience() -> None:
         from playwright.sync_api import expect
     except ImportError:
         return
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=PATIENCE)
 
 
 FLAGS = [
@@ -105,7 +106,7 @@ def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Call
     def open_(width: int = 1280, height: int = 800, base: str = "", script: str = "", **options: Any) -> Page:
         base = base or request.getfixturevalue("url")
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         if script:
             context.add_init_script(script)

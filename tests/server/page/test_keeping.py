@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs the extra [test-server]")
 
+from page_support import eventually
 from playwright.sync_api import expect
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def ask(page: Page, text: str) -> None:
     expect(page.locator(".answer").last.locator("[data-action=regenerate]")).to_be_visible()
 
 
-def titles(page: Page) -> list[str]:
-    return page.locator("aside li .title").all_inner_texts()
+def expect_titles(page: Page, titles: list[str]) -> None:
+    expect(page.locator("aside li .title")).to_have_text(titles)
 
 
 def fresh(page: Page) -> None:
@@ -49,7 +50,7 @@ def test_a_conversation_survives_a_reload_with_its_pictures(page: Page) -> None:
     expect(page.locator(".answer .said")).to_have_text("You said: What is the total?")
     page.wait_for_function("() => document.querySelector('.user .thumb img')?.naturalWidth === 224")
     expect(page.locator(".figures")).to_contain_text("38 tokens/s")
-    assert page.title() == "What is the total? – Kimi-VL"
+    expect(page).to_have_title("What is the total? – Kimi-VL")
 
 
 def test_an_answer_that_a_reload_ended_can_go_on(page: Page, scripted: Scripted) -> None:
@@ -64,10 +65,10 @@ def test_conversations_are_found_by_what_they_say(page: Page) -> None:
     ask(page, "apples")
     fresh(page)
     ask(page, "pears")
-    assert titles(page) == ["pears", "apples"]
+    expect_titles(page, ["pears", "apples"])
     page.fill("#search", "SAID: APP")
     expect(page.locator("aside li")).to_have_count(1)
-    assert titles(page) == ["apples"]
+    expect_titles(page, ["apples"])
     page.fill("#search", "plums")
     expect(page.locator("aside nav")).to_contain_text("Nothing matches.")
     page.fill("#search", "")
@@ -84,7 +85,7 @@ def test_renaming(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("h1")).to_have_text("Fruit <b>")
     ask(page, "and pears")
-    assert titles(page) == ["Fruit <b>"]
+    expect_titles(page, ["Fruit <b>"])
     page.reload()
     expect(page.locator("h1")).to_have_text("Fruit <b>")
 
@@ -94,7 +95,7 @@ def test_deleting_can_be_undone(page: Page) -> None:
     expect(page.locator("[data-action=regenerate]")).to_be_visible()
     more(page, "What is the total?", "Delete")
     expect(page.locator(".welcome")).to_be_visible()
-    assert titles(page) == []
+    expect_titles(page, [])
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".answer .said")).to_have_text("You said: What is the total?")
     page.reload()
@@ -106,7 +107,7 @@ def test_deleting_can_be_undone(page: Page) -> None:
     count = """() => new Promise((done) => (indexedDB.open("kimi-vl").onsuccess = (e) =>
       (e.target.result.transaction("pictures").objectStore("pictures").count().onsuccess =
         (c) => done(c.target.result))))"""
-    assert page.evaluate(count) == 0
+    eventually(page, lambda: page.evaluate(count), 0)
 
 
 def test_export_and_import_bring_everything_back(page: Page, open_page: Callable[..., Page], tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_importing_something_else_is_refused(page: Page, name: str) -> None:
     data, message = BAD[name]
     page.set_input_files("input[accept*=json]", {"name": name, "mimeType": "application/json", "buffer": data})
     expect(page.get_by_role("status").filter(has_text=message)).to_be_visible()
-    assert titles(page) == []
+    expect_titles(page, [])
 
 
 def test_nothing_of_an_imported_file_acts(page: Page) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs the extra [test-server]")
 
+from page_support import eventually
 from playwright.sync_api import expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -75,12 +76,12 @@ def test_the_theme_is_the_systems_or_chosen(open_page: Callable[..., Page], sche
     ground = "getComputedStyle(document.body).backgroundColor"
     grounds = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 25, 24)"}
     other = {"light": "dark", "dark": "light"}[scheme]
-    assert page.evaluate(ground) == grounds[scheme]
+    eventually(page, lambda: page.evaluate(ground), grounds[scheme])
     page.get_by_role("button", name="Settings").first.click()
     page.get_by_label("Theme").select_option(other)
-    assert page.evaluate(ground) == grounds[other]
+    eventually(page, lambda: page.evaluate(ground), grounds[other])
     page.reload()
-    assert page.evaluate(ground) == grounds[other]
+    eventually(page, lambda: page.evaluate(ground), grounds[other])
 
 
 def test_everything_is_done_with_the_keyboard_alone(page: Page, scripted: Scripted) -> None:
@@ -170,7 +171,7 @@ def test_controls_have_names_and_turns_have_headings(page: Page) -> None:
       .filter((e) => !(e.getAttribute("aria-label") || e.innerText?.trim() || e.labels?.length))
       .map((e) => e.outerHTML)"""
     assert page.evaluate(unnamed) == []
-    assert page.locator(".turn > h2").all_inner_texts() == ["You", "Answer"] * 2
+    expect(page.locator(".turn > h2")).to_have_text(["You", "Answer"] * 2)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs the extra [test-server]")
 
+from page_support import eventually
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -66,7 +67,7 @@ def test_pictures_are_sent_in_the_order_of_the_tray(page: Page, scripted: Script
     send(page, "which?")
     assert sizes_sent(scripted.requests[0]) == [(50, 20), (40, 20)]
     expect(tray(page)).to_have_count(0)
-    assert page.locator(".user .thumb").count() == 2
+    expect(page.locator(".user .thumb")).to_have_count(2)
 
 
 def test_pictures_stay_in_the_conversation(page: Page, scripted: Scripted) -> None:
@@ -179,11 +180,10 @@ def points(page: Page) -> list[tuple[float, float]]:
 def test_a_point_is_drawn_where_its_shares_are(page: Page) -> None:
     page.set_input_files(FILES, [upload("shot.png", png(400, 200))])
     send(page, "where is it?")
-    assert points(page) == [(300, 100)]
+    eventually(page, lambda: points(page), [(300, 100)])
     boxes = """() => [".marks .layer", ".marks img"].map((each) => document.querySelector(each).getBoundingClientRect())
       .map((box) => [box.x, box.y, box.width, box.height])"""
-    layer, picture = page.evaluate(boxes)
-    assert layer == picture
+    eventually(page, lambda: page.evaluate(f"({boxes})().map(String).every((box, i, all) => box === all[0])"), True)
 
 
 @pytest.mark.parametrize("size", [(40, 20), (400, 200), (100, 900)])
@@ -191,7 +191,7 @@ def test_labels_lie_inside_the_picture_on_a_ground_of_their_own(page: Page, size
     page.set_input_files(FILES, [upload("shot.png", png(*size))])
     send(page, "boxes")
     labels = page.locator(".marks .layer text")
-    assert labels.all_text_contents() == ["total", "shop"]
+    expect(labels).to_have_text(["total", "shop"])
     for ground, label in zip(page.locator(".marks .layer rect").all(), labels.all(), strict=True):
         x, y, width, height = (float(ground.get_attribute(name) or "") for name in ("x", "y", "width", "height"))
         assert x >= 0 and y >= -0.01
@@ -206,22 +206,24 @@ def test_pixels_are_read_as_pixels_and_can_be_read_otherwise(page: Page) -> None
     send(page, "pixels")
     reading = page.get_by_label("Numbers read as")
     expect(reading).to_have_value("pixels")
-    assert points(page) == [(320, 240)]
+    eventually(page, lambda: points(page), [(320, 240)])
     reading.select_option("thousandths")
-    assert points(page) == [pytest.approx((204.8, 115.2))]
+    eventually(page, lambda: points(page), [pytest.approx((204.8, 115.2))])
     reading.select_option("shares")
     expect(page.locator(".marks")).to_contain_text("1 place lies outside the picture when read so.")
-    assert points(page) == []
+    eventually(page, lambda: points(page), [])
 
 
 def test_boxes_have_their_labels_and_the_picture_can_be_chosen(page: Page) -> None:
     page.set_input_files(FILES, [upload("a.png", png(100, 100)), upload("b.png", png(200, 100))])
     send(page, "boxes")
     drawn = "els => els.map(e => e.getAttribute('d'))"
-    assert page.locator(".marks .mark").evaluate_all(drawn) == ["M20 20H100V60H20Z", "M120 70H180V95H120Z"]
-    assert page.locator(".marks text").all_text_contents() == ["total", "shop"]
+    eventually(
+        page, lambda: page.locator(".marks .mark").evaluate_all(drawn), ["M20 20H100V60H20Z", "M120 70H180V95H120Z"]
+    )
+    expect(page.locator(".marks text")).to_have_text(["total", "shop"])
     page.get_by_role("combobox", name="Drawn on").select_option(label="a.png")
-    assert page.locator(".marks .mark").evaluate_all(drawn) == ["M10 20H50V60H10Z", "M60 70H90V95H60Z"]
+    eventually(page, lambda: page.locator(".marks .mark").evaluate_all(drawn), ["M10 20H50V60H10Z", "M60 70H90V95H60Z"])
     page.get_by_role("button", name="Places named in the answer").click()
     expect(page.get_by_role("dialog").locator(".mark")).to_have_count(2)
 

@@ -57,7 +57,8 @@ def expanded_positions(is_answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def root_key(*, model: bytes, arithmetic: str, kv_type: str) -> bytes:
     """The key that a chain begins with: pages of another model, arithmetic or cache type are other pages.
 
-    model: a digest of the model's file. arithmetic: what decides the bits of a product (instruction set, activations).
+    model: a digest of the model's file. arithmetic: what decides the bits of a product (compiled code, instruction
+    set, activations).
     """
     digest = hashlib.sha256(_FORMAT)
     for field in (model, arithmetic.encode(), kv_type.encode()):

@@ -1,13 +1,17 @@
-"""What tells one model file from another, whatever it is called and wherever it lies: the beginning of a cache's keys.
+"""What a cache's keys begin with: the model and the compiled code, whatever they are called and wherever they lie.
 
-Reads the header and a sample of every tensor, not all of the weights: that takes milliseconds where all of a large
-file would take many seconds. Files that differ between the samples only do not come from a quantizer.
+Of a model the header and a sample of every tensor are read, not all of the weights: that takes milliseconds where all
+of a large file would take many seconds. Files that differ between the samples only do not come from a quantizer. Code
+is read whole: another compiler, or one other instruction in a kernel, can give other bits under the same version.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,6 +42,19 @@ def model_digest(gguf: GGUFFile) -> bytes:
                         digest.update(file.read(min(_SAMPLE, n_bytes - start)))
     except OSError:
         return hashlib.sha256(gguf.path.encode("utf-8", "surrogateescape")).digest()
+    return digest.digest()
+
+
+@lru_cache
+def code_digest(library: str) -> bytes:
+    """SHA-256 of the compiled core in the file `library` and of the backends that lie beside it, as they are on the
+    first call. One that cannot be read counts by its path."""
+    digest = hashlib.sha256()
+    for file in [Path(library), *sorted(Path(library).parent.glob("libkimi_*.so"))]:
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError:
+            digest.update(os.fsencode(file))
     return digest.digest()
 
 

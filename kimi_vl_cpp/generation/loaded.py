@@ -19,7 +19,7 @@ from ..cache.keys import root_key, salted
 from ..checks import check_choice, check_int, check_text, expand_home
 from ..errors import BadRequest, OutOfMemory, shown
 from ..files import model_files
-from ..files.digest import model_digest
+from ..files.digest import code_digest, model_digest
 from ..files.model_files import ModelFiles
 from ..files.variants import (
     DEFAULTS,
@@ -210,7 +210,15 @@ def load(
         pool, n_ctx = _pool(engine, options, n_ctx)
         root = root_key(
             model=model_digest(engine.gguf),
-            arithmetic=f"{__version__} {options.device} {engine.config['isa']} {options.activations}",
+            arithmetic=" ".join(
+                [
+                    __version__,
+                    code_digest(str(_core.__file__)).hex(),
+                    options.device,
+                    engine.config["isa"],
+                    options.activations,
+                ]
+            ),
             kv_type=pool.kv_type,
         )
         folder = options.cache_dir

@@ -12,6 +12,8 @@ from scheduler_support import KINDS, ROOT, Machine, Sampled, alone, answer_of, p
 from kimi_vl_cpp import KimiVL
 from kimi_vl_cpp.cache.folder import entries
 from kimi_vl_cpp.cache.keys import Picture, Positions
+from kimi_vl_cpp.files.digest import code_digest
+from kimi_vl_cpp.generation import loaded
 from kimi_vl_cpp.scheduler.job import Job
 
 LONG = prompt(1, 900)
@@ -189,3 +191,19 @@ def test_what_decides_the_bits_separates_the_files(script, tmp_path, other):
     options = {"path": "fake-Instruct.gguf", "n_ctx": 2048, "cache_dir": tmp_path, **other}
     with KimiVL(**options) as model:
         assert model.start(messages).drain().usage.restored_tokens == 0
+
+
+def test_other_code_of_the_same_version_computes_anew(script, tmp_path, monkeypatch):
+    core = tmp_path / "_core.so"
+    core.write_bytes(b"old kernels")
+    monkeypatch.setattr(loaded._core, "__file__", str(core))
+    messages = [{"role": "user", "content": "word " * 180}]
+    options = {"path": "fake-Instruct.gguf", "n_ctx": 2048, "cache_dir": tmp_path / "cache"}
+    restored = []
+    for kernels in (b"old kernels", b"old kernels", b"new kernels", b"new kernels"):
+        core.write_bytes(kernels)
+        code_digest.cache_clear()  # as in a new process
+        with KimiVL(**options) as model:
+            restored.append(model.start(messages).drain().usage.restored_tokens > 0)
+    code_digest.cache_clear()
+    assert restored == [False, True, False, True]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,20 +118,21 @@ class Conductor:
     # For the one who drives
 
     def drive(self, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Runs turns until the model is closed or `stopped`, which is asked several times a second: what a server's own
-        thread does. Readers only wait meanwhile."""
+        """Runs turns until the model is closed or `stopped`, which is asked after every turn and at `wake`: what a
+        server's own thread does. Readers only wait meanwhile, and without jobs nothing wakes the thread."""
         self._has_own_thread = True
         try:
             while not self.gate.closed and not stopped():
                 if not self._run_until(stopped):
-                    try:
-                        self._work.get(timeout=_PATIENCE_S)
-                    except Empty:
-                        continue
+                    self._wait_for_work()
         finally:
             self._has_own_thread = False
             for job in list(self._turns.jobs):
                 job.ring()
+
+    def wake(self) -> None:
+        """Has `drive` ask whether it is stopped. From any thread."""
+        self._work.put(None)
 
     def between_turns(self, function: Callable[[], _T]) -> _T:
         """Calls a function that looks at the index or changes it, while nothing is computed."""
@@ -229,6 +231,13 @@ class Conductor:
         while any(time.perf_counter() - job.given_s < _GATHER_S for job in self._turns.jobs if job.awaits_its_reader):
             time.sleep(_GATHER_S / 10)
 
+    def _wait_for_work(self) -> None:
+        """Until there may be something to do. Jobs that lack memory alone look for it again after a while: nobody
+        reports when others give theirs back."""
+        lacks_memory = any(job.wanted for job in self._turns.jobs)
+        with suppress(Empty):
+            self._work.get(timeout=_PATIENCE_S if lacks_memory else None)
+
     def _pass_on(self) -> None:
         """Wakes a reader that waits for a token, to drive."""
         for job in list(self._turns.jobs):
@@ -240,6 +249,7 @@ class Conductor:
         """Ends all jobs and frees all pages."""
         self._turns.end_all(lambda: Cancelled("the model was closed while this call was running", "engine.closed"))
         self.index.forget_all()
+        self.wake()
 
     def _tidy(self) -> None:
         try:

@@ -293,6 +293,7 @@ class Engine:
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._stopped.set()
+        self.model.loaded.conductor.wake()
         self._driver.join()
         if self.trace is not None:
             self.trace.close()

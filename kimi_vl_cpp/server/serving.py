@@ -129,7 +129,23 @@ class _InLog(logging.Handler):
 
 
 class _Uvicorn(uvicorn.Server):
-    """Without handlers of signals: `Serving` has its own."""
+    """Without handlers of signals, as `Serving` has its own; ends at `end`, and otherwise wakes once a second for the
+    Date of its responses, where uvicorn asks ten times a second whether it should exit."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        """Begins its shutdown. On the event loop."""
+        self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        """Until `end`."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -179,7 +195,7 @@ class Serving:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
         finally:
-            server.should_exit = True
+            server.end()
             await asyncio.wait({serving}, timeout=10)
             stopping.cancel()
             if self.state.engine is not None:

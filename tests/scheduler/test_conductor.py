@@ -6,6 +6,10 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
 
 import fake_core
 import numpy as np
@@ -13,11 +17,40 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scheduler_support import KINDS, ROOT, Machine, Sampled, alone, answer_of, prompt
+from waiting import wait_until
 
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.errors import BadRequest, Cancelled, OutOfMemory
 from kimi_vl_cpp.scheduler.job import MAX_AHEAD, Job
 from kimi_vl_cpp.scheduler.room import Room
+
+
+def read_in_threads(machine: Machine, jobs: list[Job]) -> list[list[int]]:
+    """The tokens of each, read by a thread of its own; all have begun before any goes on."""
+    begun = threading.Barrier(len(jobs))
+
+    def read(job: Job) -> list[int]:
+        first = machine.read(job, 1)
+        begun.wait(60)
+        return first + machine.read(job)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(read, jobs))
+
+
+@contextmanager
+def driving(machine: Machine) -> Iterator[threading.Thread]:
+    """A thread that drives, as a server has one."""
+    thread = threading.Thread(target=machine.conductor.drive, daemon=True)
+    thread.start()
+    wait_until(lambda: machine.conductor._has_own_thread, "it drives")
+    try:
+        yield thread
+    finally:
+        machine.gate.close()
+        thread.join(60)
+    assert not thread.is_alive()
+
 
 # Batches
 
@@ -35,17 +68,7 @@ def test_readers_in_threads_of_their_own_meet_in_one_batch():
     machine.script.decode_s = 0.002
     expected = [alone(prompt(n, 20), 60, n) for n in range(6)]
     fake_core.SCRIPT = machine.script
-    got: dict[int, list[int]] = {}
-
-    def ask(n: int) -> None:
-        got[n] = machine.read(machine.start(prompt(n, 20), 60, n))
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [got[n] for n in range(6)] == expected
+    assert read_in_threads(machine, [machine.start(prompt(n, 20), 60, n) for n in range(6)]) == expected
     assert machine.script.max_inside == 1
     assert len(machine.script.steps) < 0.6 * 6 * 59  # alone each of 6 would take 59
     machine.check()
@@ -56,17 +79,7 @@ def test_readers_that_decide_after_each_token_meet_in_one_batch_too():
     machine.script.decode_s = 0.002
     expected = [alone(prompt(n, 20), 40, n) for n in range(4)]
     fake_core.SCRIPT = machine.script
-    got: dict[int, list[int]] = {}
-
-    def ask(n: int) -> None:
-        got[n] = machine.read(machine.start(prompt(n, 20), 40, n, max_ahead=1))
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [got[n] for n in range(4)] == expected
+    assert read_in_threads(machine, [machine.start(prompt(n, 20), 40, n, max_ahead=1) for n in range(4)]) == expected
     assert max(machine.script.steps) > 1
 
 
@@ -434,16 +447,7 @@ def test_two_equal_answers_do_not_take_the_memory_of_both():
 def test_with_little_memory_readers_in_threads_all_end():
     expected = [alone(prompt(n, 150), 120, n) for n in range(6)]
     machine = Machine(n_pages=5)
-    got: dict[int, list[int]] = {}
-    threads = [
-        threading.Thread(target=lambda n=n: got.update({n: machine.read(machine.start(prompt(n, 150), 120, n))}))
-        for n in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [got.get(n) for n in range(6)] == expected
+    assert read_in_threads(machine, [machine.start(prompt(n, 150), 120, n) for n in range(6)]) == expected
     machine.check()
 
 
@@ -569,37 +573,80 @@ def test_with_a_thread_that_drives_readers_only_wait():
         return decode(rows)
 
     machine.engine.decode = noted
-    thread = threading.Thread(target=machine.conductor.drive, daemon=True)
     expected = [alone(prompt(n, 20), 100, n) for n in range(4)]
+    alone_first = alone(prompt(7, 20), 1)
     fake_core.SCRIPT = machine.script
+    with driving(machine) as thread:
+        assert read_in_threads(machine, [machine.start(prompt(n, 20), 100, n) for n in range(4)]) == expected
+        assert drivers == {thread.ident}
+        waiting = machine.start(prompt(7, 20), 100)
+        assert machine.read(waiting, 1) == alone_first
+        machine.conductor.cancel(waiting)
+        assert machine.read(waiting) == []
+
+
+class NotedWaits(SimpleQueue):
+    """What a driver waits at, and how long it meant to each time."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.timeouts: list[float | None] = []
+        machine.conductor._work = self
+
+    def get(self, block=True, timeout=None):
+        self.timeouts.append(timeout)
+        return super().get(block, timeout)
+
+
+def test_without_work_nothing_wakes_the_thread_that_drives():
+    machine = Machine()
+    waits = NotedWaits(machine)
+    with driving(machine):
+        wait_until(lambda: waits.timeouts, "there is nothing to do")
+        job = machine.start(prompt(1, 20), 100)
+        assert len(machine.read(job, 40)) == 40
+        wait_until(lambda: len(job.tokens) >= 40 + MAX_AHEAD - 1, "it is as far ahead as may be")
+        assert len(machine.read(job)) == 60
+    assert set(waits.timeouts) == {None}
+
+
+def test_a_thread_that_drives_is_stopped_by_waking_it():
+    machine, stopped = Machine(), threading.Event()
+    waits = NotedWaits(machine)
+    thread = threading.Thread(target=machine.conductor.drive, args=(stopped.is_set,), daemon=True)
     thread.start()
-    got: dict[int, list[int]] = {}
+    wait_until(lambda: waits.timeouts, "there is nothing to do")
+    stopped.set()
+    machine.conductor.wake()
+    thread.join(60)
+    assert not thread.is_alive() and not machine.gate.closed
 
-    def ask(n: int) -> None:
-        got[n] = machine.read(machine.start(prompt(n, 20), 100, n))
 
-    readers = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join(60)
-    assert [got[n] for n in range(4)] == expected
-    assert drivers == {thread.ident}
-    waiting = machine.start(prompt(7, 20), 100)
-    assert machine.read(waiting, 1) == alone(prompt(7, 20), 1)
-    fake_core.SCRIPT = machine.script
-    machine.conductor.cancel(waiting)
-    assert machine.read(waiting) == []
-    machine.gate.close()
-    thread.join(10)
-    assert not thread.is_alive()
+def test_a_thread_that_drives_looks_again_for_memory_that_others_hold():
+    machine = Machine(n_pages=8)
+    waits = NotedWaits(machine)
+    with driving(machine):
+        first = machine.start(prompt(1, 100), 100)
+        wait_until(lambda: len(first.tokens) == MAX_AHEAD, "it is as far ahead as may be")
+        held = machine.pool.take_empty(8 - machine.pool.n_pages)
+        second = machine.start(prompt(9, 300), 5)
+        wait_until(lambda: waits.timeouts[-1], "it waits for memory")
+        assert not second.tokens
+        held.clear()
+        wait_until(lambda: len(second.tokens) == 5, "it has found it")
 
 
 def test_a_waiting_reader_is_cancelled_from_another_thread():
-    machine = Machine(real_time=True)
-    machine.script.prefill_s = 0.5
+    machine = Machine()
     job = machine.start(prompt(1, 3900), 1)
-    threading.Timer(0.2, machine.conductor.cancel, (job,)).start()
+
+    def cancel(stage: str, step: int) -> None:
+        if stage == "prefill" and step == 5:
+            thread = threading.Thread(target=machine.conductor.cancel, args=(job,))
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+
+    machine.script.fail_at = cancel
     assert machine.read(job) == []
     machine.check()
 
@@ -607,14 +654,11 @@ def test_a_waiting_reader_is_cancelled_from_another_thread():
 def test_progress_comes_in_the_readers_own_thread_whoever_drives():
     machine = Machine(real_time=True)
     machine.script.prefill_s, machine.script.encode_s = 0.3, 0.3
-    thread = threading.Thread(target=machine.conductor.drive, daemon=True)
-    thread.start()
     seen: list[tuple[int, str, int, int]] = []
     job = machine.start([Picture("a", 100), *prompt(1, 2500)], 2, reports=True)
-    while machine.conductor.next_token(job, lambda *event: seen.append((threading.get_ident(), *event))) is not None:
-        continue
-    machine.gate.close()
-    thread.join(10)
+    with driving(machine):
+        while machine.conductor.next_token(job, lambda *one: seen.append((threading.get_ident(), *one))) is not None:
+            continue
     assert {thread for thread, *_ in seen} == {threading.get_ident()}
     stages = [stage for _, stage, _, _ in seen]
     assert stages == sorted(stages) and set(stages) == {"encode", "prefill"}

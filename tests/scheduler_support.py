@@ -23,7 +23,7 @@ PIXELS = {name: np.full((28, 28 * 100, 3), index, np.uint8) for index, name in e
 class Sampled:
     """Chooses with a sampler alone: in the core, or where the logits are."""
 
-    logprob = None
+    logprob = masked = None
 
     def __init__(self, seed: int, in_core: bool = True) -> None:
         self.sampler = fake_core.Sampler(seed=seed)
@@ -83,6 +83,7 @@ class Machine:
         assert len(nodes) == len(index)
         assert all(node.n_users == sum(held.count(node) for held in holding) for node in nodes)
         assert self.pool.most_in_use <= self.pool.budget
+        assert index.bytes_kept == sum(not node.n_users for node in nodes) * self.pool.page_bytes
         if not self.conductor._turns.jobs:
             assert self.pool.n_pages == len(index)
 

@@ -22,6 +22,7 @@ class ImageCache:
         self.store = store
         self.n_bytes = 0
         self.n_encoded = 0  # pictures that were put here
+        self.n_looked_up = self.n_found = 0  # by `find`
         self._lock = threading.Lock()
         self._items: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
@@ -38,6 +39,13 @@ class ImageCache:
             item = self.store.picture(digest)
             if item is not None:
                 self._keep(digest, item)
+        return item
+
+    def find(self, digest: str) -> NDArray[np.float32] | None:
+        """As `get`, for whoever encodes the picture otherwise: counted."""
+        item = self.get(digest)
+        self.n_looked_up += 1
+        self.n_found += item is not None
         return item
 
     def put(self, digest: str, embedding: NDArray[np.float32]) -> None:

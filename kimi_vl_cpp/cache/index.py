@@ -89,7 +89,7 @@ class PrefixIndex:
         self.counts = Counts()
         self.disk = None if store is None else DiskTier(self, store)
         self._roots: dict[bytes, Node] = {}
-        self._n_nodes = 0
+        self._n_nodes = self._n_used = 0
         self._clock = 0.0
         self._heap: list[tuple[float, int, Node]] = []  # of pages that could go; checked again when taken
         self._n_offered = 0
@@ -177,12 +177,14 @@ class PrefixIndex:
     def acquire(self, nodes: Iterable[Node]) -> None:
         """Counts a sequence among the users of these pages, which then stay."""
         for node in nodes:
+            self._n_used += node.n_users == 0 and node.page is not None
             node.n_users += 1
 
     def release(self, nodes: Iterable[Node]) -> None:
         """Takes a sequence off the users of these pages."""
         for node in nodes:
             node.n_users -= 1
+            self._n_used -= node.n_users == 0 and node.page is not None
             self._offer(node)
 
     def pin(self, nodes: Iterable[Node], pins: int = 1) -> None:
@@ -198,6 +200,16 @@ class PrefixIndex:
             self._offer(node)
 
     # Making room
+
+    @property
+    def bytes_kept(self) -> int:
+        """Memory of the pages that no sequence holds: they are here to be found again. From any thread."""
+        return (self._n_nodes - self._n_used) * self.pool.page_bytes
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of the pages that sequences hold. From any thread."""
+        return max(self.pool.bytes_in_use - self.bytes_kept, 0)
 
     @property
     def n_free(self) -> int:
@@ -245,11 +257,11 @@ class PrefixIndex:
             node.page = None  # parents and children refer to each other: the pages should not wait for a collection
         self._roots.clear()
         self._heap.clear()
-        self._n_nodes = 0
+        self._n_nodes = self._n_used = 0
 
     def recount(self, users: Iterable[Iterable[Node]]) -> None:
         """Counts the pages anew, and their users, from the pages that each sequence holds."""
-        self._n_nodes = 0
+        self._n_nodes = self._n_used = 0
         for node in self.nodes():
             node.n_users = 0
             self._n_nodes += 1

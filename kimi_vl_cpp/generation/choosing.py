@@ -7,6 +7,7 @@ core samples where they are.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -27,13 +28,14 @@ class TokenChooser:
     """Chooses the tokens of one answer. stop_ids: the tokens that may not come before min_tokens others.
     grammar: what they have to follow.
 
-    logprob: of the token chosen last, None when the request asked for none.
+    logprob: of the token chosen last, None when the request asked for none. masked: see scheduler.job.Chooser.
     """
 
     def __init__(
         self, params: SamplingParams, stop_ids: Collection[int] = (), grammar: GrammarMatcher | None = None
     ) -> None:
         self.logprob: TokenLogprob | None = None
+        self.masked: tuple[float, float] | None = None
         self._params = params
         self._grammar = grammar
         self._adjusts = params.adjusts_logits or grammar is not None
@@ -62,6 +64,7 @@ class TokenChooser:
 
     def force(self, session: Session, token: int) -> int:
         """Takes `token` as if it had been chosen."""
+        self.masked = None
         self._sampler.accept(token)
         self._take(session.logits if self._params.logprobs is not None else None, token)
         return token
@@ -91,7 +94,9 @@ class TokenChooser:
         if self._n_chosen < params.min_tokens:
             adjusted[self._stop_ids] = -np.inf
         if self._grammar is not None:
+            began = time.perf_counter()
             adjusted[~self._grammar.allowed()] = -np.inf
+            self.masked = began, time.perf_counter()
         if not np.isfinite(adjusted).any():
             raise BadRequest("logit_bias: every token that may come next is forbidden", "request.logit_bias")
         return adjusted

@@ -309,7 +309,7 @@ def encode_cached(
 
     pixels: uint8 [H, W, 3] -> float32 [H/28 * W/28, hidden_size], read-only. To be called inside the gate.
     """
-    cached = host.image_cache.get(digest)
+    cached = host.image_cache.find(digest)
     if cached is not None:
         return cached
     embedding = host.engine.encode_image(pixels, tick)

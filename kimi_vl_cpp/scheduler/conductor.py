@@ -184,6 +184,16 @@ class Conductor:
             self.gate.call(self._turns.tidy)
         return len(self._turns.jobs)
 
+    @property
+    def n_preempted(self) -> int:
+        """Times that an answer's memory went to others. Without waiting."""
+        return self._turns.room.n_preempted
+
+    @property
+    def n_swapped(self) -> int:
+        """Answers that had begun and wait for memory to go on. Without waiting."""
+        return sum(job.n_cached is not None and job.holding is None for job in list(self._turns.jobs) if not job.end)
+
     def n_held(self, positions: Positions) -> int:
         """How many positions at the start are in the index."""
         return self.between_turns(lambda: self.index.match(positions, len(positions)).n_positions)

@@ -36,13 +36,16 @@ class Chooser(Protocol):
     """Chooses the tokens of one answer.
 
     core_sampler: what the core may sample with itself, None where every token must go through `choose`. logprob: what
-    is noted about the token that was chosen or forced last.
+    is noted about the token that was chosen or forced last. masked: when the mask of the tokens that might follow was
+    begun and done for it, in seconds of time.perf_counter; None without one.
     """
 
     @property
     def core_sampler(self) -> Sampler | None: ...
     @property
     def logprob(self) -> Any: ...
+    @property
+    def masked(self) -> tuple[float, float] | None: ...
     def choose(self, session: Session) -> int: ...
     def force(self, session: Session, token: int) -> int: ...
 

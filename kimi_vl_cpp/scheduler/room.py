@@ -31,6 +31,7 @@ class Room:
         self._tasks = tasks
         self._new_session = new_session
         self._promised: dict[bytes, Job] = {}  # key of a page -> the job that computes it
+        self.n_preempted = 0  # times that a job's pages went to others
         self.n_observers = 0  # while there are any, rows are computed in another form and belong to nobody else
 
     def note_awaited(self, jobs: list[Job]) -> None:
@@ -128,7 +129,7 @@ class Room:
             victim = self._victim(asking, jobs)
             if victim is None:
                 return False
-            self.park(victim)
+            self.preempt(victim)
         return True
 
     def make_for_task(self, job: Job, jobs: list[Job]) -> None:
@@ -137,6 +138,11 @@ class Room:
         n_needed = self._tasks.n_pages_of_next(job)
         if n_needed and not self.make(n_needed, job, jobs):
             raise self._never(job, n_needed)
+
+    def preempt(self, job: Job) -> None:
+        """Takes the job's memory for others."""
+        self.n_preempted += 1
+        self.park(job)
 
     def park(self, job: Job) -> None:
         """Takes the job's memory away; it is admitted again when there is room."""

@@ -28,9 +28,10 @@ _LARGEST_CHUNK = 2048  # rows: each chunk unpacks all weights once more
 
 
 class Features(Protocol):
-    """Where encoded pictures are kept by digest."""
+    """Where encoded pictures are kept by digest. find: as get, by which the look-ups are counted."""
 
     def get(self, digest: str) -> NDArray[np.float32] | None: ...
+    def find(self, digest: str) -> NDArray[np.float32] | None: ...
     def put(self, digest: str, embedding: NDArray[np.float32]) -> None: ...
 
 
@@ -104,15 +105,11 @@ class Tasks:
 
     # Pictures
 
-    def _found(self, job: Job, digest: str) -> bool:
-        known = self._features.get(digest)
-        if known is not None:
-            job.features[digest] = known
-        return known is not None
-
     def _advance_picture(self, job: Job, digest: str) -> None:
         if job.task is None:
-            if self._found(job, digest):  # another job has just encoded it
+            known = self._features.get(digest)
+            if known is not None:  # another job has just encoded it
+                job.features[digest] = known
                 job.missing.popleft()
                 job.n_encoded += 1
                 return
@@ -193,10 +190,11 @@ class Tasks:
         held, job.features = job.features, {}
         job.missing.clear()
         for picture in pictures:
-            if picture.digest in held:
-                job.features[picture.digest] = held[picture.digest]
-            elif not self._found(job, picture.digest):
+            known = held[picture.digest] if picture.digest in held else self._features.find(picture.digest)
+            if known is None:
                 job.missing.append(picture.digest)
+            else:
+                job.features[picture.digest] = known
 
     def _chunk_of(self, n_past: int, n_total: int) -> range:
         """The positions after n_past that are computed in one pass; its end is a page's, or the prompt's."""

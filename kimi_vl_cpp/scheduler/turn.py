@@ -26,8 +26,8 @@ SLICE_S = 0.12
 """How long prompts and pictures go on while an answer waits for its next token."""
 
 Watch = Callable[[str, float, float, int], None]
-"""watch(work, began, ended, n): n answers decoded in one step ("decode"), or one layer of a prompt ("prefill") or block
-of a picture ("encode") computed, in seconds of the clock."""
+"""watch(work, began, ended, n): n answers decoded in one step ("decode"), or one layer of a prompt ("prefill"), block
+of a picture ("encode") or mask of a grammar ("mask") computed, in seconds of the clock."""
 
 _TASK_SHARE = 3  # seconds of prompts and pictures for each second of decoding, at most, while both wait
 
@@ -56,7 +56,7 @@ class Turns:
         self._max_parallel = max_parallel
         self._draft_length = DraftLength() if drafts else None
         self._tasks = Tasks(engine, features, clock)
-        self._room = Room(index, self._tasks, new_session)
+        self.room = Room(index, self._tasks, new_session)
         self._n_turns = self._n_arrived = 0
         self._debt_s = 0.0  # of prompts and pictures to decoding, while both wait
         # What must survive an interrupt
@@ -105,7 +105,7 @@ class Turns:
         """Tokens that follow those that were read; what was computed beyond is taken back."""
         self.tidy()
         if len(job.tokens) > job.n_read or job.end is not None:
-            self._change(job, self._room.park, job)
+            self._change(job, self.room.park, job)
             del job.tokens[job.n_read :]
             job.positions.cut(job.n_prompt + job.n_read)
             job.drafter = Drafter()
@@ -117,8 +117,8 @@ class Turns:
     def observe(self, by: int) -> None:
         """Notes that `by` more observe the core, -1 for one less. What was computed before is computed no further."""
         for job in list(self.jobs):
-            self._change(job, self._room.park, job)
-        self._room.n_observers += by
+            self._change(job, self.room.park, job)
+        self.room.n_observers += by
 
     # Who is there
 
@@ -135,7 +135,7 @@ class Turns:
             self._remove(job)
 
     def _remove(self, job: Job) -> None:
-        self._change(job, self._room.park, job)
+        self._change(job, self.room.park, job)
         self.jobs.remove(job)
 
     def _end(self, job: Job, end: Any) -> None:
@@ -148,16 +148,16 @@ class Turns:
     def _admit(self) -> bool:
         """By their claims; who does not fit lets nobody pass who comes after, unless its reader is away. Whether pages
         were read for one of which there are more to come."""
-        self._room.note_awaited(self.jobs)
+        self.room.note_awaited(self.jobs)
         for job in sorted(self.jobs, key=lambda job: job.claim):
-            if job.holding is None and job.wanted and self._room.computing(job, self.jobs) is None:
+            if job.holding is None and job.wanted and self.room.computing(job, self.jobs) is None:
                 try:
                     started = self._clock()
-                    more = self._change(job, self._room.restore, job, self.jobs)
+                    more = self._change(job, self.room.restore, job, self.jobs)
                     job.restore_s += self._clock() - started
                     if more:
                         return True
-                    if not self._change(job, self._room.admit, job, self.jobs) and job.reader_waits:
+                    if not self._change(job, self.room.admit, job, self.jobs) and job.reader_waits:
                         return False
                 except Exception as error:
                     self._fail(job, error)
@@ -199,7 +199,7 @@ class Turns:
         while due:
             n_needed = sum(1 for job in due if job.holding is not None and job.holding.needs_page)
             first = min(due, key=lambda job: job.claim)
-            if self._room.make(n_needed, first, self.jobs):
+            if self.room.make(n_needed, first, self.jobs):
                 break
             last = max(due, key=lambda job: job.claim)
             text = "no page of the cache can be freed for the next token: give the model more kv_memory"
@@ -267,6 +267,8 @@ class Turns:
             return error
         if chooser.logprob is not None:
             job.notes[n_before] = chooser.logprob
+        if chooser.masked is not None and self.watch is not None:
+            self.watch("mask", *chooser.masked, 1)
         return token
 
     # Prompts and pictures
@@ -291,7 +293,7 @@ class Turns:
         while self._has_task(job) and self._tasks.ready(job):
             started, work = now, "encode" if job.missing else "prefill"
             try:
-                self._room.make_for_task(job, self.jobs)
+                self.room.make_for_task(job, self.jobs)
                 if self._change(job, self._tasks.advance, job):
                     self._first_token(job)
             except OutOfMemory as error:
@@ -315,14 +317,14 @@ class Turns:
         self._touched.clear()
         others = any(other.holding for other in self.jobs if other is not job)
         if others or (job.holding is not None and job.holding.has_copies):
-            self._room.park(job)
+            self.room.preempt(job)
         else:
             self._fail(job, error)
 
     def _first_token(self, job: Job) -> None:
         """Samples what follows the positions that have just been computed."""
-        self._room.prompt_done(job)
-        twins = self._room.fork_twins(job, self.jobs)
+        self.room.prompt_done(job)
+        twins = self.room.fork_twins(job, self.jobs)
         for one in (job, *twins):
             self._sample_first(one)
 
@@ -355,19 +357,19 @@ class Turns:
         self._touched.clear()
         if job.end is None:
             job.end = error
-        self._room.drop(job)
+        self.room.drop(job)
         if job in self.jobs:
             self.jobs.remove(job)
         job.ring()
 
     def _repair(self) -> None:
         """After an interrupt in a turn."""
-        self._room.recount(self.jobs)
+        self.room.recount(self.jobs)
         for job in {id(job): job for job in self._touched}.values():
-            self._room.drop(job)
+            self.room.drop(job)
         self._touched.clear()
         self._settle()
         for job in self.jobs:
             if job.holding is not None and job.holding.n_past >= len(job.positions):
-                self._room.drop(job)
+                self.room.drop(job)
         self._clean = True

@@ -61,9 +61,11 @@ class Engine:
         self._driver.start()
 
     def _computed(self, work: str, began: float, ended: float, n: int) -> None:
-        """A step, a layer or a block that has been computed. In the thread that computes."""
+        """A step, a layer, a block or a mask that has been computed. In the thread that computes."""
         if work == "decode":
             self._metrics.step(n)
+        elif work == "mask":
+            self._metrics.mask(ended - began)
         if self.trace is not None:
             self.trace.work(work, began, ended, n)
 
@@ -83,12 +85,29 @@ class Engine:
 
     def describe(self, metrics: Metrics) -> None:
         """Adds what is known here to the metrics. All of it is read without waiting for the core."""
-        index, images = self.model.loaded.conductor.index, self.model.loaded.image_cache
+        conductor, images = self.model.loaded.conductor, self.model.loaded.image_cache
+        index, disk = conductor.index, conductor.index.disk
+        metrics.begin()
         metrics.gauge("num_requests_running", "Answers being computed.", lambda: self.n_running)
         metrics.gauge("num_requests_waiting", "Answers that wait.", lambda: self.n_waiting)
+        metrics.gauge(
+            "num_requests_swapped", "Answers that wait to go on, without memory.", lambda: conductor.n_swapped
+        )
+        metrics.count("num_preemptions", "Times that an answer's memory went to others.", lambda: conductor.n_preempted)
         metrics.gauge("image_cache_bytes", "Memory of encoded pictures.", lambda: images.n_bytes)
         metrics.gauge("kv_cache_bytes", "Memory of positions, under way and kept.", lambda: index.pool.bytes_in_use)
         metrics.gauge("kv_cache_budget_bytes", "Memory that positions may take.", lambda: index.pool.budget)
+        metrics.gauge(
+            "kv_cache_usage_perc",
+            "Share of that memory which answers under way hold; 1 is all of it.",
+            lambda: index.bytes_held / max(index.pool.budget, 1),
+        )
+        metrics.gauge("block_store_bytes", "Memory of positions that are kept to be found.", lambda: index.bytes_kept)
+        metrics.gauge(
+            "disk_cache_bytes", "Bytes of the cache folder.", lambda: 0 if disk is None else disk.store.n_bytes
+        )
+        metrics.count("mm_cache_queries", "Pictures that were looked for.", lambda: images.n_looked_up)
+        metrics.count("mm_cache_hits", "Pictures that were encoded already.", lambda: images.n_found)
         metrics.count("images_encoded", "Pictures that were encoded.", lambda: images.n_encoded)
         metrics.count("prefix_cache_hits", "Positions of prompts that were held.", lambda: index.counts.hit_positions)
         queries = lambda: index.counts.hit_positions + index.counts.missed_positions  # noqa: E731

@@ -15,6 +15,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series be
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_MASK_SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ANSWERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -37,6 +38,7 @@ class Metrics:
         self._per_key = per_key
         self.registry = CollectorRegistry()
         self.model = "kimi-vl"
+        self._histograms: list[Histogram] = []
         extra = ("key",) if per_key else ()
         self._prompt = self._counter("prompt_tokens", "Positions of prompts.", *extra)
         self._generated = self._counter("generation_tokens", "Tokens of answers.", *extra)
@@ -56,13 +58,27 @@ class Metrics:
         self._prefill = self._histogram("request_prefill_time_seconds", "Time of computing a prompt.")
         self._decode = self._histogram("request_decode_time_seconds", "Time of computing the tokens after the first.")
         self._encode = self._histogram("image_encode_seconds", "Time of encoding the pictures of a prompt.")
+        self._steps = self._counter("steps", "Decode steps.")
+        self._mask = self._histogram(
+            "mask_seconds", "Time of finding which tokens a grammar lets come next.", _MASK_SECONDS
+        )
         self._batch = self._histogram("step_batch_size", "Answers that were decoded in one step.", _ANSWERS)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kimi_vl_{name}", text, ("model", *labels), registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-        return Histogram(f"kimi_vl_{name}", text, ("model",), registry=self.registry, buckets=buckets)
+        self._histograms.append(Histogram(f"kimi_vl_{name}", text, ("model",), registry=self.registry, buckets=buckets))
+        return self._histograms[-1]
+
+    def begin(self) -> None:
+        """Shows what has no label but the model's from the start, at 0."""
+        extra = ("-",) if self._per_key else ()
+        for counter in (self._prompt, self._generated, self._cached, self._image):
+            counter.labels(self.model, *extra)
+        self._steps.labels(self.model)
+        for histogram in self._histograms:
+            histogram.labels(self.model)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number that is asked for when it is read."""
@@ -103,7 +119,12 @@ class Metrics:
 
     def step(self, n: int) -> None:
         """A decode step of n answers."""
+        self._steps.labels(self.model).inc()
         self._batch.labels(self.model).observe(n)
+
+    def mask(self, seconds: float) -> None:
+        """The mask of a grammar for one token."""
+        self._mask.labels(self.model).observe(seconds)
 
     def cancelled(self, state: str) -> None:
         """An answer whose client left, or that was cancelled otherwise."""

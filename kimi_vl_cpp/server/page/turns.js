@@ -209,7 +209,7 @@ export class AnswerTurn {
     const rows = [];
     if (node.state === "failed") {
       rows.push(h("div", { class: "error", role: "alert" }, h("p", {}, node.error?.message || words.brokenOff),
-        textButton("again", words.again, () => context.retry(node))));
+        textButton("again", words.again, () => context.retry(node), { "data-action": "regenerate" })));
     } else if (node.state === "stopped") rows.push(h("p", { class: "hint" }, words.stopped));
     else if (node.state === "length") {
       const reason = { repetition: words.cutRepetition, context: words.cutContext, timeout: words.cutServer, shutdown: words.cutServer };
@@ -225,7 +225,8 @@ export class AnswerTurn {
     this.footer.replaceChildren(
       h("span", { class: "actions" }, versions(node, context) || "",
         node.text ? copyButton(() => node.text) : "",
-        iconButton("again", words.regenerate, () => context.regenerate(node), { "data-action": "regenerate" }),
+        node.state === "failed" ? "" // "Try again" stands beside what went wrong
+          : iconButton("again", words.regenerate, () => context.regenerate(node), { "data-action": "regenerate" }),
         goOn ? textButton("play", words.goOn, () => context.goOn(node), { "data-action": "continue" }) : ""),
       ...(node.stats ? figures(node.stats) : []));
   }

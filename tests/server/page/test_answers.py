@@ -213,6 +213,7 @@ def test_escape_leaves_an_edit_as_it_was(page: Page) -> None:
 def test_errors_are_the_servers_sentence_and_can_be_tried_again(page: Page, scripted: Scripted) -> None:
     turn = finished(ask(page, "refuse"))
     expect(turn.get_by_role("alert")).to_contain_text("a JPEG that ends early: save or download it again")
+    expect(turn.locator("button:has(svg)")).to_have_text(["Try again"])  # one way, not two
     turn.get_by_role("button", name="Try again").click()
     expect(turn.get_by_role("alert")).to_be_visible()
     expect(page.locator(".answer")).to_have_count(1)
@@ -224,6 +225,8 @@ def test_a_stream_that_fails_keeps_what_it_said(page: Page) -> None:
     expect(turn.locator(".said")).to_have_text("It begins")
     expect(turn.get_by_role("alert")).to_contain_text("start kimi-vl serve with a smaller -c")
     expect(turn.get_by_role("button", name="Continue")).to_be_visible()
+    expect(turn.get_by_role("button", name="Try again")).to_be_visible()
+    expect(turn.get_by_role("button", name="Regenerate")).to_have_count(0)
 
 
 def test_the_view_follows_until_the_reader_scrolls_up(page: Page, scripted: Scripted) -> None:

@@ -348,6 +348,8 @@ class _Ops:
 
     def isas(self) -> list[str]:
         """Names of the instruction sets that this processor runs, best first."""
+    def addresses(self, isa: str) -> dict[str, list[int]]:
+        """Group of kernels -> addresses of its functions, 0 where there is none."""
     def sizes(self, isa: str) -> dict[str, int]:
         """panel_lanes, tile_lanes and max_attention_keys of a table."""
     def decode_row(self, isa: str, type: str, raw: _U8, n: int) -> _F32:

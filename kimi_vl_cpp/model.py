@@ -108,7 +108,7 @@ class KimiVL(NotPicklable):
         n_threads: None or 0: as many as the process may use.
         device: "cpu", or "cuda" for an NVIDIA GPU, where the library for it is installed (`kimi-vl doctor` says so).
         isa: the instruction set, "auto" (the best that the processor has) or a name that `kimi-vl doctor` lists:
-            "generic", "avx2", "avx2-vnni", "avx512-vnni" or "avx512".
+            "generic", "avx2", "avx2-vnni", "avx512-vnni", "avx512" or "amx".
         kv_type: the numbers of the KV cache: "f16", "f32" or "q8_0" (half of "f16", faster on long contexts,
             a little less exact). "auto": "f16", and "f32" for float32 weights.
         activations: what quantized text weights are multiplied with: "int8", rounded as every fast runtime does, or

@@ -37,6 +37,7 @@ py::list isa_rows() {
     d["name"] = isa.name;
     d["requires"] = isa.requires_features;
     d["supported"] = isa.supported;
+    d["refusal"] = isa.refusal ? py::cast(isa.refusal) : py::none();
     list.append(d);
   }
   return list;
@@ -45,7 +46,8 @@ py::list isa_rows() {
 }  // namespace
 
 void bind_machine(py::module_& m) {
-  m.def("isas", isa_rows, "Instruction sets: name, requires, supported; best first.");
+  m.def("isas", isa_rows,
+        "Instruction sets: name, requires, supported, and where it is not the refusal, which says why; best first.");
   m.def("cpu_info", cpu_info, "Processors and memory that this process may use.");
   m.def("cpu_count", [] { return count_cpus().threads; }, "The default number of threads.");
 }

@@ -148,6 +148,36 @@ py::list supported_isas() {
   return names;
 }
 
+template <typename Function>
+uintptr_t address(Function* function) {
+  return reinterpret_cast<uintptr_t>(function);
+}
+
+// Of the functions that fill a table, group by group as kernel_table.h has them.
+py::dict addresses(const std::string& isa) {
+  const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
+  py::dict groups;
+  const auto add = [&](const char* group, auto*... functions) {
+    if (!groups.contains(group)) groups[group] = py::list();
+    auto list = py::cast<py::list>(groups[group]);
+    (list.append(address(functions)), ...);
+  };
+  add("int8", table.quantize_row, table.gemm_panel_q8);
+  add("float", table.gemm_f32, table.transpose_panel, table.f32_from_f16_row, table.f16_from_f32_row, table.f32_from_q8_row);
+  for (int type = 0; type < cpu::kMaxTypes; ++type) {
+    add("int8", table.gemv_q8[type], table.pack_panel_q8[type]);
+    add("float", table.gemv_float[type], table.decode_row[type]);
+    add("bf16 conversions", table.pack_bf16[type]);
+  }
+  add("attention", table.attention_block, table.latent_block_q8);
+  add("bf16 conversions", table.bf16_from_f32_row, table.bf16_pairs_from_f32);
+  add("bf16 products", table.attention_block_bf16, table.gemm_bf16, table.gemm_bf16_rows, table.gemm_bf16_pairs);
+  add("bf16 latents", table.latent_block_f16);
+  add("rows", table.rms_norm, table.layer_norm, table.silu_mul, table.gelu_tanh, table.gelu_erf, table.rotate_pairs,
+      table.add_scaled);
+  return groups;
+}
+
 py::dict sizes(const std::string& isa) {
   const cpu::KernelTable& table = cpu::select_kernels(isa.c_str());
   py::dict result;
@@ -166,6 +196,8 @@ void bind_ops(pybind11::module_& parent) {
   py::module_ m = parent.def_submodule(
       "ops", "The kernels of each instruction set, for tests. First argument: the name of the instruction set.");
   m.def("isas", ops::supported_isas, "Names of the instruction sets that this processor runs, best first.");
+  m.def("addresses", ops::addresses, py::arg("isa"),
+        "Group of kernels -> addresses of its functions, 0 where there is none; instruction sets with the same share the code.");
   m.def("sizes", ops::sizes, py::arg("isa"), "panel_lanes, tile_lanes and max_attention_keys of a table.");
   m.def("quantize_rows", ops::quantize_rows, py::arg("isa"), py::arg("x"),
         "x float32 [n, k] -> a structured array [n, k/32] of blocks of 32: q int8 [32], scale, sum, half_sum [2], isum, "

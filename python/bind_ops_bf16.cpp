@@ -135,7 +135,7 @@ py::object attention_block_bf16(const std::string& isa, const py::object& q_obje
 py::object latent_block_f16(const std::string& isa, const py::object& q_object, const py::object& rows_object, int64_t key0,
                             const py::object& last_key, const py::object& state) {
   const cpu::KernelTable* table = bf16_of(isa);
-  if (!table) return py::none();
+  if (!table || !table->latent_block_f16) return py::none();
   const auto q = take<uint16_t>(q_object, "q_t", {kAny, kAny, 2});
   Queries queries(*table, q.shape(1), true, last_key, state);
   const auto given = take<uint16_t>(rows_object, "rows", {kAny, 2 * q.shape(0)});

@@ -10,6 +10,19 @@ from kimi_vl_cpp import _core
 
 ISAS: list[str] = _core.ops.isas()
 
+
+def isas_with_own(*groups: str) -> list[str]:
+    """The instruction sets of this machine that have kernels of these groups, those of a plainer one alone left out: no
+    test need run again on the same code. The groups are those of `_core.ops.addresses`."""
+    own: dict[tuple[tuple[int, ...], ...], str] = {}
+    for isa in reversed(ISAS):
+        addresses = _core.ops.addresses(isa)
+        functions = tuple(tuple(addresses[group]) for group in groups)
+        if any(map(any, functions)):
+            own.setdefault(functions, isa)
+    return list(own.values())
+
+
 # Byte offsets of the f16 numbers in a block. MXFP4 has a power of two in its first byte instead, SCATTERED types have a
 # nibble in the upper half of each of the bytes named there.
 F16_FIELDS: dict[str, list[int]] = {

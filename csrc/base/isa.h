@@ -5,17 +5,19 @@
 
 namespace kimi {
 
-enum class IsaId { generic, avx2, avx2_vnni, avx512_vnni, avx512 };
-constexpr int kIsaCount = 5;
+enum class IsaId { generic, avx2, avx2_vnni, avx512_vnni, avx512, amx };
+constexpr int kIsaCount = 6;
 
 struct Isa {
   IsaId id;
   const char* name;               // "avx2-vnni"
   const char* requires_features;  // for users: "AVX2, FMA, F16C, AVX-VNNI"
-  bool supported;                 // by this processor and operating system
+  bool supported;                 // by this processor, operating system and build
+  const char* refusal;            // where it is not: "which this processor lacks"
 };
 
-// Those of this architecture, best first; the last one is always generic.
+// Those of this architecture, best first; the last one is always generic. The first call asks Linux for the registers of amx,
+// which it lends on request only, to the whole process and to what it forks.
 const std::vector<Isa>& isas();
 
 // name: one of the above, or "auto" (as are "" and nullptr): the one that KIMI_VL_CPU_ISA names, or the first supported one.

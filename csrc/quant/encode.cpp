@@ -12,6 +12,7 @@ namespace {
 void fill(IsaId id, Encoders* table) {
   switch (id) {
 #if KIMI_X86
+    case IsaId::amx:
     case IsaId::avx512:
     case IsaId::avx512_vnni:
       return fill_encoders_avx512(table);

@@ -325,12 +325,12 @@ def _print_processor(report: dict[str, Any], row: Any, terminal: Terminal) -> No
     chosen = report["self_test"]["chosen_isa"]
     for isa in cpu["isas"]:
         requires = isa["requires"] if isinstance(isa["requires"], str) else " ".join(isa["requires"])
-        state = "chosen" if isa["name"] == chosen else "available" if isa["supported"] else "not on this processor"
+        state = "chosen" if isa["name"] == chosen else "available" if isa["supported"] else "not available"
         colour = GREEN if isa["name"] == chosen else "" if isa["supported"] else DIM
         row(
             isa["name"],
             terminal.style(state, *([colour] if colour else []), err=False)
-            + (f"  (needs {requires})" if requires else ""),
+            + f"  (needs {requires}{', ' + isa['refusal'] if isa['refusal'] else ''})",
         )
     reasons = [f"{cpu['online']} in the computer, {cpu['physical_cores']} cores"]
     if cpu["affinity"] != cpu["online"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_support import check_cache_type, decode, open_engine, prefill
-from kernel_support import ISAS, U, assert_bits_equal, assert_within
+from kernel_support import ISAS, U, assert_bits_equal, assert_within, isas_with_own
 from numpy.typing import NDArray
 from vectors import assert_near
 
@@ -18,9 +18,9 @@ F64 = NDArray[np.float64]
 Bits = NDArray[np.uint16]
 HALF_STEP = 2.0**-8  # half a unit in the last place of bf16, relative
 EXP_ERROR = 2e-7
-every_isa = pytest.mark.parametrize(
-    "isa", [i for i in ISAS if ops.bf16_from_f32(i, np.zeros(1, np.float32)) is not None]
-)
+every_conversion = pytest.mark.parametrize("isa", isas_with_own("bf16 conversions"))
+every_product = pytest.mark.parametrize("isa", isas_with_own("bf16 products"))
+every_attention_over_latents = pytest.mark.parametrize("isa", isas_with_own("bf16 latents"))
 
 
 def normal(seed: int, *shape: int) -> F32:
@@ -48,13 +48,14 @@ def unpaired(bits: Bits, n: int) -> Bits:
     return bits.transpose(0, 2, 1).reshape(-1, bits.shape[1])[:n]
 
 
-def test_the_fastest_instruction_set_of_this_machine_is_tested() -> None:
-    if "avx512" not in ISAS:
-        pytest.skip("no AVX-512 with BF16 here")
-    assert ops.bf16_from_f32("avx512", np.zeros(1, np.float32)) is not None
+@pytest.mark.parametrize("isa", ["avx512", "amx"])
+def test_what_has_kernels_of_its_own_is_tested(isa: str) -> None:
+    if isa not in ISAS:
+        pytest.skip(f"no {isa} here")
+    assert isa in isas_with_own("bf16 products")
 
 
-@every_isa
+@every_conversion
 @pytest.mark.parametrize("n", [1, 15, 16, 31, 32, 33, 64, 577])
 def test_floats_are_rounded_to_nearest_even(isa: str, n: int) -> None:
     x = normal(n, n) * np.float32(2.0) ** np.random.default_rng(n).integers(-140, 120, n).astype(np.float32)
@@ -64,14 +65,14 @@ def test_floats_are_rounded_to_nearest_even(isa: str, n: int) -> None:
     assert np.array_equal(ops.bf16_from_f32(isa, x), to_bits(x))
 
 
-@every_isa
+@every_conversion
 @pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 1), (2, 16), (3, 17), (8, 32), (5, 50)])
 def test_rows_become_pairs(isa: str, n_rows: int, n_cols: int) -> None:
     x = normal(1, n_rows, n_cols)
     assert np.array_equal(ops.bf16_pairs_from_f32(isa, x, 0.3), pairs(to_bits(x * np.float32(0.3))))
 
 
-@every_isa
+@every_conversion
 @pytest.mark.parametrize("type_name", ["F16", "BF16"])
 def test_weights_become_pairs_across_the_lanes(isa: str, type_name: str) -> None:
     lanes = ops.sizes(isa)["tile_lanes"]
@@ -92,7 +93,7 @@ def near_bits(got: Bits, want: F64, bound: F64) -> None:
     assert_within(values(got), want, bound + HALF_STEP * (np.abs(want) + bound))
 
 
-@every_isa
+@every_product
 @pytest.mark.parametrize("into", ["floats", "rows", "pairs"])
 @pytest.mark.parametrize("k", [2, 64, 514])
 def test_products_agree_with_numpy(isa: str, into: str, k: int) -> None:
@@ -138,7 +139,7 @@ def expanded(isa: str, q: Bits, k: Bits, v: Bits, dk1: int, block: int, last) ->
     return state
 
 
-@every_isa
+@every_product
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("dk1", "dk2", "dv"), [(128, 64, 128), (72, 0, 72), (6, 4, 7)])
 def test_attention_agrees_with_softmax(isa: str, causal: bool, dk1: int, dk2: int, dv: int) -> None:
@@ -166,7 +167,7 @@ def latents(n: int, width: int) -> tuple[Bits, F64]:
     return halves.view(np.uint16), values(to_bits(halves.astype(np.float32)))
 
 
-@every_isa
+@every_attention_over_latents
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("rank", "rope"), [(512, 64), (32, 8), (28, 6), (2, 2)])
@@ -181,7 +182,7 @@ def test_attention_over_latents_agrees_with_softmax(isa: str, half: bool, causal
         assert_within(out.T / total[:, None], want, bound)
 
 
-@every_isa
+@every_attention_over_latents
 @pytest.mark.parametrize("half", [False, True])
 def test_a_lane_does_not_depend_on_its_neighbours(isa: str, half: bool) -> None:
     lanes = ops.sizes(isa)["tile_lanes"] // (2 if half else 1)
@@ -192,7 +193,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(isa: str, half: bool) -> None:
         assert_bits_equal(np.ascontiguousarray(got.T[5:6]), np.ascontiguousarray(want.T[5:6]))
 
 
-@every_isa
+@every_attention_over_latents
 def test_half_a_tile_gives_the_bits_of_a_whole_one(isa: str) -> None:
     lanes = ops.sizes(isa)["tile_lanes"]
     q = to_bits(normal(1, lanes, 576) * np.float32(0.1))
@@ -202,7 +203,7 @@ def test_half_a_tile_gives_the_bits_of_a_whole_one(isa: str) -> None:
         assert_bits_equal(np.ascontiguousarray(got), np.ascontiguousarray(want[..., : lanes // 2]))
 
 
-@every_isa
+@every_attention_over_latents
 def test_a_lane_that_sees_nothing_stays_empty(isa: str) -> None:
     lanes = ops.sizes(isa)["tile_lanes"]
     rows, _ = latents(10, 40)

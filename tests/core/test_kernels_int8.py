@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_support import (
-    ISAS,
     QUANT_TYPES,
     U,
     assert_bits_equal,
     assert_within,
     dequantize,
+    isas_with_own,
     random_rows,
     set_scales,
     sizes,
@@ -40,7 +40,7 @@ Q_RANGE = {
 # The scale under which all weights are integers, where it is not 1.
 UNIT = {"IQ3_XXS": 4, **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M"), 8)}
 GROUPS_OF_16 = ("Q2_K", "Q3_K", "Q6_K", "IQ2_XS", "IQ2_S", "IQ1_M")
-every_isa = pytest.mark.parametrize("isa", ISAS)
+every_isa = pytest.mark.parametrize("isa", isas_with_own("int8"))
 every_type = pytest.mark.parametrize("type_name", QUANT_TYPES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engine_support import check_cache_type, decode, open_engine, prefill
-from kernel_support import ISAS, assert_bits_equal, assert_within
+from kernel_support import assert_bits_equal, assert_within, isas_with_own
 from numpy.typing import NDArray
 from vectors import assert_near, assert_same_bits
 
@@ -17,7 +17,7 @@ ops = _core.ops
 LANES = 16
 F64 = NDArray[np.float64]
 Q8_CACHE = 4e-2  # of the logits; the weights of the tiny model are random, its attention is sharp
-every_isa = pytest.mark.parametrize("isa", ISAS)
+every_isa = pytest.mark.parametrize("isa", isas_with_own("float", "attention"))
 
 
 class Keys:

@@ -7,6 +7,10 @@ namespace {
 
 void fill(IsaId id, KernelTable* table) {
   switch (id) {
+#if KIMI_AMX
+    case IsaId::amx:
+      return fill_amx(table);
+#endif
 #if KIMI_X86
     case IsaId::avx512:
       return fill_avx512(table);

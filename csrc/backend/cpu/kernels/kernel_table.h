@@ -160,7 +160,7 @@ struct KernelTable {
   void (*attention_block)(const AttentionBlock& block);
   void (*latent_block_q8)(const LatentBlockQ8& block);  // nullptr: rows are decoded for attention_block
 
-  // ---- bf16: all of them, or nullptr -----------------------------------------------------------------------------
+  // ---- bf16: all of them but the last, or nullptr ----------------------------------------------------------------
   void (*attention_block_bf16)(const AttentionBlockBf16& block);
   // a [m, lda] times b [k / 2, ldb, 2] for tile_lanes columns; out float [m, ldo], or bf16, [m, ldo] or, rows in pairs, [(m + 1)
   // / 2, ldo, 2].
@@ -177,7 +177,7 @@ struct KernelTable {
   // scale * x, rows in pairs: [n_rows, ld] -> [(n_rows + 1) / 2, ldo, 2]; the partner of an odd last row is zeros.
   void (*bf16_pairs_from_f32)(const float* x, int64_t ld, int64_t n_rows, int64_t n_cols, float scale, uint16_t* out,
                               int64_t ldo);
-  void (*latent_block_f16)(const LatentBlockF16& block);
+  void (*latent_block_f16)(const LatentBlockF16& block);  // nullptr: rows are decoded for attention_block
 
   // ---- rows ------------------------------------------------------------------------------------------------------
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
@@ -190,12 +190,13 @@ struct KernelTable {
 };
 
 // Each instruction set fills a zeroed table; dispatch.cpp owns the tables and sets their names. One that adds to another begins
-// with the other's table: avx2_vnni with that of avx2, avx512 with that of avx512_vnni.
+// with the other's table: avx2_vnni with that of avx2, avx512 with that of avx512_vnni, amx with that of avx512.
 void fill_generic(KernelTable* table);
 void fill_avx2(KernelTable* table);
 void fill_avx2_vnni(KernelTable* table);
 void fill_avx512_vnni(KernelTable* table);
 void fill_avx512(KernelTable* table);
+void fill_amx(KernelTable* table);
 
 // The int8 half, translation units of its own in each instruction set that does not take its parent's.
 void fill_int8_generic(KernelTable* table);

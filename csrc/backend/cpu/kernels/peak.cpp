@@ -7,6 +7,11 @@ namespace kimi::cpu {
 Peaks peaks(const char* isa) {
   Peaks result{};
   switch (choose_isa(isa).id) {
+#if KIMI_AMX
+    case IsaId::amx:
+      fill_peaks_amx(&result);
+      break;
+#endif
 #if KIMI_X86
     case IsaId::avx512:
       fill_peaks_avx512(&result);

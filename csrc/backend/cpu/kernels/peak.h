@@ -21,5 +21,6 @@ void fill_peaks_avx2(Peaks* peaks);
 void fill_peaks_avx2_vnni(Peaks* peaks);
 void fill_peaks_avx512_vnni(Peaks* peaks);
 void fill_peaks_avx512(Peaks* peaks);
+void fill_peaks_amx(Peaks* peaks);
 
 }  // namespace kimi::cpu

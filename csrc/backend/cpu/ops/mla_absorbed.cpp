@@ -94,7 +94,7 @@ std::vector<CpuBackend::LatentTiles> CpuBackend::lay_out_tiles(const MlaArgs& ar
   std::vector<LatentTiles> found;
   for (const AttentionSlice* slice : slices) {
     const bool bytes = slice->cache.type == KvType::q8_0 && kernels_.latent_block_q8 && !float_activations_;
-    const bool bf16 = slice->cache.type == KvType::f16 && attends_in_bf16(args, slice->cache);
+    const bool bf16 = slice->cache.type == KvType::f16 && kernels_.latent_block_f16 && attends_in_bf16(args, slice->cache);
     const int64_t lanes = bytes ? kLatentLanes : slice->n_out * heads <= half ? half : kernels_.tile_lanes;
     auto alike = std::find_if(found.begin(), found.end(), [&](const LatentTiles& tiles) {
       return tiles.bytes == bytes && tiles.bf16 == bf16 && tiles.lanes == lanes;

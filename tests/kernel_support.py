@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gguf
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from kimi_vl_cpp import _core
 
 ISAS: list[str] = _core.ops.isas()
+FLOAT_TYPES = ["F32", "F16", "BF16"]
 
 
 def isas_with_own(*groups: str) -> list[str]:
@@ -21,6 +25,23 @@ def isas_with_own(*groups: str) -> list[str]:
         if any(map(any, functions)):
             own.setdefault(functions, isa)
     return list(own.values())
+
+
+def isas_with_own_sessions(text_type: str = "F32", kv_type: str = "f16", activations: str = "int8") -> list[str]:
+    """The same for sessions of such a model and their pictures: bf16 stands beside quantized text in int8 only."""
+    floats = text_type in FLOAT_TYPES or activations == "float"
+    bf16 = () if floats or kv_type == "f32" else ("bf16 products", "bf16 latents")
+    return isas_with_own("int8", "float", "attention", "rows", *bf16)
+
+
+every_isa_in_floats = pytest.mark.parametrize("isa", isas_with_own_sessions(), indirect=True)
+
+
+def every_isa_of(names: str, cases: Sequence[tuple[str, ...]]) -> pytest.MarkDecorator:
+    """Parameters `isa` and those named, of text_type, kv_type and activations: each case on the code that it has."""
+    keys = names.split(", ")
+    rows = [(isa, *case) for case in cases for isa in isas_with_own_sessions(**dict(zip(keys, case, strict=True)))]
+    return pytest.mark.parametrize(["isa", *keys], rows, indirect=["isa"])
 
 
 # Byte offsets of the f16 numbers in a block. MXFP4 has a power of two in its first byte instead, SCATTERED types have a
@@ -46,7 +67,6 @@ F16_FIELDS: dict[str, list[int]] = {
 }
 SCATTERED = {"IQ1_M": [49, 51, 53, 55]}
 QUANT_TYPES = list(F16_FIELDS)
-FLOAT_TYPES = ["F32", "F16", "BF16"]
 U = 2.0**-24  # unit roundoff of float32
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kernel_support import every_isa_in_floats
 from vectors import PROMPTS, Vectors, agreeing, assert_near, assert_same_bits
 
 from kimi_vl_cpp import KimiVL
@@ -75,6 +76,7 @@ def test_vision_agrees_on_a_q8_0_file(vectors, isa):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("text", ["f32", "f32-oldkvb"])
+@every_isa_in_floats
 def test_text_f32_agrees(vectors, isa, text, prompt):
     engine = open_engine(vectors, text, isa)
     n_greedy = len(vectors.of("ref", prompt, "ids"))
@@ -149,6 +151,7 @@ def test_one_and_two_threads_give_the_same_bits(vectors_d, isa, text):
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
+@every_isa_in_floats
 def test_any_split_into_chunks_gives_the_same_logits(vectors, isa, kv_type):
     engine = open_engine(vectors, "f32", isa)
     ids = vectors.parts("long", None)[0]

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 from engine_support import CACHE_F16, FLOAT, INT8, PICTURE_BF16, Expected, decode, greedy, open_engine, prefill
-from kernel_support import isas_with_own
+from kernel_support import every_isa_in_floats, isas_with_own
 from reference import Network
 from vectors import assert_near, assert_same_bits, relative_error
 
@@ -44,6 +44,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@every_isa_in_floats
 def test_every_layout_gives_the_reference(tiny_model, expected, isa, name):
     model = tiny_model(seed=3, **LAYOUTS[name])
     engine, want = open_engine(model, isa), expected(model)
@@ -85,6 +86,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@every_isa_in_floats
 def test_every_shape_gives_the_reference(tiny_model, expected, isa, name):
     model = tiny_model(seed=5, **SHAPES[name])
     engine, want = open_engine(model, isa), expected(model)

@@ -15,6 +15,7 @@ import pytest
 from engine_support import open_engine
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_support import every_isa_of
 from vectors import assert_same_bits
 
 from kimi_vl_cpp import BadRequest, KimiVL
@@ -133,7 +134,7 @@ def check(model, engine, kv_type: str, seed: int, n_max: int = 800) -> None:
         assert_same_bits(got, want, f"history {seed}, turns {history.turns}, up to {end}")
 
 
-@pytest.mark.parametrize(("text_type", "kv_type", "activations"), CASES)
+@every_isa_of("text_type, kv_type, activations", CASES)
 def test_a_live_session_has_the_bits_of_a_cold_one(tiny_model, isa, text_type, kv_type, activations):
     model = tiny_model(seed=3, text_type=text_type, **ROWS_OF_256)
     engine = open_engine(model, isa, activations=activations)
@@ -142,20 +143,20 @@ def test_a_live_session_has_the_bits_of_a_cold_one(tiny_model, isa, text_type, k
 
 
 @pytest.mark.parametrize("heads", [1, 3, 16, 17, 40])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
-def test_any_number_of_heads_has_the_bits_of_a_cold_session(tiny_model, isa, heads, kv_type):
+@every_isa_of("text_type, kv_type", [("Q8_0", "f16"), ("Q8_0", "q8_0"), ("Q8_0", "f32")])
+def test_any_number_of_heads_has_the_bits_of_a_cold_session(tiny_model, isa, heads, text_type, kv_type):
     """Tiles hold several tokens, one token, or a part of one."""
-    model = tiny_model(seed=4, text_type="Q8_0", **{**ROWS_OF_256, "num_attention_heads": heads})
+    model = tiny_model(seed=4, text_type=text_type, **{**ROWS_OF_256, "num_attention_heads": heads})
     engine = open_engine(model, isa)
     for seed in range(100, 100 + max(1, HISTORIES // 3)):
         check(model, engine, kv_type, seed, n_max=800 if HISTORIES > 1 else 500)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
+@every_isa_of("text_type, kv_type", [("Q4_K_M", "f16"), ("Q4_K_M", "q8_0"), ("Q4_K_M", "f32")])
 @pytest.mark.parametrize("n_drafted", [2, 3, 4, 5, 8, 16])
-def test_drafted_tokens_verified_together_have_the_bits_of_decoding(tiny_model, isa, kv_type, n_drafted):
+def test_drafted_tokens_verified_together_have_the_bits_of_decoding(tiny_model, isa, text_type, kv_type, n_drafted):
     """Also where the number of keys crosses a multiple of 512, from which on they are split otherwise."""
-    model = tiny_model(seed=3, text_type="Q4_K_M", **{**ROWS_OF_256, "num_attention_heads": 16})
+    model = tiny_model(seed=3, text_type=text_type, **{**ROWS_OF_256, "num_attention_heads": 16})
     engine = open_engine(model, isa)
     ids = model.random_ids(1100)
     for start in (40, 505, 1015):
@@ -198,8 +199,10 @@ def ask(model, rng: np.random.Generator, messages: list[dict], pictures: list) -
     ).drain()
 
 
-@pytest.mark.parametrize("activations", ["int8", "float"])
-@pytest.mark.parametrize(("text_type", "kv_type"), [("Q4_K_M", "f16"), ("Q8_0", "q8_0"), ("F32", "f32")])
+@every_isa_of(
+    "text_type, kv_type, activations",
+    [(*types, how) for types in [("Q4_K_M", "f16"), ("Q8_0", "q8_0"), ("F32", "f32")] for how in ("int8", "float")],
+)
 def test_sampled_answers_are_those_of_a_fresh_model(tiny_model, isa, text_type, kv_type, activations):
     """Through the whole library: conversations whose turns are asked of a model that has held other prompts, branches
     of the same conversation and the same turns before, and of a model that has held nothing."""

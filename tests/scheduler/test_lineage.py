@@ -11,7 +11,7 @@ import copy
 import os
 
 import numpy as np
-import pytest
+from kernel_support import every_isa_of
 
 from kimi_vl_cpp import KimiVL
 from kimi_vl_cpp._core import PAGE_POSITIONS
@@ -178,7 +178,7 @@ def check(tiny, options: dict, n_pages: int, seed: int, folder, monkeypatch) -> 
     return sum(one.restored_tokens for one in usages), sum(one.accepted_tokens for one in usages)
 
 
-@pytest.mark.parametrize(("text_type", "kv_type", "activations"), CASES)
+@every_isa_of("text_type, kv_type, activations", CASES)
 def test_under_any_schedule_answers_have_the_bits_of_a_fresh_model(
     tiny_model, isa, text_type, kv_type, activations, tmp_path, monkeypatch
 ):

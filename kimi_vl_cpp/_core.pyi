@@ -117,13 +117,23 @@ class Engine:
     @property
     def vision_gguf(self) -> GGUFFile | None: ...
     def vision_tower(
-        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
+        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None, adapter: int = -1
     ) -> NDArray[np.float32]:
-        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/14)*(W/14), vision_hidden_size]."""
+        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/14)*(W/14), vision_hidden_size]. adapter: as for
+        `Session`."""
     def encode_image(
-        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None
+        self, pixels: NDArray[np.uint8], progress: Callable[[int, int], None] | None = None, adapter: int = -1
     ) -> NDArray[np.float32]:
-        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/28)*(W/28), hidden_size]."""
+        """pixels: [H, W, 3], H and W multiples of 28 -> [(H/28)*(W/28), hidden_size]. adapter: as for `Session`."""
+    def add_adapter(self, changes: Sequence[tuple[str, int, NDArray[np.float32], NDArray[np.float32]]]) -> int:
+        """Low-rank factors beside the weights, for sessions and pictures that name the adapter by the number returned:
+        for matrix `index` of the stack `name`, a [rank, columns] and b [rank, rows] add transpose(b) (a x) to its
+        product with x. The factors are copied, as float32.
+
+        Raises BadModelFile "lora.module", "lora.shape", Unsupported "lora.backend"; then nothing has changed."""
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory that the factors of all adapters take."""
     def step(
         self,
         slices: Sequence[tuple[Session, NDArray[Any], Literal["none", "last", "all"]]],
@@ -154,7 +164,7 @@ class Engine:
         chunk: int = 0,
     ) -> PrefillTask:
         """`Session.prefill` in pieces: raises what it would, before any work, and computes nothing yet."""
-    def begin_image(self, pixels: NDArray[np.uint8]) -> ImageTask:
+    def begin_image(self, pixels: NDArray[np.uint8], adapter: int = -1) -> ImageTask:
         """`encode_image` in pieces: raises what it would, and computes nothing yet. pixels must not change before the
         first `advance`."""
     def kv_bytes_per_token(self, kv_type: str = "auto") -> int:
@@ -262,8 +272,12 @@ class PagePool:
 class Session:
     """One sequence of positions; its KV cache lies in pages."""
 
-    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None) -> None:
-        """n_ctx: a limit; pages are taken as positions come. pool None: a pool of its own, that grows to n_ctx."""
+    def __init__(
+        self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None, adapter: int = -1
+    ) -> None:
+        """n_ctx: a limit; pages are taken as positions come. pool None: a pool of its own, that grows to n_ctx.
+        adapter: what `Engine.add_adapter` returned, which counts for every row, -1 for none. Raises BadRequest
+        "request.adapter"."""
     @property
     def n_past(self) -> int: ...
     @property

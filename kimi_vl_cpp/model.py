@@ -35,6 +35,7 @@ from .errors import BadRequest
 from .files.model_files import ModelFiles
 from .files.variants import Variant
 from .generation import sampling
+from .generation.adapters import Lora, index_of
 from .generation.fitting import fit_images
 from .generation.generation import Generation, Request, encode_cached
 from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, DEFAULT_MAX_PARALLEL, LoadOptions, load
@@ -94,6 +95,7 @@ class KimiVL(NotPicklable):
         overflow: Literal["error", "drop_turns"] = "error",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_disk: int = DEFAULT_QUOTA,
+        lora: Lora | None = None,
         memory_check: bool = True,
         progress: Progress | None = None,
     ) -> None:
@@ -107,8 +109,7 @@ class KimiVL(NotPicklable):
             was trained for.
         n_threads: None or 0: as many as the process may use.
         device: "cpu", or "cuda" for an NVIDIA GPU, where the library for it is installed (`kimi-vl doctor` says so).
-        isa: the instruction set, "auto" (the best that the processor has) or a name that `kimi-vl doctor` lists:
-            "generic", "avx2", "avx2-vnni", "avx512-vnni", "avx512" or "amx".
+        isa: the instruction set, "auto" (the best that the processor has) or a name that `kimi-vl doctor` lists.
         kv_type: the numbers of the KV cache: "f16", "f32" or "q8_0" (half of "f16", faster on long contexts,
             a little less exact). "auto": "f16", and "f32" for float32 weights.
         activations: what quantized text weights are multiplied with: "int8", rounded as every fast runtime does, or
@@ -127,12 +128,14 @@ class KimiVL(NotPicklable):
         cache_dir: a folder in which pages of the KV cache and encoded pictures outlive this process, for its owner
             alone and not encrypted; what the model was shown can be partly told from them. None: they end with it.
         cache_disk: bytes that the folder may take; what was not used for longest goes first.
+        lora: LoRA adapters (PEFT's folders, GGUF files) beside the weights: a path, (path, scale) or a list of them for
+            every request; or a dict of such values by names, of which a request's option `lora` names one or none.
         memory_check: refuses to load what cannot fit into this machine's memory (or the process's limit, or the
             GPU's free memory) instead of letting it crawl or fail later.
         progress: called as progress(stage, done, total) by this and every later call, see `types.Progress`.
 
-        Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument, Unsupported for a
-        device that is not there (code "device.plugin" or "device.none").
+        Raises BadModelFile, OutOfMemory (with what would fit), BadRequest for a wrong argument, Unsupported (codes
+        "device.*" for a device that is not there, "lora.*" for an adapter that cannot be applied exactly).
         """
         options = LoadOptions(
             n_ctx=n_ctx,
@@ -150,6 +153,7 @@ class KimiVL(NotPicklable):
             cache_dir=cache_dir,
             cache_disk=cache_disk,
             memory_check=memory_check,
+            lora=lora,
         )
         self.loaded = load(path, mmproj, options, progress)
 
@@ -186,6 +190,11 @@ class KimiVL(NotPicklable):
     def notices(self) -> list[str]:
         """What is worth knowing about the files that were opened."""
         return self.loaded.notices
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that a request's option `lora` may have."""
+        return tuple(self.loaded.adapters.named)
 
     @property
     def has_vision(self) -> bool:
@@ -522,12 +531,14 @@ class KimiVL(NotPicklable):
 
         return create(self.start, self.loaded.tokenizer.token_bytes, self.name, messages, stream=stream, **options)
 
-    def conversation(self, system: str | None = None) -> Conversation:
+    def conversation(self, system: str | None = None, *, lora: str | None = None) -> Conversation:
         """A conversation of several turns, which computes only what is new at each turn. system: the system message,
-        None for the model's own default."""
+        None for the model's own default. lora: the name of the adapter of its answers, see `adapters`.
+
+        Raises BadRequest (code "request.lora") for another name."""
         from .chat.conversation import Conversation
 
-        return Conversation(self, system)
+        return Conversation(self, system, lora)
 
     # Videos
 
@@ -629,16 +640,19 @@ class KimiVL(NotPicklable):
         """A picture as the vision tower will see it. Raises BadImage, and BadRequest when there is no vision file."""
         return self.loaded.process_image(image)
 
-    def encode_image(self, image: ImageInput, progress: Progress | None = None) -> NDArray[np.float32]:
+    def encode_image(
+        self, image: ImageInput, progress: Progress | None = None, *, lora: str | None = None
+    ) -> NDArray[np.float32]:
         """A picture as the decoder receives it: float32 [n_tokens, hidden_size]. From the cache when seen before.
+        lora: the name of an adapter.
 
         Raises BadImage, and BadRequest (code "model.no_vision") when the model was loaded without a vision file.
         """
         seen = self.process_image(image)
         tick = self._stage("encode", progress)
-        return self.loaded.gate.call(
-            encode_cached, self.loaded, self.loaded.picture_key(seen), seen.pixels, tick
-        ).copy()
+        adapter = self.loaded.adapters.pick(lora)
+        key = self.loaded.picture_key(seen, adapter)
+        return self.loaded.gate.call(encode_cached, self.loaded, key, seen.pixels, tick, adapter).copy()
 
     def vision_tower(self, image: ImageInput, progress: Progress | None = None) -> NDArray[np.float32]:
         """The vision tower's output before the projector: float32 [n_patches, vision_hidden_size]. Raises like
@@ -652,8 +666,9 @@ class KimiVL(NotPicklable):
         *,
         positions: Literal["all", "last"] = "all",
         progress: Progress | None = None,
+        lora: str | None = None,
     ) -> NDArray[np.float32]:
-        """The logits after every position of the parts, computed on a fresh session.
+        """The logits after every position of the parts, computed on a fresh session. lora: the name of an adapter.
 
         parts: each a list or integer array [n] of token ids, or a float array [n, hidden_size] of embeddings.
         positions: "all" gives float32 [n_positions, n_vocab], "last" gives [n_vocab].
@@ -663,7 +678,8 @@ class KimiVL(NotPicklable):
         if positions not in ("all", "last"):
             raise BadRequest(f"positions: got {positions!r}, expected 'all' or 'last'", "request.positions")
         arrays = prepare_parts(parts, self.n_vocab, self.hidden_size, self.n_ctx)
-        session = self.raw.session(sum(len(array) for array in arrays))
+        adapter = index_of(self.loaded.adapters.pick(lora))
+        session = self.raw.session(sum(len(array) for array in arrays), adapter=adapter)
         result = session.prefill(arrays, positions, self._stage("prefill", progress))
         assert result is not None
         return result
@@ -692,7 +708,8 @@ class KimiVL(NotPicklable):
         n_new = min(params.max_new_tokens, self.n_ctx - n_prompt)
         sampler = sampling.make_sampler(params)
         stop_ids = frozenset() if ignore_stop else self.loaded.tokenizer.stop_ids
-        session = self.raw.session(n_prompt + n_new)
+        adapter = index_of(self.loaded.adapters.pick(params.lora))
+        session = self.raw.session(n_prompt + n_new, adapter=adapter)
         session.prefill(arrays, "last", self._stage("prefill", progress))
         tokens = islice(session.tokens(sampler), n_new)
         return list(takewhile(lambda token: token not in stop_ids, tokens))

@@ -62,7 +62,23 @@ std::shared_ptr<gguf::File> shared_file(const std::shared_ptr<Engine>& engine, c
   return {engine, const_cast<gguf::File*>(file)};
 }
 
-FloatArray encode(PyEngine& self, const py::array& array, py::object progress, bool tower_only) {
+// (name, index, a [rank, cols], b [rank, rows] scaled) of each matrix.
+using Change = std::tuple<std::string, int64_t, FloatArray, FloatArray>;
+
+int32_t add_adapter(PyEngine& self, const std::vector<Change>& changes) {
+  const std::shared_ptr<Engine> engine = self.engine;
+  self.get();
+  std::vector<AdapterFactors> factors;
+  for (const auto& [name, index, a, b] : changes) {
+    KIMI_CHECK(a.ndim() == 2 && b.ndim() == 2 && a.shape(0) == b.shape(0), ErrorKind::bad_request, "request.adapter",
+               "%s: factors must be float32 arrays [rank, cols] and [rank, rows]", name.c_str());
+    factors.push_back({name, index, a.shape(0), b.shape(1), a.shape(1), a.data(), b.data()});
+  }
+  const py::gil_scoped_release release;
+  return engine->add_adapter(factors);
+}
+
+FloatArray encode(PyEngine& self, const py::array& array, py::object progress, bool tower_only, int32_t adapter) {
   const std::shared_ptr<Engine> engine = self.engine;
   const Picture picture = picture_of(self.get(), array);
   Guarded guarded(std::move(progress));
@@ -73,8 +89,8 @@ FloatArray encode(PyEngine& self, const py::array& array, py::object progress, b
   float* data = out.mutable_data();
   const Progress callback = guarded.callback();
   guarded.run([&] {
-    tower_only ? engine->vision_tower(picture, callback, &guarded, data)
-               : engine->encode_image(picture, callback, &guarded, data);
+    tower_only ? engine->vision_tower(picture, adapter, callback, &guarded, data)
+               : engine->encode_image(picture, adapter, callback, &guarded, data);
   });
   return out;
 }
@@ -106,16 +122,18 @@ void bind_engine(py::module_& m) {
                              })
       .def(
           "vision_tower",
-          [](PyEngine& self, const py::array& pixels, py::object progress) {
-            return encode(self, pixels, std::move(progress), true);
+          [](PyEngine& self, const py::array& pixels, py::object progress, int32_t adapter) {
+            return encode(self, pixels, std::move(progress), true, adapter);
           },
-          py::arg("pixels"), py::arg("progress") = py::none())
+          py::arg("pixels"), py::arg("progress") = py::none(), py::arg("adapter") = kNoAdapter)
       .def(
           "encode_image",
-          [](PyEngine& self, const py::array& pixels, py::object progress) {
-            return encode(self, pixels, std::move(progress), false);
+          [](PyEngine& self, const py::array& pixels, py::object progress, int32_t adapter) {
+            return encode(self, pixels, std::move(progress), false, adapter);
           },
-          py::arg("pixels"), py::arg("progress") = py::none())
+          py::arg("pixels"), py::arg("progress") = py::none(), py::arg("adapter") = kNoAdapter)
+      .def("add_adapter", add_adapter, py::arg("changes"))
+      .def_property_readonly("adapter_bytes", [](const PyEngine& self) { return self.get().adapters().bytes(); })
       .def("close", [](PyEngine& self) { self.engine.reset(); });
 
   m.def("backends", backend_names, "What Engine takes as backend: the names that this version knows, installed or not.");

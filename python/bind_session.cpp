@@ -153,17 +153,19 @@ void bind_session(py::module_& m) {
   m.attr("SAMPLER_LIMITS") = limits;
 
   py::class_<PySession>(m, "Session", "One sequence of positions with its cache.")
-      .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type, const PyPagePool* pool) {
+      .def(py::init([](std::shared_ptr<PyEngine> engine, int64_t n_ctx, const std::string& kv_type, const PyPagePool* pool,
+                       int32_t adapter) {
              engine->get();
              KIMI_CHECK(!pool || pool->owner == engine, ErrorKind::bad_request, "request.pool",
                         "the pool belongs to another model");
              auto self = std::make_unique<PySession>();
              self->session =
-                 std::make_unique<Session>(engine->engine, n_ctx, parse_kv_type(kv_type), pool ? pool->pool : nullptr);
+                 std::make_unique<Session>(engine->engine, n_ctx, parse_kv_type(kv_type), pool ? pool->pool : nullptr, adapter);
              self->owner = std::move(engine);
              return self;
            }),
-           py::arg("engine"), py::arg("n_ctx"), py::arg("kv_type") = "auto", py::arg("pool") = py::none())
+           py::arg("engine"), py::arg("n_ctx"), py::arg("kv_type") = "auto", py::arg("pool") = py::none(),
+           py::arg("adapter") = kNoAdapter)
       .def_property_readonly("n_past", [](const PySession& self) { return self.get().n_past(); })
       .def_property_readonly("n_ctx", [](const PySession& self) { return self.get().n_ctx(); })
       .def_property_readonly("kv_bytes", [](const PySession& self) { return self.get().kv_bytes(); })

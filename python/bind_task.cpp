@@ -79,14 +79,14 @@ std::unique_ptr<PyPrefill> begin_prefill(std::shared_ptr<PyEngine> engine, py::o
   return self;
 }
 
-std::unique_ptr<PyImage> begin_image(std::shared_ptr<PyEngine> engine, const py::array& array) {
+std::unique_ptr<PyImage> begin_image(std::shared_ptr<PyEngine> engine, const py::array& array, int32_t adapter) {
   const Engine& core = engine->get();
   const Picture picture = picture_of(core, array);
   auto self = std::make_unique<PyImage>();
   self->arrays = {array};
   const VisionConfig& vision = core.require_vision();
   FloatArray out({picture.n_patches() / (vision.merge * vision.merge), vision.text_hidden_size});
-  self->work = std::make_unique<ImageTask>(engine->engine, picture, out.mutable_data());
+  self->work = std::make_unique<ImageTask>(engine->engine, picture, adapter, out.mutable_data());
   self->out = std::move(out);
   self->engine = std::move(engine);
   return self;
@@ -112,7 +112,8 @@ void bind_task(py::module_& m) {
   engine.attr("begin_prefill") =
       py::cpp_function(begin_prefill, py::name("begin_prefill"), py::is_method(engine), py::arg("session"), py::arg("parts"),
                        py::arg("logits") = "last", py::arg("expanded") = py::none(), py::arg("chunk") = 0);
-  engine.attr("begin_image") = py::cpp_function(begin_image, py::name("begin_image"), py::is_method(engine), py::arg("pixels"));
+  engine.attr("begin_image") = py::cpp_function(begin_image, py::name("begin_image"), py::is_method(engine), py::arg("pixels"),
+                                                py::arg("adapter") = kNoAdapter);
 }
 
 }  // namespace kimi

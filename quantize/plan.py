@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kimi_vl_cpp.adapters.change import Adapter, Changes, LowRank
-from kimi_vl_cpp.errors import BadRequest, shown
+from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.files.input_file import InputFile
 from kimi_vl_cpp.files.stored import FLOAT_TYPES
 from kimi_vl_cpp.version import __version__
@@ -159,12 +159,7 @@ def _record(adapter: Adapter) -> str:
 
 def _other_bases(model: Model, adapters: Sequence[Adapter]) -> list[str]:
     """A notice for each adapter that names another model than this one as its base."""
-    return [
-        f"{adapter.path}: was trained on {shown(adapter.base)}, this model calls itself {shown(model.name)}: "
-        "the shapes fit, but only you can know whether the weights do"
-        for adapter in adapters
-        if adapter.base is not None and Path(adapter.base).name.lower() != model.name.lower()
-    ]
+    return [notice for adapter in adapters if (notice := adapter.notice_beside(model.name))]
 
 
 def _layouts(paths: Sequence[Path], keys: Sequence[Metadata], chosen: Sequence[budget.Chosen]) -> list[Layout]:

@@ -177,7 +177,7 @@ class Engine:
             if progress is not None:
                 progress(total * step // N_LAYERS, total)
 
-    def encode_image(self, pixels: np.ndarray, progress: Any = None) -> np.ndarray:
+    def encode_image(self, pixels: np.ndarray, progress: Any = None, adapter: int = -1) -> np.ndarray:
         self.work("encode", N_LAYERS, SCRIPT.encode_s, progress)
         return self.encoded(pixels)
 
@@ -188,7 +188,7 @@ class Engine:
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:4], "little"))
         return rng.normal(size=(n_tokens, HIDDEN)).astype(np.float32)
 
-    def begin_image(self, pixels: np.ndarray) -> ImageTask:
+    def begin_image(self, pixels: np.ndarray, adapter: int = -1) -> ImageTask:
         return ImageTask(self, pixels)
 
     def begin_prefill(
@@ -285,9 +285,11 @@ class PagePool:
 
 
 class Session:
-    def __init__(self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None) -> None:
+    def __init__(
+        self, engine: Engine, n_ctx: int, kv_type: str = "auto", pool: PagePool | None = None, adapter: int = -1
+    ) -> None:
         SCRIPT.sessions += 1
-        self.engine, self.n_ctx = engine, n_ctx
+        self.engine, self.n_ctx, self.adapter = engine, n_ctx, adapter
         self.pool = pool or PagePool(engine, 1 << 40)
         self.table: list[Page] = []
         self.n_past = self.n_decoded = 0

@@ -59,8 +59,8 @@ class Machine:
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def _new_session(self) -> fake_core.Session:
-        return fake_core.Session(self.engine, N_CTX, pool=self.pool)
+    def _new_session(self, adapter: int) -> fake_core.Session:
+        return fake_core.Session(self.engine, N_CTX, pool=self.pool, adapter=adapter)
 
     def start(self, items: list, n: int = 5, seed: int = 0, **options) -> Job:
         chooser = options.pop("chooser", None) or Sampled(seed)

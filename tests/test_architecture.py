@@ -192,7 +192,7 @@ PYTHON_ARROWS = {
     "adapters": GROUND | {"files"},
     "cache": GROUND | {"_core"},
     "scheduler": GROUND | {"_core", "cache"},
-    "generation": LOWER | {"scheduler"},
+    "generation": LOWER | {"adapters", "scheduler"},
     "chat": LOWER - {"_core"} | {"generation"},
     "openai": GROUND | {"text", "media", "generation"},
     "grounding": GROUND | {"media"},
@@ -217,6 +217,7 @@ LONGER_FUNCTIONS = {
     "kimi_vl_cpp/cli/serve.py command": "the declaration of its options",
     "kimi_vl_cpp/cli/quantize.py command": "the declaration of its options",
     "kimi_vl_cpp/cli/evaluate.py command": "the declaration of its options",
+    "kimi_vl_cpp/cli/bench/command.py command": "the declaration of its options",
     "kimi_vl_cpp/testing/__init__.py make_tiny_model": "a public function: most of its lines say what its options do",
 }
 

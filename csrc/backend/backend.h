@@ -42,6 +42,8 @@ struct LinearArgs {
   float* out;                     // [n, out_stride]
   int64_t out_stride = 0;         // 0: w.rows
   int64_t n_expanded = kAllRows;  // the first rows; the others are absorbed
+  // On the host, [n]: whose side products (Matrix::side) are added to each row, before bias and activation; nullptr: nobody's.
+  const int32_t* adapters = nullptr;
 };
 
 // SwiGLU: down(silu(gate x) * up x)
@@ -55,6 +57,7 @@ struct FfnArgs {
   Swiglu w;
   float* out;  // [n, hidden], added to
   int64_t n_expanded;
+  const int32_t* adapters = nullptr;  // as in LinearArgs
 };
 
 struct MoeArgs {
@@ -70,11 +73,12 @@ struct MoeArgs {
   Swiglu shared;  // empty: none
   float* out;     // [n, hidden], added to
   int64_t n_expanded;
+  const int32_t* adapters = nullptr;  // as in LinearArgs; the router has none
 };
 
 struct MlaArgs {
   const float* x;    // [step.n_rows, hidden] normed input
-  const Step* step;  // whose caches are appended to
+  const Step* step;  // whose caches are appended to, and whose adapters count
   int64_t layer;     // of the caches
   bool wanted_only;  // results are wanted of the step's wanted rows only, else of all
   int64_t num_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
@@ -96,9 +100,10 @@ struct VitAttentionArgs {
   int64_t n, hidden, num_heads;
   Matrix q, k, v, o;
   const float *q_bias, *k_bias, *v_bias, *o_bias;
-  const float* cos_sin;  // [n, head_dim / 2, 2]
-  Numbers numbers;       // floats or bf16
-  float* out;            // [n, hidden], added to
+  const float* cos_sin;               // [n, head_dim / 2, 2]
+  Numbers numbers;                    // floats or bf16
+  float* out;                         // [n, hidden], added to
+  const int32_t* adapters = nullptr;  // as in LinearArgs
 };
 
 struct PatchArgs {
@@ -126,7 +131,8 @@ class Backend {
   virtual const char* name() const = 0;  // "cpu"
   virtual const char* isa() const = 0;   // the variant of its kernels: "avx512"
   virtual int n_threads() const = 0;
-  virtual bool rounds_activations() const = 0;  // to int8, beside quantized weights
+  virtual bool rounds_activations() const = 0;           // to int8, beside quantized weights
+  virtual bool takes_adapters() const { return false; }  // whether its operations add side products
   virtual void set_interrupt(Interrupt* interrupt) = 0;
   virtual void check_interrupt() = 0;
   virtual void set_observer(InputObserver* observer) = 0;  // of the following operations; nullptr: none

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/kv_view.h"
+#include "backend/tensor.h"
 
 namespace kimi {
 
@@ -24,6 +25,7 @@ class Step {
     KvView cache;
     int64_t row0, n;            // rows of the batch
     int64_t n_wanted, wanted0;  // results are wanted of the last n_wanted; the first of them among all wanted rows
+    int32_t adapter;            // whose side products are added to its rows, or kNoAdapter
   };
   // Tokens whose embeddings are rows [row0, row0 + n) of the batch.
   struct Tokens {
@@ -33,7 +35,8 @@ class Step {
   virtual ~Step() = default;
   void clear();
   // The next rows; expanded ones first. positions: ascending.
-  void add_slice(RowForm form, const KvView& cache, const std::vector<int32_t>& positions, int64_t n_wanted);
+  void add_slice(RowForm form, const KvView& cache, const std::vector<int32_t>& positions, int64_t n_wanted,
+                 int32_t adapter = kNoAdapter);
   void add_tokens(int64_t row0, const int32_t* ids, int64_t n);
 
   const std::vector<Slice>& slices() const { return slices_; }
@@ -44,11 +47,15 @@ class Step {
   int64_t n_expanded() const { return n_expanded_; }  // the first rows
   int64_t n_wanted() const { return n_wanted_; }
   int64_t n_wanted_expanded() const { return n_wanted_expanded_; }  // the first of those wanted
+  // [n_rows], [n_wanted]: the adapter of each row, on the host; nullptr: no row has one.
+  const int32_t* adapters() const { return any_adapter_ ? adapters_.data() : nullptr; }
+  const int32_t* wanted_adapters() const { return any_adapter_ ? wanted_adapters_.data() : nullptr; }
 
  private:
   std::vector<Slice> slices_;
   std::vector<Tokens> tokens_;
-  std::vector<int32_t> ids_, positions_;
+  std::vector<int32_t> ids_, positions_, adapters_, wanted_adapters_;
+  bool any_adapter_ = false;
   int64_t n_expanded_ = 0, n_wanted_ = 0, n_wanted_expanded_ = 0;
 };
 

@@ -66,7 +66,7 @@ void Engine::decode(std::vector<DecodeRow>& rows, Interrupt* interrupt) {
     const auto n = static_cast<int64_t>(row->tokens.size()), n_logits = row->sampler ? n : 1;
     Session& session = *row->session;
     session.new_logits_.resize(static_cast<size_t>(n_logits * vocab));
-    DecoderSlice slice{session.table_.view(), RowForm::absorbed, {{row->tokens.data(), nullptr, n}}, {}, {}};
+    DecoderSlice slice{session.table_.view(), RowForm::absorbed, {{row->tokens.data(), nullptr, n}}, {}, {}, session.adapter_};
     for (int64_t i = 0; i < n; ++i) slice.positions.push_back(static_cast<int32_t>(session.n_past() + i));
     for (int64_t i = 0; i < n_logits; ++i) slice.logits.push_back(session.new_logits_.data() + i * vocab);
     step_pass_.add(std::move(slice));

@@ -89,8 +89,22 @@ const VisionConfig& Engine::require_vision() const {
   return *vision_config_;
 }
 
-void Engine::run_tower(const Picture& picture, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out) {
-  TowerTask task(*this, picture, output, out);
+int32_t Engine::add_adapter(const std::vector<AdapterFactors>& changes) {
+  int32_t added = kNoAdapter;
+  between_calls(
+      [&] { added = adapters_.add(*backend_, changes, &text_weights_, vision_weights_ ? &*vision_weights_ : nullptr); });
+  return added;
+}
+
+void Engine::check_adapter(int32_t adapter) const {
+  KIMI_CHECK(adapter >= kNoAdapter && adapter < adapters_.size(), ErrorKind::bad_request, "request.adapter",
+             "adapter is %d, expected -1 for none, or one of the %d that were added", adapter, adapters_.size());
+}
+
+void Engine::run_tower(const Picture& picture, int32_t adapter, TowerOutput output, const Progress& progress,
+                       Interrupt* interrupt, float* out) {
+  check_adapter(adapter);
+  TowerTask task(*this, picture, adapter, output, out);
   const Call call(*this, interrupt);
   do {
     if (progress) progress(task.n_done(), task.n_total());
@@ -98,12 +112,12 @@ void Engine::run_tower(const Picture& picture, TowerOutput output, const Progres
   if (progress) progress(task.n_done(), task.n_total());
 }
 
-void Engine::vision_tower(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out) {
-  run_tower(picture, TowerOutput::features, progress, interrupt, out);
+void Engine::vision_tower(const Picture& picture, int32_t adapter, const Progress& progress, Interrupt* interrupt, float* out) {
+  run_tower(picture, adapter, TowerOutput::features, progress, interrupt, out);
 }
 
-void Engine::encode_image(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out) {
-  run_tower(picture, TowerOutput::embeddings, progress, interrupt, out);
+void Engine::encode_image(const Picture& picture, int32_t adapter, const Progress& progress, Interrupt* interrupt, float* out) {
+  run_tower(picture, adapter, TowerOutput::embeddings, progress, interrupt, out);
 }
 
 void Engine::between_calls(const std::function<void()>& body) {

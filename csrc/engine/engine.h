@@ -1,4 +1,4 @@
-// Engine: files, weights and a backend, immutable once open.
+// Engine: files, weights and a backend, immutable once open but for adapters, which are added beside the weights.
 // Speaks ids, embeddings, pixels and logits; text and image files are Python's.
 //
 // Calls of several threads on one engine are served one after another.
@@ -15,6 +15,7 @@
 #include "backend/registry.h"
 #include "engine/read_ahead.h"
 #include "gguf/gguf.h"
+#include "model/adapter.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "model/kv_pages.h"
@@ -48,7 +49,11 @@ class Engine {
   const std::vector<std::string>& warnings() const { return store_.warnings; }
   const std::vector<WeightInfo>& weights() const { return store_.weights; }  // by Matrix::weight
   const Backend& backend() const { return *backend_; }
-  KvType default_kv_type() const;  // f16; f32 for float32 weights
+  // An adapter for sessions and pictures to name. Throws what Adapters::add does, and Error(unsupported, "lora.backend").
+  int32_t add_adapter(const std::vector<AdapterFactors>& changes);
+  const Adapters& adapters() const { return adapters_; }
+  void check_adapter(int32_t adapter) const;  // kNoAdapter, or one that was added
+  KvType default_kv_type() const;             // f16; f32 for float32 weights
   KvPageLayout page_layout(std::optional<KvType> kv_type) const;
   // Pools for the pages of sessions: PagePool::with_budget, and PagePool::without_budget for n_ctx positions at most.
   std::shared_ptr<PagePool> pool_with_budget(std::optional<KvType> kv_type, int64_t budget) const;
@@ -57,8 +62,8 @@ class Engine {
 
   // What a Picture is made with. Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
   const VisionConfig& require_vision() const;
-  void vision_tower(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out);
-  void encode_image(const Picture& picture, const Progress& progress, Interrupt* interrupt, float* out);
+  void vision_tower(const Picture& picture, int32_t adapter, const Progress& progress, Interrupt* interrupt, float* out);
+  void encode_image(const Picture& picture, int32_t adapter, const Progress& progress, Interrupt* interrupt, float* out);
 
   // One step of several sessions. Everything is checked before anything is computed. A slice larger than `chunk` advances its
   // session chunk by chunk, so that an interrupt leaves whole chunks behind. The bits of a row follow from the rows before it in
@@ -82,7 +87,8 @@ class Engine {
   friend class PrefillTask;
   friend class TowerTask;
   friend class ImageTask;
-  void run_tower(const Picture& picture, TowerOutput output, const Progress& progress, Interrupt* interrupt, float* out);
+  void run_tower(const Picture& picture, int32_t adapter, TowerOutput output, const Progress& progress, Interrupt* interrupt,
+                 float* out);
   std::vector<ReadAhead::Range> layers_in_order() const;
   void check_slice(const Slice& slice) const;
   static int64_t checked_chunk(int64_t chunk);
@@ -94,6 +100,7 @@ class Engine {
   WeightStore store_;
   TextWeights text_weights_;
   std::optional<VisionWeights> vision_weights_;
+  Adapters adapters_;
   std::shared_ptr<Backend> backend_;  // with the pools, which may outlive the engine
   std::optional<Decoder> decoder_;
   DecoderPass step_pass_;  // of decode: its memory stays where it is

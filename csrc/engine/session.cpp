@@ -39,10 +39,14 @@ std::shared_ptr<PagePool> pool_for(const Engine& engine, int64_t n_ctx, std::opt
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type, std::shared_ptr<PagePool> pool)
+Session::Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type, std::shared_ptr<PagePool> pool,
+                 int32_t adapter)
     : engine_(std::move(engine)),
       n_ctx_(checked_context(*engine_, n_ctx)),
-      table_(pool_for(*engine_, n_ctx, kv_type, std::move(pool))) {}
+      adapter_(adapter),
+      table_(pool_for(*engine_, n_ctx, kv_type, std::move(pool))) {
+  engine_->check_adapter(adapter);
+}
 
 void Session::truncate(int64_t n_past) {
   engine_->between_calls([&] {
@@ -92,7 +96,7 @@ void Session::adopt(std::span<const PageRef> pages, int64_t n_past) {
 }
 
 std::unique_ptr<Session> Session::fork() const {
-  auto copy = std::make_unique<Session>(engine_, n_ctx_, std::nullopt, table_.pool());
+  auto copy = std::make_unique<Session>(engine_, n_ctx_, std::nullopt, table_.pool(), adapter_);
   engine_->between_calls([&] {
     check_free();
     copy->table_.share(table_.pages());

@@ -17,8 +17,10 @@ namespace kimi {
 class Session {
  public:
   // n_ctx: 1 to the model's context length; the most positions, not what is allocated. pool: where its pages come from, of a
-  // layout of this engine; nullptr: a pool of its own.
-  Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type, std::shared_ptr<PagePool> pool = nullptr);
+  // layout of this engine; nullptr: a pool of its own. adapter: whose side products are added to every row, or kNoAdapter; pages
+  // that the session adopts were computed with the same.
+  Session(std::shared_ptr<Engine> engine, int64_t n_ctx, std::optional<KvType> kv_type, std::shared_ptr<PagePool> pool = nullptr,
+          int32_t adapter = kNoAdapter);
   int64_t n_past() const { return n_past_; }
   int64_t n_ctx() const { return n_ctx_; }
   int64_t kv_bytes() const { return n_pages_ * pool().layout().bytes(); }  // of the pages it refers to, shared ones too
@@ -46,6 +48,7 @@ class Session {
 
   std::shared_ptr<Engine> engine_;
   const int64_t n_ctx_;
+  const int32_t adapter_;
   PageTable table_;
   std::atomic<int64_t> n_past_ = 0, n_pages_ = 0;  // n_pages_: of the table
   std::vector<float> logits_, new_logits_;         // new_logits_: of the step under way

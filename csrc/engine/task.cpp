@@ -41,7 +41,7 @@ void ForwardTask::begin() {
       const std::vector<RowForm>& forms = slice.forms;
       const bool wants_last = slice.want == Logits::last && piece.first + piece.n == slice.n();
       if (wants_last) last_[p].resize(static_cast<size_t>(vocab));
-      DecoderSlice rows{slice.session->table_.view(), form, {}, {}, {}};
+      DecoderSlice rows{slice.session->table_.view(), form, {}, {}, {}, slice.session->adapter_};
       for (int64_t i = piece.first, end = piece.first + piece.n; i < end;) {
         int64_t run = 1;
         while (i + run < end && forms[static_cast<size_t>(i + run)] == forms[static_cast<size_t>(i)]) ++run;
@@ -83,8 +83,8 @@ bool SliceTask::advance() {
   return n_done_ == slice_.n();
 }
 
-TowerTask::TowerTask(Engine& engine, const Picture& picture, TowerOutput output, float* out)
-    : engine_(engine), picture_(picture), output_(output), out_(out) {}
+TowerTask::TowerTask(Engine& engine, const Picture& picture, int32_t adapter, TowerOutput output, float* out)
+    : engine_(engine), picture_(picture), adapter_(adapter), output_(output), out_(out) {}
 
 int64_t TowerTask::n_total() const { return engine_.vision_config_->num_hidden_layers + 2; }
 
@@ -92,7 +92,7 @@ bool TowerTask::advance() {
   MoonVit& vit = *engine_.moonvit_;
   Backend& backend = *engine_.backend_;
   if (n_done_ == 0)
-    vit.begin(backend, picture_, &pass_);
+    vit.begin(backend, picture_, adapter_, &pass_);
   else if (n_done_ + 1 < n_total())
     vit.advance(backend, &pass_);
   else
@@ -106,7 +106,7 @@ void TowerTask::finish() {
   if (output_ == TowerOutput::features)
     backend.download(out_, features, pass_.n_patches() * engine_.vision_config_->hidden_size * int64_t{sizeof(float)});
   else
-    engine_.projector_->run(backend, features, pass_.grid_h(), pass_.grid_w(), out_);
+    engine_.projector_->run(backend, features, pass_.grid_h(), pass_.grid_w(), adapter_, out_);
 }
 
 bool Task::advance(int64_t n, Interrupt* interrupt) {
@@ -161,8 +161,10 @@ void PrefillTask::release() {
   session_->drop(session_->n_past_);
 }
 
-ImageTask::ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, float* out) : Task(std::move(engine)) {
-  work_.emplace(*engine_, picture, TowerOutput::embeddings, out);
+ImageTask::ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, int32_t adapter, float* out)
+    : Task(std::move(engine)) {
+  engine_->check_adapter(adapter);
+  work_.emplace(*engine_, picture, adapter, TowerOutput::embeddings, out);
 }
 
 }  // namespace kimi

@@ -65,7 +65,7 @@ class TowerTask {
  public:
   // picture: of the engine's config. out: [n_patches, vision hidden_size] features, or embeddings [n_patches / merge^2,
   // hidden_size]. Its pixels are read by the first advance only.
-  TowerTask(Engine& engine, const Picture& picture, TowerOutput output, float* out);
+  TowerTask(Engine& engine, const Picture& picture, int32_t adapter, TowerOutput output, float* out);
   bool advance();                             // -> whether that was all of it
   int64_t n_done() const { return n_done_; }  // of n_total() advances
   int64_t n_total() const;
@@ -74,6 +74,7 @@ class TowerTask {
   void finish();
   Engine& engine_;
   const Picture picture_;
+  const int32_t adapter_;
   const TowerOutput output_;
   float* const out_;
   int64_t n_done_ = 0;
@@ -126,7 +127,7 @@ class PrefillTask final : public Task {
 class ImageTask final : public Task {
  public:
   // The picture's pixels and out must outlive the task; TowerTask says what they are.
-  ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, float* out);
+  ImageTask(std::shared_ptr<Engine> engine, const Picture& picture, int32_t adapter, float* out);
   ~ImageTask() override { cancel(); }
 
  private:

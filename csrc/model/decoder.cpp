@@ -28,10 +28,16 @@ void Decoder::start(Backend& backend, DecoderPass* pass) {
       else
         pass->spans_.push_back({step.n_wanted() + static_cast<int64_t>(i), 1, slice.form, slice.logits[i]});
     }
-    step.add_slice(slice.form, slice.cache, slice.positions, static_cast<int64_t>(slice.logits.size()));
+    step.add_slice(slice.form, slice.cache, slice.positions, static_cast<int64_t>(slice.logits.size()), slice.adapter);
   }
   pass->n_shared_ = 0;
-  for (const DecoderPass::Span& span : pass->spans_) pass->n_shared_ += span.n <= kShared ? span.n : 0;
+  pass->shared_adapters_.clear();
+  for (const DecoderPass::Span& span : pass->spans_) {
+    if (span.n > kShared) continue;
+    pass->n_shared_ += span.n;
+    for (int64_t i = 0; i < span.n; ++i)
+      pass->shared_adapters_.push_back(pass->adapters_of(span) ? pass->adapters_of(span)[i] : kNoAdapter);
+  }
   float* x = backend.room(&pass->x_, step.n_rows() * hidden);
   int64_t row = 0;
   for (const DecoderSlice& slice : pass->slices_) {
@@ -49,7 +55,7 @@ void Decoder::start(Backend& backend, DecoderPass* pass) {
 StepKey Decoder::key_of(const DecoderPass& pass, int64_t begin, int64_t end, bool observed) {
   StepKey key = {reinterpret_cast<intptr_t>(&pass), begin, end, observed};
   for (const Step::Slice& slice : pass.step_->slices())
-    key.insert(key.end(), {static_cast<int64_t>(slice.form), slice.n, slice.n_wanted});
+    key.insert(key.end(), {static_cast<int64_t>(slice.form), slice.n, slice.n_wanted, slice.adapter});
   for (const Step::Tokens& tokens : pass.step_->tokens()) key.insert(key.end(), {tokens.row0, tokens.n});
   for (const DecoderPass::Span& span : pass.spans_) key.insert(key.end(), {span.row, span.n});
   return key;
@@ -85,9 +91,7 @@ void Decoder::layer(Backend& backend, const DecoderPass& pass, int64_t i) {
   backend.rms_norm(x, w.attn_norm.floats(), c.rms_norm_eps, step.n_rows(), c.hidden_size, normed_.floats());
   if (wanted_only) backend.gather_rows(step, x, c.hidden_size, x);
   attention(backend, w, pass, i, wanted_only);
-  const int64_t n = wanted_only ? step.n_wanted() : step.n_rows(),
-                n_expanded = wanted_only ? step.n_wanted_expanded() : step.n_expanded();
-  if (n > 0) feed_forward(backend, w, i < c.first_k_dense_replace, n, n_expanded, x);
+  feed_forward(backend, w, pass, i < c.first_k_dense_replace, wanted_only);
   if (last && !wanted_only) backend.gather_rows(step, x, c.hidden_size, x);
 }
 
@@ -118,12 +122,19 @@ void Decoder::attention(Backend& backend, const DecoderLayerWeights& w, const De
   backend.mla_attention(mla);
 }
 
-// x [n] += feed-forward of its norm; the first n_expanded rows are expanded.
-void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded, float* x) {
+// x += feed-forward of its norm, of the wanted rows or of all.
+void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, const DecoderPass& pass, bool dense,
+                           bool wanted_only) {
   const TextConfig& c = config_;
+  const Step& step = *pass.step_;
+  const int64_t n = wanted_only ? step.n_wanted() : step.n_rows(),
+                n_expanded = wanted_only ? step.n_wanted_expanded() : step.n_expanded();
+  const int32_t* adapters = wanted_only ? step.wanted_adapters() : step.adapters();
+  float* x = pass.x_.floats();
+  if (n == 0) return;
   backend.rms_norm(x, w.ffn_norm.floats(), c.rms_norm_eps, n, c.hidden_size, normed_.floats());
   if (dense) {
-    backend.ffn({normed_.floats(), n, w.dense, x, n_expanded});
+    backend.ffn({normed_.floats(), n, w.dense, x, n_expanded, adapters});
     return;
   }
   MoeArgs moe{};
@@ -139,6 +150,7 @@ void Decoder::feed_forward(Backend& backend, const DecoderLayerWeights& w, bool 
   moe.shared = w.shared;
   moe.out = x;
   moe.n_expanded = n_expanded;
+  moe.adapters = adapters;
   backend.moe_ffn(moe);
 }
 
@@ -149,13 +161,14 @@ void Decoder::norm_output(Backend& backend, const DecoderPass& pass, const Decod
 }
 
 // The first n rows of normed_; the first n_expanded of them are expanded.
-LinearArgs Decoder::output_product(int64_t n, int64_t n_expanded, float* out) const {
+LinearArgs Decoder::output_product(int64_t n, int64_t n_expanded, const int32_t* adapters, float* out) const {
   LinearArgs args{};
   args.x = normed_.floats();
   args.n = n;
   args.w = weights_.output;
   args.out = out;
   args.n_expanded = n_expanded;
+  args.adapters = adapters;
   return args;
 }
 
@@ -168,7 +181,7 @@ void Decoder::head(Backend& backend, const DecoderPass& pass) {
     n += span.n;
     if (span.form == RowForm::expanded) n_expanded = n;
   }
-  if (n > 0) backend.linear(output_product(n, n_expanded, logits_.floats()));
+  if (n > 0) backend.linear(output_product(n, n_expanded, pass.shared_adapters_.data(), logits_.floats()));
 }
 
 // Where many logits lie one after the other, a product of their own writes them there.
@@ -180,7 +193,8 @@ void Decoder::hand_out_logits(Backend& backend, const DecoderPass& pass) {
       from += span.n * config_.vocab_size;
     } else {
       norm_output(backend, pass, span, 0);
-      backend.linear_to_host(output_product(span.n, span.form == RowForm::expanded ? span.n : 0, span.logits));
+      const int64_t n_expanded = span.form == RowForm::expanded ? span.n : 0;
+      backend.linear_to_host(output_product(span.n, n_expanded, pass.adapters_of(span), span.logits));
     }
   }
 }

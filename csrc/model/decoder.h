@@ -25,6 +25,7 @@ struct DecoderSlice {
   std::vector<Part> parts;         // read before the first layer
   std::vector<int32_t> positions;  // ascending
   std::vector<float*> logits;      // on the host, [vocab_size] each, of the last positions
+  int32_t adapter = kNoAdapter;
 };
 
 // A batch on its way through the layers. Owns the activations that are handed from layer to layer.
@@ -42,12 +43,16 @@ class DecoderPass {
     RowForm form;
     float* logits;
   };
+  const int32_t* adapters_of(const Span& span) const {
+    return step_->wanted_adapters() ? step_->wanted_adapters() + span.row : nullptr;
+  }
   std::vector<DecoderSlice> slices_;
   std::unique_ptr<Step> step_;  // the same for the backend
   std::vector<Span> spans_;
   int64_t n_shared_ = 0;  // rows of short spans
-  Buffer x_;              // [n_rows, hidden_size]
-  int64_t layer_ = 0;     // the next
+  std::vector<int32_t> shared_adapters_;
+  Buffer x_;           // [n_rows, hidden_size]
+  int64_t layer_ = 0;  // the next
 };
 
 class Decoder {
@@ -63,10 +68,10 @@ class Decoder {
   void start(Backend& backend, DecoderPass* pass);
   void layer(Backend& backend, const DecoderPass& pass, int64_t i);
   void attention(Backend& backend, const DecoderLayerWeights& w, const DecoderPass& pass, int64_t i, bool wanted_only);
-  void feed_forward(Backend& backend, const DecoderLayerWeights& w, bool dense, int64_t n, int64_t n_expanded, float* x);
+  void feed_forward(Backend& backend, const DecoderLayerWeights& w, const DecoderPass& pass, bool dense, bool wanted_only);
   void head(Backend& backend, const DecoderPass& pass);
   void norm_output(Backend& backend, const DecoderPass& pass, const DecoderPass::Span& span, int64_t at);
-  LinearArgs output_product(int64_t n, int64_t n_expanded, float* out) const;
+  LinearArgs output_product(int64_t n, int64_t n_expanded, const int32_t* adapters, float* out) const;
   void hand_out_logits(Backend& backend, const DecoderPass& pass);
   static StepKey key_of(const DecoderPass& pass, int64_t begin, int64_t end, bool observed);
 

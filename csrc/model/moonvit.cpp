@@ -34,8 +34,10 @@ void MoonVit::embed_patches(Backend& backend, const Picture& picture, TowerPass*
   backend.add(pass->positions_->embeddings(), n * config_.hidden_size, pass->x_.floats());
 }
 
-void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos_sin, int64_t n, float* x) {
-  const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
+void MoonVit::block(Backend& backend, const VitBlockWeights& w, const TowerPass& pass) {
+  const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size, n = pass.n_patches();
+  const int32_t* adapters = pass.adapters_.empty() ? nullptr : pass.adapters_.data();
+  float* x = pass.x_.floats();
   backend.layer_norm(x, w.ln1_weight.floats(), w.ln1_bias.floats(), config_.layer_norm_eps, n, hidden, normed_.floats());
   VitAttentionArgs attention{};
   attention.x = normed_.floats();
@@ -50,8 +52,9 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
   attention.k_bias = w.attn_k_bias.floats();
   attention.v_bias = w.attn_v_bias.floats();
   attention.o_bias = w.attn_out_bias.floats();
-  attention.cos_sin = cos_sin;
+  attention.cos_sin = pass.positions_->cos_sin();
   attention.numbers = numbers_;
+  attention.adapters = adapters;
   attention.out = x;
   backend.vit_attention(attention);
 
@@ -65,6 +68,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
     up.bias = w.ffn_up_bias.floats();
     up.activation = Activation::gelu_tanh;
     up.numbers = numbers_;
+    up.adapters = adapters;
     up.out = inner_.floats();
     backend.linear(up);
     LinearArgs down{};
@@ -74,15 +78,17 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const float* cos
     down.bias = w.ffn_down_bias.floats();
     down.add = true;
     down.numbers = numbers_;
+    down.adapters = adapters;
     down.out = x + row * hidden;
     backend.linear(down);
   }
 }
 
-void MoonVit::begin(Backend& backend, const Picture& picture, TowerPass* pass) {
+void MoonVit::begin(Backend& backend, const Picture& picture, int32_t adapter, TowerPass* pass) {
   pass->grid_h_ = picture.grid_h();
   pass->grid_w_ = picture.grid_w();
   pass->block_ = 0;
+  pass->adapters_.assign(adapter == kNoAdapter ? 0 : static_cast<size_t>(pass->n_patches()), adapter);
   if (!positions_ || !positions_->are_of(picture.grid_h(), picture.grid_w()))
     positions_ = std::make_shared<PatchPositions>(backend, config_, weights_, picture.grid_h(), picture.grid_w());
   pass->positions_ = positions_;
@@ -92,8 +98,7 @@ void MoonVit::begin(Backend& backend, const Picture& picture, TowerPass* pass) {
 
 void MoonVit::advance(Backend& backend, TowerPass* pass) {
   backend.room(&normed_, pass->n_patches() * config_.hidden_size);
-  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], pass->positions_->cos_sin(), pass->n_patches(),
-        pass->x_.floats());
+  block(backend, weights_.blocks[static_cast<size_t>(pass->block_++)], *pass);
   backend.check_interrupt();
 }
 

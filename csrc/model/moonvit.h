@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "backend/backend.h"
 #include "model/config.h"
@@ -21,8 +22,9 @@ class TowerPass {
  private:
   friend class MoonVit;
   int64_t grid_h_ = 0, grid_w_ = 0;
-  int64_t block_ = 0;  // the next
-  Buffer x_;           // [n_patches, hidden_size]
+  int64_t block_ = 0;              // the next
+  std::vector<int32_t> adapters_;  // [n_patches]; empty: none
+  Buffer x_;                       // [n_patches, hidden_size]
   std::shared_ptr<const PatchPositions> positions_;
 };
 
@@ -32,8 +34,8 @@ class MoonVit {
   MoonVit(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
       : config_(config), weights_(weights), numbers_(numbers) {}
 
-  // The patches.
-  void begin(Backend& backend, const Picture& picture, TowerPass* pass);
+  // The patches. adapter: whose side products are added, or kNoAdapter.
+  void begin(Backend& backend, const Picture& picture, int32_t adapter, TowerPass* pass);
   // The next of config.num_hidden_layers blocks.
   void advance(Backend& backend, TowerPass* pass);
   // After the last block: the final norm. -> features [n_patches, hidden_size], of the pass
@@ -41,7 +43,7 @@ class MoonVit {
 
  private:
   void embed_patches(Backend& backend, const Picture& picture, TowerPass* pass);
-  void block(Backend& backend, const VitBlockWeights& w, const float* cos_sin, int64_t n, float* x);
+  void block(Backend& backend, const VitBlockWeights& w, const TowerPass& pass);
 
   const VisionConfig& config_;
   const VisionWeights& weights_;

@@ -1,11 +1,14 @@
 #include "model/projector.h"
 
+#include <vector>
+
 namespace kimi {
 
-void Projector::run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) const {
+void Projector::run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, int32_t adapter, float* out) const {
   const int64_t hidden = config_.hidden_size, merge = config_.merge, n = grid_h * grid_w, blocks = n / (merge * merge),
                 merged = merge * merge * hidden;
   Buffer gathered, inner;
+  const std::vector<int32_t> adapters(adapter == kNoAdapter ? 0 : static_cast<size_t>(blocks), adapter);
   float* x = backend.room(&gathered, n * hidden);
   backend.merge_rows({features, grid_h, grid_w, merge, hidden, x});
   backend.layer_norm(x, weights_.mm_input_norm_weight.floats(), weights_.mm_input_norm_bias.floats(), config_.projector_norm_eps,
@@ -17,6 +20,7 @@ void Projector::run(Backend& backend, const float* features, int64_t grid_h, int
   first.bias = weights_.mm_1_bias.floats();
   first.activation = Activation::gelu_erf;
   first.numbers = numbers_;
+  first.adapters = adapters.empty() ? nullptr : adapters.data();
   first.out = backend.room(&inner, blocks * merged);
   backend.linear(first);
   LinearArgs second{};
@@ -25,6 +29,7 @@ void Projector::run(Backend& backend, const float* features, int64_t grid_h, int
   second.w = weights_.mm_2;
   second.bias = weights_.mm_2_bias.floats();
   second.numbers = numbers_;
+  second.adapters = first.adapters;
   second.out = out;
   backend.linear_to_host(second);
 }

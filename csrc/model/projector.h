@@ -13,8 +13,9 @@ class Projector {
   Projector(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
       : config_(config), weights_(weights), numbers_(numbers) {}
 
-  // features [grid_h * grid_w, hidden_size] -> out, on the host, [grid_h / merge * grid_w / merge, text_hidden_size]
-  void run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, float* out) const;
+  // features [grid_h * grid_w, hidden_size] -> out, on the host, [grid_h / merge * grid_w / merge, text_hidden_size].
+  // adapter: whose side products are added, or kNoAdapter.
+  void run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, int32_t adapter, float* out) const;
 
  private:
   const VisionConfig& config_;

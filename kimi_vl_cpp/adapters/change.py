@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadModelFile
+from ..errors import BadModelFile, shown
 from ..files.input_file import InputFile
 from ..files.stored import SourceTensor, read_rows
 
@@ -76,6 +76,15 @@ class Adapter:
     digest: str
     files: tuple[InputFile, ...]
     changes: Changes
+
+    def notice_beside(self, model_name: str) -> str | None:
+        """What to say where it names another model than this one as its base."""
+        if self.base is None or Path(self.base).name.lower() == model_name.lower():
+            return None
+        return (
+            f"{self.path}: was trained on {shown(self.base)}, this model calls itself {shown(model_name)}: "
+            "the shapes fit, but only you can know whether the weights do"
+        )
 
     def close(self) -> None:
         """Idempotent."""

@@ -17,6 +17,7 @@ import numpy as np
 from .. import _core
 from ..errors import BadRequest
 from ..files import model_files
+from ..generation.adapters import Lora, index_of, load_adapters
 from ..generation.raw import RawCore, RawSession
 from ..machine.memory import check_memory
 from .work import Machine, TextCost, VisionCost, Work
@@ -119,15 +120,17 @@ class Bench:
         isa: str,
         kv_type: str,
         n_ctx: int | None,
+        lora: Lora | None = None,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         pictures = any(test.kind == "picture" for test in tests)
         self.files = model_files.resolve(model, mmproj)
         room = max((test.depth + test.n for test in tests), default=0) if n_ctx is None else n_ctx
         check_memory(self.files, room)
-        vision: Path | None = self.files.mmproj if pictures else None
+        vision: Path | None = self.files.mmproj if pictures or lora is not None else None
         self.core = RawCore.open(self.files.text, vision, n_threads=n_threads, isa=isa, kv_type=kv_type)
         engine = self.core.engine
+        self.core.adapter = index_of(load_adapters(engine, lora).always)
         self.config: dict[str, Any] = engine.config
         if pictures and not self.config["has_vision"]:
             raise BadRequest(

@@ -46,11 +46,13 @@ class Conversation(NotPicklable):
 
     _instead = "send its to_dict() and call Conversation.from_dict(model, data) where a model is open"
 
-    def __init__(self, model: Opened, system: str | None = None) -> None:
+    def __init__(self, model: Opened, system: str | None = None, lora: str | None = None) -> None:
         """See `KimiVL.conversation`."""
         self.model = model
         self._loaded = model.loaded
         self.system = None if system is None else check_text("system", system)
+        self.lora = lora
+        model.loaded.adapters.pick(lora)
         self.turns: list[Turn] = []
         self.last: Response | None = None
         self._busy = False
@@ -192,7 +194,7 @@ class Conversation(NotPicklable):
 
     def fork(self) -> Conversation:
         """Another conversation with the same turns; both go on independently and share what was computed for them."""
-        other = Conversation(self.model, self.system)
+        other = Conversation(self.model, self.system, self.lora)
         other.turns, other.last = list(self.turns), self.last
         return other
 
@@ -209,16 +211,16 @@ class Conversation(NotPicklable):
         }
 
     @classmethod
-    def from_dict(cls, model: Opened, data: Mapping[str, Any]) -> Conversation:
+    def from_dict(cls, model: Opened, data: Mapping[str, Any], lora: str | None = None) -> Conversation:
         """The conversation that `to_dict` gave. Under a model with another vocabulary, or one that the data does not
         name, the answers are encoded again from their texts. Raises BadRequest (code "conversation.invalid") naming
-        the field."""
+        the field. lora: as for `KimiVL.conversation`; it is not part of the data."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise invalid("format", data.get("format") if isinstance(data, Mapping) else data, repr(FORMAT))
         if data.get("version") != FORMAT_VERSION:
             raise invalid("version", data.get("version"), str(FORMAT_VERSION))
         system = data.get("system")
-        conversation = cls(model, system if system is None else text_field(data, "system", ""))
+        conversation = cls(model, system if system is None else text_field(data, "system", ""), lora)
         turns = data.get("turns")
         if not isinstance(turns, list):
             raise invalid("turns", turns, "a list")
@@ -248,9 +250,9 @@ class Conversation(NotPicklable):
     def _positions(self) -> Positions:
         """Of everything that was said."""
         if not self.turns:
-            return Positions(self._loaded.root, [])
+            return Positions(self._loaded.page_root(self._loaded.adapters.pick(self.lora)), [])
         request = self._request(self.turns[-1], self.turns[:-1], time.perf_counter(), {})
-        positions = Positions(self._loaded.root, request.items, request.is_answer)
+        positions = Positions(self._loaded.page_root(request.adapter), request.items, request.is_answer)
         for token in self.turns[-1].token_ids or ():
             positions.append(token)
         return positions
@@ -288,6 +290,7 @@ class Conversation(NotPicklable):
 
     def _request(self, turn: Turn, before: list[Turn], started: float, options: dict[str, Any]) -> Request:
         """The question of `turn` after those before it."""
+        options = {"lora": self.lora} | options
         messages: list[Any] = [] if self.system is None else [{"role": "system", "content": self.system}]
         images: list[ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}

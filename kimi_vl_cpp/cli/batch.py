@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from .terminal import Terminal
 SUMMARY = "Answer a file of requests in OpenAI's batch format."
 
 
-@options.grouped
+@partial(options.grouped, serves=True)
 def command(
     *,
     source: Annotated[str, typer.Argument(metavar="FILE", help="The requests, one JSON object per line.")],

@@ -16,7 +16,7 @@ import typer
 
 from .. import errors
 from ..wording import duration, plural, printable
-from . import evaluate_bench, evaluate_output, evaluate_reasoning, exits, opening, options
+from . import adapters, evaluate_bench, evaluate_output, evaluate_reasoning, exits, opening, options
 from .evaluate_output import Measured
 from .progress import Progress
 from .terminal import Terminal
@@ -66,6 +66,7 @@ SUMMARY = "Measure what a model gets right."
 def command(
     model: options.Model = None,
     mmproj: options.Mmproj = None,
+    lora: options.Lora = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +154,7 @@ def command(
             device=device,
             in_token_limit=in_token_limit,
             isa=isa,
+            lora=adapters.always(lora),
         )
         runs = Runs(thinking, plot, votes, temp, pictures)
         if bench is None:

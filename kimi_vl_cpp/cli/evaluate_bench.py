@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..wording import duration, plural, printable
-from . import exits, opening
+from . import exits, journaled, opening
 from .progress import Progress
 from .terminal import BOLD, DIM, Terminal
 
@@ -60,6 +60,7 @@ def run(
             "model": model.name,
             "bytes": model.files.file_bytes,
             "longest": longest,
+            **journaled.adapter_part(model),
         }
         with Journal(kept, head, restart=restart) as answers:
             try:

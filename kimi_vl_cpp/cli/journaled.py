@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import exits
+
+if TYPE_CHECKING:
+    from ..model import KimiVL
 
 _MODEL_BYTES = 4 << 20  # of a model file that tell it from another
 
@@ -37,3 +41,9 @@ def model_digest(path: str) -> str:
     with open(path, "rb") as file:
         head = f"{os.fstat(file.fileno()).st_size}:".encode() + file.read(_MODEL_BYTES)
     return hashlib.sha256(head).hexdigest()
+
+
+def adapter_part(model: KimiVL) -> dict[str, str]:
+    """What a journal notes of the adapter that answers everything; nothing without one."""
+    adapter = model.loaded.adapters.always
+    return {} if adapter is None else {"lora": adapter.digest.hex()}

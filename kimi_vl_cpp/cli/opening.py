@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -40,6 +40,7 @@ class Opening:
     device: str = "cpu"
     isa: str = "auto"
     kv_type: str = "auto"
+    lora: Sequence[tuple[str, float]] | Mapping[str, tuple[str, float]] | None = None
     builtin: bool = False
     caching: Caching = field(default_factory=dict)
 
@@ -197,6 +198,7 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
             isa=opening.isa,
             kv_type=opening.kv_type,
             in_token_limit=opening.in_token_limit,
+            lora=opening.lora,
             progress=progress,
             **opening.caching,
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import videos
+from . import adapters, videos
 from .answer import ThinkingMode
 from .opening import Opening, caching, sampling
 from .terminal import Terminal
@@ -68,6 +68,22 @@ NoSpeculate = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option("-t", "--threads", metavar="N", help="Threads. Default: the CPUs that this process may use."),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="DIR[=SCALE]",
+        help="Add a LoRA adapter (PEFT's folder, or GGUF) beside the weights, scaled by SCALE. Repeatable.",
+    ),
+]
+NamedLora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="[NAME=]DIR[=SCALE]",
+        help="Add a LoRA adapter beside the weights; one with a NAME only to requests for the model NAME. Repeatable.",
+    ),
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")]
 Seed = Annotated[
@@ -235,6 +251,8 @@ _FRAMES: _Group = {
     "subtitles": (videos.Subtitles, None),
 }
 _CONTEXT: _Group = {"ctx": (Context, None)}
+_LORA: _Group = {"lora": (Lora, None)}
+_NAMED_LORA: _Group = {"lora": (NamedLora, None)}
 _CACHING: _Group = {
     "kv_memory": (KvMemory, None),
     "cache_dir": (CacheDir, None),
@@ -251,15 +269,17 @@ _COMPUTING: _Group = {
 }
 
 
-def grouped(command: Callable[..., Job], conversation: bool = False) -> Callable[..., Job]:
+def grouped(command: Callable[..., Job], conversation: bool = False, serves: bool = False) -> Callable[..., Job]:
     """A command with its parameter `files` (an `opening.Opening`) declared as the options that choose a model, and at
     the end those that say how to open it; `sampling` and `frames` (a `videos.FrameOptions`), where it has them, as the
-    sampling options and those of videos. conversation: with --overflow too."""
+    sampling options and those of videos. conversation: with --overflow too. serves: others send requests, which may
+    name an adapter."""
     declared = inspect.signature(command, eval_str=True).parameters
     caches = _CACHING | (_CONVERSATION if conversation else {})
+    model = _MODEL | (_NAMED_LORA if serves else _LORA)
     expanded: dict[str, inspect.Parameter] = {}
     for name, parameter in declared.items():
-        group = {"files": _MODEL, "sampling": _SAMPLING, "frames": _FRAMES}.get(name)
+        group = {"files": model, "sampling": _SAMPLING, "frames": _FRAMES}.get(name)
         expanded |= {name: parameter} if group is None else _parameters(group)
     expanded |= _parameters(_CONTEXT | caches | _COMPUTING)
 
@@ -269,7 +289,8 @@ def grouped(command: Callable[..., Job], conversation: bool = False) -> Callable
             named = {name: given.pop(name) for name in (*_MODEL, *_CONTEXT, *_COMPUTING)}
             remembered = caching(**{name: given.pop(name) for name in caches})
             n_ctx, n_threads = named.pop("ctx"), named.pop("threads")
-            given["files"] = Opening(n_ctx=n_ctx, n_threads=n_threads, caching=remembered, **named)
+            adapted = (adapters.always_or_named if serves else adapters.always)(given.pop("lora"))
+            given["files"] = Opening(n_ctx=n_ctx, n_threads=n_threads, lora=adapted, caching=remembered, **named)
             if "sampling" in declared:
                 given["sampling"] = sampling(**{name: given.pop(name) for name in _SAMPLING})
             if "frames" in declared:

@@ -14,7 +14,7 @@ import typer
 
 from .. import errors
 from ..wording import human_bytes, plural, printable
-from . import exits, failures, options
+from . import adapters, exits, failures, options
 from .progress import Bar
 from .terminal import DIM, YELLOW, Terminal
 
@@ -102,7 +102,7 @@ def command(
             "imatrix": imatrix,
             "mmproj": mmproj,
             "name": name,
-            "lora": [_adapter(one) for one in lora or ()],
+            "lora": [adapters.scaled_path(one) for one in lora or ()],
             "allow_requantize": allow_requantize,
             "resume": resume,
             "force": force,
@@ -111,19 +111,6 @@ def command(
         return run(src, dst, quantization or DEFAULT, chosen, json, terminal)
 
     return job
-
-
-def _adapter(text: str) -> tuple[str, float]:
-    """DIR=SCALE; a path that exists may itself hold a '='."""
-    path, equals, scale = text.rpartition("=")
-    if not equals or os.path.lexists(text):
-        return text, 1.0
-    try:
-        return path, float(scale)
-    except ValueError:
-        raise exits.UsageError(
-            f"--lora {printable(text)}: {printable(scale)} is not a number", "For example: --lora ./my-adapter=0.8"
-        ) from None
 
 
 def _rule(text: str) -> tuple[str, str]:

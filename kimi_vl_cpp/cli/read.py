@@ -198,6 +198,7 @@ def _head(model: KimiVL, options: Options, recipe: Recipe) -> dict[str, Any]:
     return {
         "document": journaled.digest(split(options.file)[0]),
         "model_file": journaled.model_digest(str(model.files.text)),
+        **journaled.adapter_part(model),
         "prompt": recipe.prompt,
         "image_patches": options.image_patches,
         "in_token_limit": model.loaded.processor.in_token_limit,

@@ -26,7 +26,7 @@ BUILTIN_NAME = "kimi-vl-demo"
 KEY_VARIABLE = "KIMI_VL_API_KEY"
 
 
-@partial(options.grouped, conversation=True)
+@partial(options.grouped, conversation=True, serves=True)
 def command(
     *,
     files: opening.Opening,
@@ -186,6 +186,9 @@ def run(
 
     def load() -> KimiVL:
         model = opening.open_model(files, Progress(terminal))
+        own = {*settings.aliases, model.files.text.stem}
+        for name in own.intersection(model.adapters):
+            raise UsageError(f"--lora {name}=…: the model itself has that name: give the adapter another one")
         opening.introduce(model, files, terminal)
         return model
 

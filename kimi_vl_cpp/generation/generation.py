@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..cache.keys import Item, Picture, Positions, n_positions, salted
+from ..cache.keys import Item, Picture, Positions, n_positions
 from ..errors import BadRequest, Cancelled
 from ..scheduler.job import MAX_AHEAD, Job
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, TokenLogprob, Usage
+from .adapters import LoadedAdapter, index_of
 from .budget import ThinkingBudget, reasoning_budget
 from .choosing import TokenChooser, token_logprob
 from .grammar import GrammarMatcher
@@ -36,7 +37,8 @@ class Request:
     items: the prompt as tokens and pictures. is_answer: bool [n_prompt], True for the contents of assistant turns.
     pixels: digest -> what returns the picture's uint8 [H, W, 3]. max_new_tokens: already limited by the context.
     prepare_s: what it took to get here. begun: the beginning of the reply that the prompt holds already. grammar:
-    what the reply has to follow. n_dropped: positions of turns that were left out.
+    what the reply has to follow. n_dropped: positions of turns that were left out. adapter: what is added to the
+    weights for it.
     """
 
     items: list[Item]
@@ -51,6 +53,7 @@ class Request:
     begun: str = ""
     grammar: GrammarMatcher | None = None
     n_dropped: int = 0
+    adapter: LoadedAdapter | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -103,7 +106,7 @@ class Generation:
         self._prompt_logprobs: list[TokenLogprob | None] = [] if params.prompt_logprobs is None else [None]
         decides = limit is not None or self._guard is not None or request.grammar is not None  # after each token
         self._job = Job(
-            Positions(salted(host.root, params.cache_salt), request.items, request.is_answer),
+            Positions(host.page_root(request.adapter, params.cache_salt), request.items, request.is_answer),
             chooser=TokenChooser(params, request.stop_ids, request.grammar),
             stop_ids=request.stop_ids,
             max_new_tokens=request.max_new_tokens,
@@ -113,6 +116,7 @@ class Generation:
             prompt_rows=None if params.prompt_logprobs is None else self._note_prompt,
             cache=params.cache,
             priority=params.priority,
+            adapter=index_of(request.adapter),
         )
 
     def cancel(self) -> None:
@@ -303,7 +307,11 @@ class Generation:
 
 
 def encode_cached(
-    host: LoadedModel, digest: str, pixels: NDArray[np.uint8], tick: Callable[[int, int], None] | None
+    host: LoadedModel,
+    digest: str,
+    pixels: NDArray[np.uint8],
+    tick: Callable[[int, int], None] | None,
+    adapter: LoadedAdapter | None = None,
 ) -> NDArray[np.float32]:
     """A picture through tower and projector, or from the cache if another request has just put it there.
 
@@ -312,6 +320,6 @@ def encode_cached(
     cached = host.image_cache.find(digest)
     if cached is not None:
         return cached
-    embedding = host.engine.encode_image(pixels, tick)
+    embedding = host.engine.encode_image(pixels, tick, index_of(adapter))
     host.image_cache.put(digest, embedding)
     return embedding

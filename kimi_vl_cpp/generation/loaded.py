@@ -37,6 +37,7 @@ from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
 from ..version import __version__
+from .adapters import Adapters, LoadedAdapter, Lora, keyed, load_adapters
 from .grammar import GrammarCompiler
 
 DEFAULT_N_CTX = 8192  # for which there is always memory in the pool; where it holds more, up to the next
@@ -66,6 +67,7 @@ class LoadOptions:
     cache_dir: str | os.PathLike[str] | None = None
     cache_disk: int = DEFAULT_QUOTA
     memory_check: bool = True
+    lora: Lora | None = None
 
     def check(self) -> None:
         """Raises BadRequest (code "request.<argument>") for a value out of range."""
@@ -95,7 +97,8 @@ class LoadedModel:
     """The parts of an open model.
 
     gate: the lock that every call of the core goes through. conductor: what answers requests. n_ctx: tokens of context.
-    root: what the keys of cached pages begin with, vision_root: those of encoded pictures. defaults: sampling options
+    root: what the keys of cached pages begin with, vision_root: those of encoded pictures, both without an adapter.
+    adapters: the LoRA adapters beside the weights. defaults: sampling options
     of this variant. progress: the callback of calls that were given none. grammars: compiles those of requests. load_s:
     seconds that opening took.
     """
@@ -114,6 +117,7 @@ class LoadedModel:
     variant: Variant
     name: str
     defaults: SamplingDefaults
+    adapters: Adapters = field(default_factory=Adapters)
     progress: Progress | None = None
     overflow: str = "error"
     load_s: float = field(default=0.0)
@@ -124,7 +128,7 @@ class LoadedModel:
     @property
     def notices(self) -> list[str]:
         """What is worth knowing about the files."""
-        return [] if self.tokenizer.template_is_kimis else [OTHER_TEMPLATE]
+        return [*([] if self.tokenizer.template_is_kimis else [OTHER_TEMPLATE]), *self.adapters.notices]
 
     @property
     def has_vision(self) -> bool:
@@ -167,9 +171,14 @@ class LoadedModel:
         self.require_vision()
         return self.processor.redrawable(image)
 
-    def picture_key(self, seen: ProcessedImage, salt: str = "") -> str:
+    def page_root(self, adapter: LoadedAdapter | None, salt: str = "") -> bytes:
+        """What the keys of pages begin with that are computed with an adapter."""
+        return salted(keyed(self.root, adapter), salt)
+
+    def picture_key(self, seen: ProcessedImage, adapter: LoadedAdapter | None, salt: str = "") -> str:
         """What a picture is cached under: the same key, the same embeddings."""
-        return salted(hashlib.sha256(self.vision_root + bytes.fromhex(seen.digest)).digest(), salt).hex()
+        root = keyed(self.vision_root, adapter) if adapter is not None and adapter.pictures else self.vision_root
+        return salted(hashlib.sha256(root + bytes.fromhex(seen.digest)).digest(), salt).hex()
 
     def close(self) -> None:
         """Frees everything; waits for the core call that is running."""
@@ -207,26 +216,15 @@ def load(
     gate = Gate(engine.close)
     try:
         variant = detect_variant(engine.gguf.get, files.text)
+        adapters = load_adapters(engine, options.lora)
         pool, n_ctx = _pool(engine, options, n_ctx)
-        root = root_key(
-            model=model_digest(engine.gguf),
-            arithmetic=" ".join(
-                [
-                    __version__,
-                    code_digest(str(_core.__file__)).hex(),
-                    options.device,
-                    engine.config["isa"],
-                    options.activations,
-                ]
-            ),
-            kv_type=pool.kv_type,
-        )
+        root = _root(engine, options, pool.kv_type)
         folder = options.cache_dir
         store = None if folder is None else DiskStore(expand_home(os.fspath(folder)), root, options.cache_disk)
         images = ImageCache(options.image_cache_bytes, store)
 
-        def new_session() -> _core.Session:
-            return _core.Session(engine, n_ctx, options.kv_type, pool)
+        def new_session(adapter: int) -> _core.Session:
+            return _core.Session(engine, n_ctx, options.kv_type, pool, adapter)
 
         conductor = Conductor(
             engine,
@@ -253,6 +251,7 @@ def load(
             variant=variant,
             name=str(engine.config.get("name") or files.text.stem),
             defaults=stored_defaults(engine.gguf.get, DEFAULTS[variant]),
+            adapters=adapters,
             progress=progress,
             overflow=options.overflow,
         )
@@ -263,6 +262,13 @@ def load(
     if progress is not None:
         progress("load", 1, 1)
     return loaded
+
+
+def _root(engine: _core.Engine, options: LoadOptions, kv_type: str) -> bytes:
+    """What the keys of pages begin with."""
+    code = code_digest(str(_core.__file__)).hex()
+    arithmetic = [__version__, code, options.device, engine.config["isa"], options.activations]
+    return root_key(model=model_digest(engine.gguf), arithmetic=" ".join(arithmetic), kv_type=kv_type)
 
 
 def _context(files: ModelFiles, options: LoadOptions) -> int:

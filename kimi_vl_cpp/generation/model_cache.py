@@ -141,7 +141,7 @@ class ModelCache:
         loaded = self._loaded
         request = build_request(loaded, messages, images, options={"prompt_only": True}, started=started)
         usage = PieceStream(Generation(loaded, request, loaded.progress)).drain().usage
-        return Positions(loaded.root, request.items, request.is_answer), usage
+        return Positions(loaded.page_root(request.adapter), request.items, request.is_answer), usage
 
 
 def _disk_info(store: DiskStore) -> DiskInfo:

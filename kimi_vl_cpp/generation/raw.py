@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..scheduler.gate import Gate
+from .adapters import index_of
 
 if TYPE_CHECKING:
     from .loaded import LoadedModel
@@ -98,6 +99,8 @@ class Observation:
 class RawCore:
     """The core of a model, call by call. engine: for what it says of itself; what computes goes through the methods."""
 
+    adapter = -1  # the core's number of the adapter that counts where a call names none
+
     def __init__(self, engine: _core.Engine, gate: Gate, kv_type: str) -> None:
         self.engine = engine
         self._gate = gate
@@ -113,14 +116,17 @@ class RawCore:
         """Frees everything; waits for the call that is running."""
         self._gate.close()
 
-    def session(self, n_positions: int, n_forks: int = 0) -> RawSession:
-        """A fresh sequence with room for n_positions, and for so many in each of n_forks. Raises OutOfMemory."""
+    def session(self, n_positions: int, n_forks: int = 0, adapter: int | None = None) -> RawSession:
+        """A fresh sequence with room for n_positions, and for so many in each of n_forks. adapter: of the core, -1 for
+        none. Raises OutOfMemory."""
         pool = None
         if n_forks:
             page_bytes = _core.PAGE_POSITIONS * self.engine.kv_bytes_per_token(self._kv_type)
             n_pages = (-(-n_positions // _core.PAGE_POSITIONS) + 1) * (1 + n_forks)
             pool = self._gate.call(_core.PagePool, self.engine, n_pages * page_bytes, self._kv_type)
-        return RawSession(self._gate.call(_core.Session, self.engine, n_positions, self._kv_type, pool), self._gate)
+        adapter = self.adapter if adapter is None else adapter
+        session = self._gate.call(_core.Session, self.engine, n_positions, self._kv_type, pool, adapter)
+        return RawSession(session, self._gate)
 
     def decode(self, rows: Sequence[tuple[RawSession, int]]) -> None:
         """Appends one token to each of several sequences, in one step."""
@@ -132,11 +138,11 @@ class RawCore:
     def encode_image(self, pixels: NDArray[np.uint8], tick: Tick | None = None) -> NDArray[np.float32]:
         """Processed pixels, uint8 [H, W, 3], through tower and projector: float32 [n_tokens, hidden_size]. Neither
         reads nor fills the image cache."""
-        return self._gate.call(self.engine.encode_image, pixels, _checked(self._gate, tick))
+        return self._gate.call(self.engine.encode_image, pixels, _checked(self._gate, tick), self.adapter)
 
     def vision_tower(self, pixels: NDArray[np.uint8], tick: Tick | None = None) -> NDArray[np.float32]:
         """Processed pixels through the tower alone: float32 [n_patches, vision_hidden_size]."""
-        return self._gate.call(self.engine.vision_tower, pixels, _checked(self._gate, tick))
+        return self._gate.call(self.engine.vision_tower, pixels, _checked(self._gate, tick), self.adapter)
 
 
 class RawModel(RawCore):
@@ -144,6 +150,7 @@ class RawModel(RawCore):
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded.engine, loaded.gate, loaded.kv_type)
+        self.adapter = index_of(loaded.adapters.always)
         self._loaded = loaded
 
     def observe(self) -> Observation:

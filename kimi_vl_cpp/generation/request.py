@@ -67,6 +67,7 @@ def build_request(
     """
     model.gate.check()
     params = sampling.resolve(model.defaults, **options)
+    adapter = model.adapters.pick(params.lora)
     if tools is not None and continue_final:
         raise BadRequest("tools: a message that is continued cannot call functions: leave tools out", "request.tools")
     tokenizer = model.tokenizer
@@ -96,7 +97,7 @@ def build_request(
     for index, image in enumerate(images):
         with about_argument(f"images[{index}]"):
             seen = image if isinstance(image, ProcessedImage) else model.processor(image)
-        digest = model.picture_key(seen, params.cache_salt)
+        digest = model.picture_key(seen, adapter, params.cache_salt)
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
         pixels.add(digest, image, seen)
@@ -120,6 +121,7 @@ def build_request(
         begun=text_of(messages[-1]) if continue_final else opening,
         may_reason=not opening,
         tools=tools,
+        adapter=adapter,
     )
 
 
@@ -136,9 +138,15 @@ def build_text_request(
     check_ids("prompt", ids, model.n_vocab)
     if not ids:
         raise BadRequest("prompt: it is empty, expected at least one token", "request.prompt")
-    given = options.get("max_new_tokens") is not None
-    prepare_s = time.perf_counter() - started
-    return _finish_request(model, list(ids), params, length_given=given, prepare_s=prepare_s, reasoning="no")
+    return _finish_request(
+        model,
+        list(ids),
+        params,
+        length_given=options.get("max_new_tokens") is not None,
+        prepare_s=time.perf_counter() - started,
+        reasoning="no",
+        adapter=model.adapters.pick(params.lora),
+    )
 
 
 def check_ids(name: str, ids: Iterable[Any], n_vocab: int) -> None:

@@ -66,6 +66,7 @@ class SamplingOptions(TypedDict, total=False):
     cache_salt: str | None
     cache: CacheUse | None
     priority: int | None
+    lora: str | None
 
 
 OPTIONS = tuple(SamplingOptions.__annotations__)
@@ -86,7 +87,7 @@ class SamplingParams:
     repetition ends the answer. grammar: what the answer has to follow. cache_salt: only requests with the same one
     share what is cached of prompts and pictures. cache: "use" takes the beginning of the prompt from the KV cache and
     leaves there what is computed, "read" only takes, "off" does neither. priority: requests of a higher one are
-    computed first.
+    computed first. lora: the name of an adapter that the model was opened with.
     """
 
     temperature: float
@@ -114,6 +115,7 @@ class SamplingParams:
     cache_salt: str = ""
     cache: CacheUse = "use"
     priority: int = 0
+    lora: str | None = None
 
     @property
     def adjusts_logits(self) -> bool:
@@ -190,6 +192,7 @@ def _resolve_extra(given: Mapping[str, Any]) -> dict[str, Any]:
         "cache_salt": _check_salt,
         "cache": lambda value: check_choice("cache", value, get_args(CacheUse)),
         "priority": lambda value: check_int("priority", value, -MAX_PRIORITY, MAX_PRIORITY),
+        "lora": lambda value: check_text("lora", value),
     }
     return {name: check(given[name]) for name, check in checks.items() if name in given}
 

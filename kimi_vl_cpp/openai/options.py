@@ -37,6 +37,7 @@ _NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "typical_p": ((1,), "leave it out"),
     "tfs_z": ((1,), "leave it out"),
     "mirostat_mode": ((0,), "leave it out"),
+    "lora": (([],), "give the adapter's name as model"),
 }
 NO_EFFECT = frozenset(
     "user metadata store service_tier safety_identifier verbosity prediction prompt_cache_key prompt_cache_options "

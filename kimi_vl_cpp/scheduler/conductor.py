@@ -41,7 +41,7 @@ class Conductor:
         gate: Gate,
         pool: PagePool,
         features: Features,
-        new_session: Callable[[], Session],
+        new_session: Callable[[int], Session],
         *,
         max_parallel: int = 16,
         drafts: bool = True,

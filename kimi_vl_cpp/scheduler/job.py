@@ -59,6 +59,7 @@ class Job:
     each what is forced to come next. reports: whether its reader wants to know about progress. prompt_rows(start,
     logits): called page by page with the logits of the whole prompt, float32 [n, n_vocab], of which then nothing is
     taken from the cache; for prompts without pictures. cache: see CacheUse. priority: jobs of a higher one go first.
+    adapter: the core's number of the one that it is computed with, part of the positions' root; -1: none.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Job:
         prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None,
         cache: CacheUse = "use",
         priority: int = 0,
+        adapter: int = -1,
     ) -> None:
         self.positions = positions
         self.n_prompt = len(positions)
@@ -84,6 +86,7 @@ class Job:
         self.prompt_rows = prompt_rows
         self.cache = cache
         self.priority = priority
+        self.adapter = adapter
         self.pixels = pixels or {}
         self.reports = reports
         # For the reader

@@ -7,6 +7,7 @@ room, and the rest is computed again, to the same bits. The oldest job is asked 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._core import PAGE_POSITIONS
@@ -26,7 +27,7 @@ _READ_AT_ONCE = 32  # pages: 0.2 s of a full model's at 0.64 GB/s
 class Room:
     """The pages of one pool, shared out between jobs."""
 
-    def __init__(self, index: PrefixIndex, tasks: Tasks, new_session: Callable[[], Session]) -> None:
+    def __init__(self, index: PrefixIndex, tasks: Tasks, new_session: Callable[[int], Session]) -> None:
         self._index = index
         self._tasks = tasks
         self._new_session = new_session
@@ -83,7 +84,7 @@ class Room:
             job.holding = holding = Holding(
                 self._index,
                 job.positions,
-                self._new_session,
+                partial(self._new_session, job.adapter),
                 limit=limit,
                 whole_pages=whole_pages,
                 publishes=publishes,

@@ -115,7 +115,7 @@ class Tasks:
                 return
             self._encoding[digest] = job
             job.n_layers_done = 0
-            job.task = self._engine.begin_image(job.pixels[digest]())
+            job.task = self._engine.begin_image(job.pixels[digest](), job.adapter)
         started = self._clock()
         done = job.task.advance(1)
         n_rows = next(one.n_tokens for one in self._pictures(job, job.chunk.start) if one.digest == digest)

@@ -41,7 +41,7 @@ class Turns:
         engine: Engine,
         index: PrefixIndex,
         features: Features,
-        new_session: Callable[[], Session],
+        new_session: Callable[[int], Session],
         max_parallel: int = 16,
         clock: Callable[[], float] = time.perf_counter,
         *,

@@ -72,7 +72,7 @@ class ChatShapes:
         self._head = {
             "id": answer.id,
             "created": answer.created,
-            "model": answer.state.names[0],
+            "model": answer.state.answer_name(options.model),
             "system_fingerprint": engine.fingerprint,
         }
         self._choices: dict[int, ChoiceChunks] = {}

@@ -41,6 +41,8 @@ def apply_settings(state: State, options: AnswerOptions, body: dict[str, Any]) -
         refuse_unknown(options)
     state.check_name(options.model)
     settings, sampling = state.settings, options.sampling
+    if adapter := state.adapter_of(options.model):
+        sampling["lora"] = adapter
     if settings.thinking_budget is not None:
         sampling["thinking_budget"] = min(settings.thinking_budget, sampling.get("thinking_budget", 1 << 30))
     if settings.answer_reserve is not None and body.get("answer_reserve") is None and "answer_reserve" in sampling:

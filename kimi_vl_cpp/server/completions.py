@@ -65,7 +65,7 @@ class TextShapes:
             "id": answer.id,
             "object": "text_completion",
             "created": answer.created,
-            "model": answer.state.names[0],
+            "model": answer.state.answer_name(asked.options.model),
             "system_fingerprint": answer.engine.fingerprint,
         }
         self._usage: dict[str, None] = {"usage": None} if asked.options.include_usage else {}

@@ -17,7 +17,7 @@ from .state import State, state_of
 
 
 async def models(request: Request) -> Response:
-    """The model under all of its names."""
+    """The model under all of its names, and with each of its adapters."""
     state = state_of(request)
     return json_reply({"object": "list", "data": [_entry(state, name) for name in state.names]})
 
@@ -43,6 +43,7 @@ def _entry(state: State, name: str) -> dict[str, Any]:
         "owned_by": "kimi-vl-cpp",
         "max_model_len": model.n_ctx,
         "experimental": ["tools"],
+        "parent": state.names[0] if state.adapter_of(name) else None,
         "architecture": {"input_modalities": modalities, "output_modalities": ["text"]},
         "meta": {
             "n_ctx_train": model.context_length,

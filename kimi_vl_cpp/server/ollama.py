@@ -94,9 +94,9 @@ async def _answer(
     chat_body, ignored = read(body)
     streamed = chat_body.pop("stream")
     name = str(body.get("model") or state.names[0])
-    if state.settings.strict:
-        state.check_name(name.removesuffix(":latest"))
-    options = options_of(state, {key: value for key, value in chat_body.items() if key != "model"})
+    state.check_name(name.removesuffix(":latest"))
+    chat_body["model"] = state.answer_name(name.removesuffix(":latest"))
+    options = options_of(state, chat_body)
     answer = Answer(request, new_id(), 1, options.sampling.get("seed"))
     note_ignored(answer, options)
     answer.notices += [f"{field[:100]}: this option has no effect" for field in ignored]

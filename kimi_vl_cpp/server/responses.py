@@ -46,7 +46,11 @@ async def responses(request: Request) -> ASGIApp:
     note_ignored(answer, options)
     answer.notices += [f"{name}: this field has no effect" for name in ignored_fields(body)]
     writer = ResponseWriter(
-        body, answer_id=answer.id, created=answer.created, model=state.names[0], tools=options.tools is not None
+        body,
+        answer_id=answer.id,
+        created=answer.created,
+        model=state.answer_name(options.model),
+        tools=options.tools is not None,
     )
     with asked.own_names():
         await answer.start_chat(ChatRequest(state, options, asked.chat, answer.context.key))

@@ -58,12 +58,21 @@ class State:
 
     @property
     def names(self) -> list[str]:
-        """The names of the model, the first of which answers carry."""
-        return list(self.settings.aliases) or [self.model.files.text.stem]
+        """The names of the model, the first of which answers carry, then those of its adapters."""
+        return [*(self.settings.aliases or [self.model.files.text.stem]), *self.model.adapters]
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a request's `model` means."""
+        return name if name in self.model.adapters else None
+
+    def answer_name(self, name: str | None) -> str:
+        """What the answer to a request for a model calls it."""
+        return self.adapter_of(name) or self.names[0]
 
     def check_name(self, name: str | None) -> None:
-        """With --strict, raises Refused (404) for a name that is not the model's."""
-        if self.settings.strict and name is not None and name not in self.names:
+        """With --strict, and where there are adapters to choose from, raises Refused (404) for a name that is not the
+        model's or an adapter's."""
+        if (self.settings.strict or self.model.adapters) and name is not None and name not in self.names:
             message = f"model: there is no {name[:100]!r} here, only {', '.join(self.names)}"
             raise Refused(404, message, "serve.unknown_model", param="model")
 

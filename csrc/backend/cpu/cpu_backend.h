@@ -34,6 +34,15 @@ struct Product {
 
 constexpr int64_t kDotRows = 4;  // up to this many rows, dot kernels are faster than unpacking a panel
 
+// A row of x on its way through an adapter's factors.
+struct SideRow {
+  const LowRank* side;
+  const float* x;          // [side->cols]
+  float* out;              // [side->rows], added to
+  float weight = 1.0f;     // of what is added
+  float* inner = nullptr;  // [side->rank] a x
+};
+
 // A step's slice in one layer.
 struct AttentionSlice {
   int64_t row0, n;           // rows of the batch
@@ -41,6 +50,7 @@ struct AttentionSlice {
   RowForm form;
   KvLayer cache;
   int64_t n_out, out0;  // results are wanted of the last n_out; the first of them among all results
+  int32_t adapter;
 };
 
 // The attention of one layer.
@@ -88,6 +98,7 @@ class CpuBackend final : public Backend {
   const char* name() const override { return "cpu"; }
   const char* isa() const override { return kernels_.name; }
   bool rounds_activations() const override { return !float_activations_; }
+  bool takes_adapters() const override { return true; }
   int n_threads() const override { return pool_.n_threads(); }
   void set_interrupt(Interrupt* interrupt) override { pool_.set_interrupt(interrupt); }
   void check_interrupt() override { pool_.check_interrupt(); }
@@ -161,6 +172,15 @@ class CpuBackend final : public Backend {
   int64_t panel_lanes(const Matrix& w) const { return uses_int8(w) ? kernels_.panel_lanes : kernels_.tile_lanes; }
   void for_rows(int64_t n, int64_t cost_per_row, const std::function<void(int64_t)>& body);
 
+  // sides.cpp
+  void add_side_rows(const Matrix& w, const float* x, int64_t n, const int32_t* adapters, float* out, int64_t out_stride,
+                     std::vector<SideRow>* rows) const;
+  void take_inner(std::vector<SideRow>* rows);  // sets inner, until the next call
+  void add_outer(const SideRow& row, int64_t col0, int64_t n_cols, float* out) const;
+  // All of it. Rows that add to the same out do so in their order.
+  void add_sides(std::vector<SideRow> rows);
+  void linear_with_sides(LinearArgs args, std::vector<SideRow> sides);  // matmul.cpp
+
   // observe.cpp; with an observer only
   void show(const std::vector<ProductInput>& inputs);
   void show_heads(const Matrix& stack, const float* x, int64_t n);
@@ -168,18 +188,26 @@ class CpuBackend final : public Backend {
   // ffn.cpp
   struct ExpertWork {  // one expert and the tokens that go through it
     Swiglu w;
-    std::vector<int32_t> tokens;   // rows of x; ascending
-    std::vector<float> weights;    // their routing weights
-    int64_t offset = 0;            // of its inner activations in inner_
-    Activations inner;             // the same as input of its down projection
-    bool quantizes_tiles = false;  // inner is written in int8 only, tile by tile
+    std::vector<int32_t> tokens;                // rows of x; ascending
+    std::vector<float> weights;                 // their routing weights
+    int64_t offset = 0;                         // of its inner activations in inner_
+    Activations inner;                          // the same as input of its down projection
+    bool quantizes_tiles = false;               // inner is written in int8 only, tile by tile
+    std::vector<SideRow> gate_sides, up_sides;  // of the tokens; empty: none
+    const SideRow* side(const std::vector<SideRow>& sides, int64_t row) const {
+      return sides.empty() || !sides[static_cast<size_t>(row)].side ? nullptr : &sides[static_cast<size_t>(row)];
+    }
   };
   void route(const MoeArgs& args, std::vector<ExpertWork>* experts);
-  void run_experts(const float* x, int64_t n, int64_t n_expanded, std::vector<ExpertWork>& experts, float* out);
-  void run_experts_as(RowForm form, const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out);
+  void run_experts(const float* x, int64_t n, int64_t n_expanded, const int32_t* adapters, std::vector<ExpertWork>& experts,
+                   float* out);
+  void run_experts_as(RowForm form, const float* x, int64_t n, const int32_t* adapters, std::vector<ExpertWork>& experts,
+                      float* out);
+  void begin_sides(const float* x, const int32_t* adapters, std::vector<ExpertWork>& experts);
+  void add_down_sides(const int32_t* adapters, const std::vector<ExpertWork>& experts, float* out);
   int64_t lay_out_inner(std::vector<ExpertWork>& experts);
   void quantize_inner(const std::vector<ExpertWork>& experts);
-  void activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up);
+  void activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, float* gate, float* up);
   void run_experts_few(Activations x, std::vector<ExpertWork>& experts, float* out);
   void run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out);
   void add_down(const ExpertWork& expert, int64_t row0, int64_t n_cols, Ahead ahead, float* out, ThreadScratch* scratch);
@@ -230,7 +258,7 @@ class CpuBackend final : public Backend {
   } q8_queries_;  // as LatentBlockQ8 wants them
   AlignedBuffer<uint16_t> bf16_queries_, converted_;
   AlignedBuffer<float> packed_, inner_, gate_, products_, q_, ckv_, attended_, heads_, states_, shares_, expanded_, latent_,
-      gathered_;
+      gathered_, side_inner_;
 };
 
 }  // namespace kimi::cpu

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import options
+from .. import adapters, options
 from ..terminal import Terminal
 
 SUMMARY = "Measure the speed of a model on this computer."
@@ -15,6 +15,7 @@ SUMMARY = "Measure the speed of a model on this computer."
 def command(
     model: options.NamedModel = None,
     mmproj: options.Mmproj = None,
+    lora: options.Lora = None,
     prompts: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="N,N", help="Time prompts of N tokens. Default: 512.")
     ] = None,
@@ -70,7 +71,15 @@ def command(
         from . import run
 
         chosen = run.Options(
-            files=opening.Opening(model=model, mmproj=mmproj, n_ctx=ctx, n_threads=threads, isa=isa, kv_type=kv_type),
+            files=opening.Opening(
+                model=model,
+                mmproj=mmproj,
+                n_ctx=ctx,
+                n_threads=threads,
+                isa=isa,
+                kv_type=kv_type,
+                lora=adapters.always(lora),
+            ),
             prompts=prompts,
             decode=decode,
             depths=depths,

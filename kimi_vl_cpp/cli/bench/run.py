@@ -68,6 +68,7 @@ def run(options: Options, terminal: Terminal) -> int:
         isa=options.files.isa,
         kv_type=options.files.kv_type,
         n_ctx=options.files.n_ctx,
+        lora=options.files.lora,
         probe_seconds=options.probe_seconds,
     )
     rows = [bench.row(test) for test in tests]

@@ -71,7 +71,7 @@ TEST_CASE("a picture is encoded by several threads") {
   for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * 31 % 251);
   std::vector<float> a(static_cast<size_t>(n * one->vision()->text_hidden_size)), b(a.size());
   const Picture picture(*one->vision(), pixels.data(), height, width);
-  one->encode_image(picture, {}, nullptr, a.data());
-  three->encode_image(picture, {}, nullptr, b.data());
+  one->encode_image(picture, kNoAdapter, {}, nullptr, a.data());
+  three->encode_image(picture, kNoAdapter, {}, nullptr, b.data());
   CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }

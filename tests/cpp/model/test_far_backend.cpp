@@ -114,11 +114,11 @@ std::vector<float> run_picture(Backend& backend) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(i * 31);
   const Picture picture(config, values.data(), 56, 84);
   TowerPass pass;
-  vit.begin(backend, picture, &pass);
+  vit.begin(backend, picture, kNoAdapter, &pass);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) vit.advance(backend, &pass);
   const float* features = vit.finish(backend, &pass);
   std::vector<float> out(static_cast<size_t>(pass.n_patches() / 4 * config.text_hidden_size));
-  Projector(config, weights, Numbers::floats).run(backend, features, pass.grid_h(), pass.grid_w(), out.data());
+  Projector(config, weights, Numbers::floats).run(backend, features, pass.grid_h(), pass.grid_w(), kNoAdapter, out.data());
   return out;
 }
 

@@ -23,7 +23,7 @@ void CpuBackend::ffn(const FfnArgs& args) {
   experts[0].tokens.resize(static_cast<size_t>(args.n));
   std::iota(experts[0].tokens.begin(), experts[0].tokens.end(), 0);
   experts[0].weights.assign(static_cast<size_t>(args.n), 1.0f);
-  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), experts, args.out);
+  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), args.adapters, experts, args.out);
 }
 
 // Router logits in float whatever the pass; the bias takes part in the choice only.
@@ -88,17 +88,18 @@ void CpuBackend::moe_ffn(const MoeArgs& args) {
     expert.w = {args.routed.gate.at(e), args.routed.up.at(e), args.routed.down.at(e)};
     experts.push_back(std::move(expert));
   }
-  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), experts, args.out);
+  run_experts(args.x, args.n, std::min(args.n_expanded, args.n), args.adapters, experts, args.out);
 }
 
 // Where all weights are multiplied as bytes, rows of both forms share a pass over them.
-void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, std::vector<ExpertWork>& experts, float* out) {
+void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, const int32_t* adapters,
+                             std::vector<ExpertWork>& experts, float* out) {
   const bool bytes = std::all_of(experts.begin(), experts.end(), [this](const ExpertWork& e) {
     return uses_int8(e.w.gate) && uses_int8(e.w.up) && uses_int8(e.w.down);
   });
   if (bytes || n_expanded == 0 || n_expanded == n) {
     const bool few = bytes ? n <= kFewRows : n_expanded == 0;
-    run_experts_as(few ? RowForm::absorbed : RowForm::expanded, x, n, experts, out);
+    run_experts_as(few ? RowForm::absorbed : RowForm::expanded, x, n, adapters, experts, out);
     return;
   }
   const int64_t hidden = experts[0].w.gate.cols;
@@ -117,11 +118,51 @@ void CpuBackend::run_experts(const float* x, int64_t n, int64_t n_expanded, std:
   }
   experts.erase(std::remove_if(experts.begin(), experts.end(), [](const ExpertWork& e) { return e.tokens.empty(); }),
                 experts.end());
-  run_experts_as(RowForm::expanded, x, n_expanded, experts, out);
-  run_experts_as(RowForm::absorbed, x + n_expanded * hidden, n - n_expanded, absorbed, out + n_expanded * hidden);
+  run_experts_as(RowForm::expanded, x, n_expanded, adapters, experts, out);
+  run_experts_as(RowForm::absorbed, x + n_expanded * hidden, n - n_expanded, adapters ? adapters + n_expanded : nullptr, absorbed,
+                 out + n_expanded * hidden);
 }
 
-void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, std::vector<ExpertWork>& experts, float* out) {
+// Gate and up of the tokens whose adapters change them.
+void CpuBackend::begin_sides(const float* x, const int32_t* adapters, std::vector<ExpertWork>& experts) {
+  std::vector<SideRow> rows;
+  const auto sides_of = [&](const ExpertWork& expert, const Matrix& w) {
+    std::vector<SideRow> sides;
+    if (!w.sides) return sides;
+    for (const int32_t token : expert.tokens) {
+      sides.push_back({w.side(adapters[token]), x + token * w.cols, nullptr});
+      if (sides.back().side) rows.push_back(sides.back());
+    }
+    return sides;
+  };
+  for (ExpertWork& expert : experts) {
+    expert.gate_sides = sides_of(expert, expert.w.gate);
+    expert.up_sides = sides_of(expert, expert.w.up);
+  }
+  take_inner(&rows);
+  auto row = rows.begin();
+  for (ExpertWork& expert : experts)
+    for (std::vector<SideRow>* sides : {&expert.gate_sides, &expert.up_sides})
+      for (SideRow& side : *sides)
+        if (side.side) side.inner = (row++)->inner;
+}
+
+// A token's experts add theirs in the same order as the products, after all of them.
+void CpuBackend::add_down_sides(const int32_t* adapters, const std::vector<ExpertWork>& experts, float* out) {
+  std::vector<SideRow> rows;
+  for (const ExpertWork& expert : experts) {
+    for (size_t j = 0; expert.w.down.sides && j < expert.tokens.size(); ++j) {
+      const int32_t token = expert.tokens[j];
+      if (const LowRank* side = expert.w.down.side(adapters[token]))
+        rows.push_back(
+            {side, expert.inner.x + static_cast<int64_t>(j) * expert.inner.k, out + token * side->rows, expert.weights[j]});
+    }
+  }
+  add_sides(std::move(rows));
+}
+
+void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, const int32_t* adapters,
+                                std::vector<ExpertWork>& experts, float* out) {
   const int64_t hidden = experts[0].w.gate.cols;
   Activations input{x, n, hidden, hidden, {}};
   if (observer_) {
@@ -134,10 +175,12 @@ void CpuBackend::run_experts_as(RowForm form, const float* x, int64_t n, std::ve
   const bool any_q8 = std::any_of(experts.begin(), experts.end(),
                                   [this](const ExpertWork& e) { return uses_int8(e.w.gate) || uses_int8(e.w.up); });
   if (any_q8) quantize(&input, &q8_x_);
+  if (adapters) begin_sides(x, adapters, experts);
   if (form == RowForm::absorbed)
     run_experts_few(input, experts, out);
   else
     run_experts_many(input, experts, out);
+  if (adapters) add_down_sides(adapters, experts, out);
 }
 
 // Where the inner activations of each expert lie, [tokens, inner] one after the other: floats unless tiles quantize them, and
@@ -214,6 +257,13 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
     products.push_back({expert.w.up, input, inner_.data() + expert.offset, inner, RowForm::absorbed});
   }
   multiply(products, experts[0].w.down.data);
+  for (const ExpertWork& expert : experts) {
+    for_rows(expert.gate_sides.empty() && expert.up_sides.empty() ? 0 : expert.inner.n, expert.inner.k * 16, [&](int64_t j) {
+      const int64_t at = expert.offset + j * expert.inner.k;
+      if (const SideRow* side = expert.side(expert.gate_sides, j)) add_outer(*side, 0, expert.inner.k, gate_.data() + at);
+      if (const SideRow* side = expert.side(expert.up_sides, j)) add_outer(*side, 0, expert.inner.k, inner_.data() + at);
+    });
+  }
   for_rows(ceil_div(inner_floats, 1024), 16 * 1024, [&](int64_t block) {
     const int64_t first = block * 1024, count = std::min<int64_t>(1024, inner_floats - first);
     kernels_.silu_mul(gate_.data() + first, inner_.data() + first, count, inner_.data() + first);
@@ -237,7 +287,8 @@ void CpuBackend::run_experts_few(Activations x, std::vector<ExpertWork>& experts
 
 void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& experts, float* out) {
   for (ExpertWork& e : experts)
-    e.quantizes_tiles = uses_int8(e.w.down) && std::min(panel_lanes(e.w.gate), panel_lanes(e.w.up)) % 32 == 0 && !observer_;
+    e.quantizes_tiles =
+        uses_int8(e.w.down) && std::min(panel_lanes(e.w.gate), panel_lanes(e.w.up)) % 32 == 0 && !observer_ && !e.w.down.sides;
   lay_out_inner(experts);
   // Gate and up of (expert, panel), the largest experts first so that the loop's end is short.
   struct Task {
@@ -315,9 +366,11 @@ void CpuBackend::run_experts_many(Activations x, std::vector<ExpertWork>& expert
   });
 }
 
-// Inner activations [col0, col0 + n_cols) of one row; `up` is overwritten.
-void CpuBackend::activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, const float* gate, float* up) {
+// Inner activations [col0, col0 + n_cols) of one row; `gate` and `up` are overwritten.
+void CpuBackend::activate(const ExpertWork& expert, int64_t row, int64_t col0, int64_t n_cols, float* gate, float* up) {
   const Activations& inner = expert.inner;
+  if (const SideRow* side = expert.side(expert.gate_sides, row)) add_outer(*side, col0, n_cols, gate);
+  if (const SideRow* side = expert.side(expert.up_sides, row)) add_outer(*side, col0, n_cols, up);
   kernels_.silu_mul(gate, up, n_cols, up);
   if (expert.quantizes_tiles)
     kernels_.quantize_row(up, n_cols, inner.q8.blocks + (row * inner.k + col0) / 32);

@@ -309,6 +309,12 @@ void CpuBackend::multiply(const std::vector<Product>& products, const uint8_t* a
 void CpuBackend::linear(const LinearArgs& original) {
   LinearArgs args = original;
   if (args.out_stride == 0) args.out_stride = args.w.rows;
+  std::vector<SideRow> sides;
+  add_side_rows(args.w, args.x, args.n, args.adapters, args.out, args.out_stride, &sides);
+  if (!sides.empty()) {
+    linear_with_sides(args, std::move(sides));
+    return;
+  }
   if (observer_) show({{&args.w, args.x, args.n, args.w.cols, nullptr}});
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
   const bool bytes = args.numbers == Numbers::by_weights && uses_int8(args.w);
@@ -335,6 +341,19 @@ void CpuBackend::linear(const LinearArgs& original) {
     for (int64_t c = 0; c < args.w.rows; c += kColumns)
       finish_tile(args, products_.data() + j * args.w.rows + c, args.w.rows, j, 1, c, std::min(kColumns, args.w.rows - c));
   });
+}
+
+// The activation comes after the side products, so it waits for them.
+void CpuBackend::linear_with_sides(LinearArgs args, std::vector<SideRow> sides) {
+  const Activation activation = args.activation;
+  KIMI_DCHECK(activation == Activation::none || !args.add);
+  args.activation = Activation::none;
+  args.adapters = nullptr;
+  linear(args);
+  add_sides(std::move(sides));
+  if (activation == Activation::none) return;
+  const auto gelu = activation == Activation::gelu_tanh ? kernels_.gelu_tanh : kernels_.gelu_erf;
+  for_rows(args.n, args.w.rows, [&](int64_t j) { gelu(args.out + j * args.out_stride, args.w.rows); });
 }
 
 }  // namespace kimi::cpu

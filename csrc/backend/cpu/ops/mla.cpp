@@ -22,7 +22,7 @@ MlaCall::MlaCall(const MlaArgs& given)
     : args(given), n(given.step->n_rows()), n_out(given.wanted_only ? given.step->n_wanted() : n) {
   for (const Step::Slice& slice : args.step->slices())
     slices.push_back({slice.row0, slice.n, args.step->positions().data() + slice.row0, slice.form, slice.cache.layer(args.layer),
-                      args.wanted_only ? slice.n_wanted : slice.n, args.wanted_only ? slice.wanted0 : slice.row0});
+                      args.wanted_only ? slice.n_wanted : slice.n, args.wanted_only ? slice.wanted0 : slice.row0, slice.adapter});
 }
 
 void CpuBackend::mla_attention(const MlaArgs& args) {
@@ -55,6 +55,16 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   }
   add_product(&products, args.kv_a, x, n_expanded, ckv_.data(), width);
   multiply(products, args.k_b.data);
+  if (const int32_t* adapters = args.step->adapters()) {
+    std::vector<SideRow> sides;
+    for (const AttentionSlice& slice : call.slices) {
+      const int64_t row0 = slice.row0 + slice.n - slice.n_out;
+      add_side_rows(args.q, x.rows(row0, slice.n_out).x, slice.n_out, adapters + row0, q_.data() + slice.out0 * q_dim, q_dim,
+                    &sides);
+    }
+    add_side_rows(args.kv_a, x.x, n, adapters, ckv_.data(), width, &sides);
+    add_sides(std::move(sides));
+  }
   append_to_cache(call, q_.data(), ckv_.data());
   if (n_out == 0) return;
   std::vector<const AttentionSlice*> absorbed;
@@ -77,6 +87,7 @@ void CpuBackend::mla_attention(const MlaArgs& args) {
   o.add = true;
   o.out = args.out;
   o.n_expanded = n_out_expanded;
+  o.adapters = args.wanted_only ? args.step->wanted_adapters() : args.step->adapters();
   linear(o);
 }
 

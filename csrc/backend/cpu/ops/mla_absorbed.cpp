@@ -76,6 +76,13 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, Slices slices, const float
   for (int64_t h = 0; h < heads; ++h)
     products.push_back({args.k_b.at(h), q_nope.rows(h * n, n), expanded_.data() + h * n * rank, rank, RowForm::absorbed});
   multiply(products, args.v_b.data);
+  std::vector<int32_t> adapters;  // of the tokens
+  for (const AttentionSlice* slice : slices) adapters.insert(adapters.end(), static_cast<size_t>(slice->n_out), slice->adapter);
+  std::vector<SideRow> sides;
+  for (int64_t h = 0; h < heads; ++h)
+    add_side_rows(args.k_b.at(h), heads_.data() + h * n * nope, n, adapters.data(), expanded_.data() + h * n * rank, rank,
+                  &sides);
+  add_sides(std::move(sides));
 
   attend_latents(args, slices, q);
 
@@ -87,6 +94,11 @@ void CpuBackend::attend_absorbed(const MlaArgs& args, Slices slices, const float
   for (int64_t h = 0; h < heads; ++h)
     products.push_back({args.v_b.at(h), context.rows(h * n, n), attended + h * v_head, heads * v_head, RowForm::absorbed});
   multiply(products, args.o.data);
+  sides.clear();
+  for (int64_t h = 0; h < heads; ++h)
+    add_side_rows(args.v_b.at(h), heads_.data() + h * n * rank, n, adapters.data(), attended + h * v_head, heads * v_head,
+                  &sides);
+  add_sides(std::move(sides));
 }
 
 std::vector<CpuBackend::LatentTiles> CpuBackend::lay_out_tiles(const MlaArgs& args, Slices slices) {

@@ -59,7 +59,8 @@ class CpuBackend::ExpandedAttention {
     return reinterpret_cast<Number*>(buffer->data());
   }
 
-  // Weights of all heads: k_b as stored, [heads, rank, nope_pad]; v_b in panels, [heads, v_pad / lanes, rank, lanes].
+  // Weights of all heads with what the slice's adapter adds to them, since they are unpacked to floats anyway: k_b as stored,
+  // [heads, rank, nope_pad]; v_b in panels, [heads, v_pad / lanes, rank, lanes].
   void lay_out_weights() {
     k_weights_ = numbers(&cpu_.packed_, heads_ * (k_size() + v_size()));
     v_weights_ = k_weights_ + heads_ * k_size();
@@ -71,12 +72,21 @@ class CpuBackend::ExpandedAttention {
         for (int64_t c = 0; c < rank_; ++c) {
           float* row = decoded + c * nope_pad_;
           cpu_.kernels_.decode_row[static_cast<int>(k_b.type)](k_b.data + c * k_b.row_bytes, row, nope_);
+          if (const LowRank* side = k_b.side(slice_.adapter))
+            for (int64_t k = 0; k < side->rank; ++k)
+              cpu_.kernels_.add_scaled(side->a + k * nope_, side->b[k * rank_ + c], nope_, row);
           std::fill(row + nope_, row + nope_pad_, 0.0f);
         }
         form_.across(decoded, rank_, nope_pad_, 1.0f, k_weights_ + h * k_size());
       } else {
         for (int64_t v0 = 0; v0 < v_head_; v0 += lanes_) {
-          cpu_.pack_float(args_.v_b.at(h), v0, lanes_, &cpu_.scratch_[static_cast<size_t>(thread)], decoded);
+          const Matrix v_b = args_.v_b.at(h);
+          cpu_.pack_float(v_b, v0, lanes_, &cpu_.scratch_[static_cast<size_t>(thread)], decoded);
+          if (const LowRank* side = v_b.side(slice_.adapter))
+            for (int64_t c = 0; c < rank_; ++c)
+              for (int64_t k = 0; k < side->rank; ++k)
+                cpu_.kernels_.add_scaled(side->b + k * v_head_ + v0, side->a[k * rank_ + c], std::min(lanes_, v_head_ - v0),
+                                         decoded + c * lanes_);
           form_.across(decoded, rank_, lanes_, 1.0f, v_weights_ + h * v_size() + v0 * rank_);
         }
       }

@@ -30,6 +30,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
     linear_args.w = *weights[i];
     linear_args.bias = biases[i];
     linear_args.numbers = args.numbers;
+    linear_args.adapters = args.adapters;
     linear_args.out = q_.data() + i * n * hidden;
     linear(linear_args);
   }
@@ -57,6 +58,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
   o.bias = args.o_bias;
   o.add = true;
   o.numbers = args.numbers;
+  o.adapters = args.adapters;
   o.out = args.out;
   linear(o);
 }

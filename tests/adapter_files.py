@@ -12,6 +12,8 @@ from checkpoint_files import Weights, safetensors_bytes
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
+from kimi_vl_cpp._core import GGUFFile
+
 Factors = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Module -> A [rank, in], B [out, rank]."""
 
@@ -80,3 +82,18 @@ def merged(weights: Weights, factors: Factors, scale: float) -> Weights:
         change = scale * (b.astype(np.float64) @ a.astype(np.float64))
         out[module + ".weight"] = (out[module + ".weight"] + change).astype(np.float32)
     return out
+
+
+def random_gguf_adapter(path: Path, *files: Path, rank: int = 4, seed: int = 0, only: str = "") -> Path:
+    """llama.cpp's file, with factors of every matrix that an adapter can change and whose name holds `only`."""
+    rng = np.random.default_rng(seed)
+    factors: Factors = {}
+    for tensor in (tensor for file in files for tensor in GGUFFile(str(file)).tensors):
+        shape, part = tuple(tensor.shape), tensor.name.split(".")[-2]
+        kept = part in ("token_embd", "ffn_gate_inp", "position_embd") or only not in tensor.name
+        if kept or len(shape) not in (2, 3):
+            continue
+        *stack, n_out, n_in = shape
+        a, b = rng.normal(0, 0.05, (*stack, rank, n_in)), rng.normal(0, 0.05, (*stack, n_out, rank))
+        factors[tensor.name] = a.astype(np.float32), b.astype(np.float32)
+    return write_gguf_adapter(path, factors)

@@ -44,8 +44,8 @@ def always_or_named(texts: Sequence[str] | None) -> list[Scaled] | dict[str, Sca
         return always(texts)
     if len(named) < len(texts or ()):
         raise exits.UsageError(
-            "--lora: some are named and some are not: give all of them as NAME=DIR, of which each request picks one, or "
-            "none, to add them to every request"
+            "--lora: some are named and some are not: give all of them as NAME=DIR, of which each request picks one, "
+            "or none, to add them to every request"
         )
     return named
 

@@ -20,7 +20,8 @@ def scaled_path(text: str) -> Scaled:
         return text, 1.0
     if not _is_number(scale):
         raise exits.UsageError(
-            f"--lora {printable(text)}: {printable(scale)} is not a number", "For example: --lora ./my-adapter=0.8"
+            f"--lora {printable(text)}: {printable(scale)} is neither a number nor is the whole a path that exists",
+            "For example: --lora ./my-adapter=0.8. Names, NAME=DIR, are for serve and batch.",
         )
     return path, float(scale)
 

@@ -132,10 +132,10 @@ def _load(engine: _core.Engine, sources: list[tuple[Path, float]]) -> LoadedAdap
             check_pictures(opened[-1], projector)
         n_bytes = sum(map(side_bytes, opened))
         free = free_bytes()
-        if free is not None and n_bytes > free:
+        if free is not None and 2 * n_bytes > free:  # what was read, and the core's copy
             raise OutOfMemory(
-                f"{sources[0][0]}: the adapter takes {n_bytes / 1e9:.1f} GB as float32, but only {free / 1e9:.1f} GB "
-                "are free: merge it into the model's file, where it takes no memory of its own",
+                f"{sources[0][0]}: the adapter takes {n_bytes / 1e9:.1f} GB as float32, and twice that while it is "
+                f"loaded, but only {free / 1e9:.1f} GB are free: merge it into the model's file instead",
                 "memory.lora",
             )
         products = added_up(chain.from_iterable(side_products(one, shapes) for one in opened))

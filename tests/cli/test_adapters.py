@@ -21,7 +21,7 @@ def test_paths_scales_and_names_are_told_apart(tmp_path):
     for wrong in (["n=./x", "./y"], ["n=./x", "n=./y"], ["n=./x=z"]):
         with pytest.raises(UsageError):
             always_or_named(wrong)
-    with pytest.raises(UsageError, match="is not a number"):
+    with pytest.raises(UsageError, match="neither a number"):
         always(["n=./x"])
 
 

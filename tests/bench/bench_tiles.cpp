@@ -1,6 +1,6 @@
 // What AMX tiles could do for the products of this model: rates of single instructions, what float arithmetic costs beside them,
-// and two trial kernels on the layouts of kernel_table.h, checked against plain loops before they are timed. No kernel table
-// has tiles; docs/experiments.md says why.
+// and two trial kernels on the layouts of kernel_table.h, checked against plain loops before they are timed. What came of it
+// is the instruction set amx, for bf16 alone; docs/experiments.md says why.
 //
 //   bench_tiles [seconds=0.2]
 #include <sys/syscall.h>

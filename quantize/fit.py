@@ -17,6 +17,7 @@ from kimi_vl_cpp.errors import BadModelFile
 from kimi_vl_cpp.files import model_files
 from kimi_vl_cpp.files.rules import TEXT_ARCHITECTURE
 from kimi_vl_cpp.files.variants import default_in_token_limit, detect_variant, stored_in_token_limit
+from kimi_vl_cpp.wording import human_bytes, human_count
 
 from .blocks import n_bytes
 from .recipe import Chooser, named_recipe
@@ -227,11 +228,20 @@ def fit(
     return Fit(shape.name, n_ctx, available, bandwidth, tuple(found), chosen, reason)
 
 
+def _what_would(options: Sequence[Option]) -> str:
+    """What to do when no option fits."""
+    most = max(options, key=lambda one: one.n_ctx_max)
+    if most.n_ctx_max:
+        return f"{most.type} fits with {human_count(most.n_ctx_max)} or fewer; or free memory"
+    least = min(options, key=lambda one: one.memory_bytes)
+    return f"even {least.type} needs {human_bytes(least.memory_bytes)} of memory; less context would not be enough"
+
+
 def recommend(options: Sequence[Option], n_ctx: int) -> tuple[Option | None, str]:
     """Of options, the best type first, the one to take and why."""
     fitting = [one for one in options if one.fits]
     if not fitting:
-        return None, f"no type fits with {n_ctx} tokens of context: take less context or free memory"
+        return None, f"no type fits with {n_ctx} tokens of context: {_what_would(options)}"
     usual = next((i for i, one in enumerate(fitting) if one.type == USUAL), None)
     worth_it = fitting if usual is None else fitting[: usual + 1]
     fluent = [one for one in worth_it if one.tokens_per_s is not None and one.tokens_per_s >= FLUENT]

@@ -26,6 +26,7 @@ from . import (
     failures,
     fit,
     imatrix,
+    options,
     point,
     pull,
     quantize,
@@ -61,9 +62,7 @@ def _root(
     if version:
         print(f"kimi-vl {__version__}")
         raise typer.Exit(errors.EXIT_OK)
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(errors.EXIT_USAGE)
+    options.help_without_command(context)
     return None
 
 
@@ -97,7 +96,7 @@ def main(argv: list[str]) -> int:
             stream.reconfigure(errors="replace")
     terminal = Terminal()
     try:
-        command = expanding_home(typer.main.get_command(app))
+        command = failures.naming_values(expanding_home(typer.main.get_command(app)))
         outcome = command.main(args=argv, prog_name="kimi-vl", standalone_mode=False)
         return outcome(terminal) if callable(outcome) else outcome if isinstance(outcome, int) else errors.EXIT_OK
     except BrokenPipeError:

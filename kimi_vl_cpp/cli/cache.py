@@ -24,7 +24,12 @@ SUMMARY = "What a cache folder holds: info, list, verify, clear."
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="The folder that --cache-dir names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-app = typer.Typer(help=SUMMARY, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help=SUMMARY, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    options.help_without_command(context)
 
 
 @app.command()
@@ -69,7 +74,7 @@ def list_files(folder: Folder, json: Json = False) -> options.Job:
     return job
 
 
-@app.command()
+@app.command(short_help="Read every file and name those that are damaged.")
 def verify(folder: Folder) -> options.Job:
     """Read every file and name those that are damaged: they would be removed and computed again."""
 

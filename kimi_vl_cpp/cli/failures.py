@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from .. import errors
@@ -45,6 +46,8 @@ def report(failure: Exception, terminal: Terminal) -> int:
     elif isinstance(failure, errors.KimiVLError):
         terminal.error(str(failure), getattr(failure, "code", ""))
         explain_names(str(failure), terminal)
+        if failure.code == "image.format":
+            terminal.say("(PDF documents and videos are known by how they begin: this file begins like neither)", DIM)
     elif hasattr(failure, "format_message"):  # typer's own: an unknown option, a missing value
         _report_parse_error(failure, terminal)
         return errors.EXIT_USAGE
@@ -67,9 +70,36 @@ def report(failure: Exception, terminal: Terminal) -> int:
 def explain_names(message: str, terminal: Terminal) -> None:
     """Messages of the library call its parameters by their Python names: says which options they are here."""
     words = set(re.findall(r"[a-z_]+", message))
-    meant = [f"{name} is the option {option}" for name, option in OPTION_OF.items() if name in words]
+    meant = [
+        f"{name} is the option {option}"
+        for name, option in OPTION_OF.items()
+        if name in words and option != f"--{name.replace('_', '-')}"  # which says itself
+    ]
     if meant:
         terminal.say(f"({'; '.join(meant)})", DIM)
+
+
+def naming_values(command: Any) -> Any:
+    """`command` with every option that takes a number saying what it was given instead of one."""
+    for parameter in command.params:
+        parameter.process_value = partial(_process_value, parameter.process_value, parameter)
+    for child in getattr(command, "commands", {}).values():
+        naming_values(child)
+    return command
+
+
+def _process_value(process: Callable[..., Any], parameter: Any, context: Any, value: Any) -> Any:
+    try:
+        return process(context, value)
+    except Exception as failure:  # typer's own; which class that is depends on its version
+        message = str(failure.format_message()) if hasattr(failure, "format_message") else ""
+        expected = "a whole number" if "integer" in message else "a number" if "number" in message else ""
+        if value is None or not expected:
+            raise
+        name = min(parameter.opts, key=len) if parameter.opts else parameter.metavar
+        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        hint = f"`{context.command_path} --help` lists the options."
+        raise exits.UsageError(f"{name} {printable(str(shown), one_line=True)}: expected {expected}", hint) from None
 
 
 def _report_parse_error(failure: Any, terminal: Terminal) -> None:

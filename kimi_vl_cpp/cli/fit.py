@@ -26,7 +26,10 @@ def command(
         str | None,
         typer.Argument(metavar="[FILE]", help="A GGUF file. Default: Kimi-VL-A3B.", show_default=False),
     ] = None,
-    ctx: options.Context = None,
+    ctx: Annotated[
+        int,
+        typer.Option("-c", "--ctx", metavar="N", help="Context size, in tokens. Default: 8192.", show_default=False),
+    ] = _CONTEXT,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="Memory to plan for. Default: what is free here.")
     ] = None,
@@ -42,7 +45,7 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        return run(file, ctx or _CONTEXT, memory, bandwidth, json, terminal)
+        return run(file, ctx, memory, bandwidth, json, terminal)
 
     return job
 
@@ -53,8 +56,10 @@ def run(
     """Prints the table, or JSON. Raises KimiVLError."""
     with failures.needs_quantize("fit"):
         from kimi_vl_cpp.quantize import fit
-    if n_ctx < 1 or (bandwidth is not None and not bandwidth > 0):
-        raise exits.UsageError("-c and --bandwidth: expected numbers above 0")
+    if n_ctx < 1:
+        raise exits.UsageError(f"-c {n_ctx}: expected 1 token or more")
+    if bandwidth is not None and not bandwidth > 0:
+        raise exits.UsageError(f"--bandwidth {bandwidth:g}: expected GB/s above 0")
     available = _available() if memory is None else opening.read_size("--memory", memory)
     speed = _bandwidth() if bandwidth is None else bandwidth
     if file is None:
@@ -76,8 +81,8 @@ def run(
         room = human_count(one.n_ctx_max)
         sizes = f"{human_bytes(one.file_bytes):>9} {human_bytes(one.memory_bytes):>9}"
         terminal.print(f"  {one.type:<10} {sizes} {room:>9}  {rate:>8}{mark}")
-    name = "none" if found.chosen is None else found.chosen.type
-    terminal.print(f"\n  {name}: {found.reason}.")
+    name = "" if found.chosen is None else f"{found.chosen.type}: "
+    terminal.print(f"\n  {name}{found.reason}.")
     terminal.say(
         "files: text and vision (F16). memory: with that context and one picture of the largest size. context: the "
         "most that fits. tokens/s: of an answer, by the bandwidth.",

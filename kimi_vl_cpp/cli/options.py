@@ -9,10 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import errors
 from . import adapters, videos
 from .answer import ThinkingMode
 from .opening import Opening, caching, sampling
 from .terminal import Terminal
+
+
+def help_without_command(context: typer.Context) -> None:
+    """Of a group that was named without one of its commands: prints its help, and ends as a wrong usage."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(errors.EXIT_USAGE)
+
 
 Job = Callable[[Terminal], int]
 """What a command returns: its work, which runs outside of typer and returns the exit code."""

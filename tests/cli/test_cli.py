@@ -273,7 +273,7 @@ def test_a_request_that_cannot_be_meant_exits_2(run, model_path, arguments, stdi
 def test_a_gpu_that_this_installation_cannot_use_is_told_by_what_is_missing(run, model_path):
     result = run("run", "-m", model_path, "--device", "cuda", "hi")
     assert (result.code, result.out) == (errors.EXIT_FAILED, "")
-    assert "device.plugin" in result.err and "no CUDA backend" in result.err and "--device" in result.err
+    assert "device.plugin" in result.err and "no CUDA backend" in result.err and "use the device cpu" in result.err
 
 
 def test_a_picture_given_as_the_question_is_noticed(run, model_path, photo):
@@ -897,6 +897,45 @@ def test_a_vocabulary_without_the_tokens_of_pictures_is_a_note(parts):
     tokens[tokens.index("<|media_pad|>")] = "x"
     found = [f for f in verdict(values, tensors, tokens) if "pictures cannot be placed" in f.message]
     assert [f.severity for f in found] == ["note"]
+
+
+# Wrong values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--find", "word", "hi"], "--find word: expected a whole number"),
+        (["run", "-n", "1.5", "hi"], "-n 1.5: expected a whole number"),
+        (["run", "--temp", "hot", "hi"], "--temp hot: expected a number"),
+        (["serve", "--port", "http"], "--port http: expected a whole number"),
+        (["batch", "in", "out", "--concurrency", ""], "--concurrency : expected a whole number"),
+        (["fit", "-c", "0"], "-c 0: expected 1 token or more"),
+        (["fit", "--bandwidth", "-1"], "--bandwidth -1: expected GB/s above 0"),
+        (["cache", "info"], "Missing argument 'FOLDER'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(run, arguments, message):
+    result = run(*arguments)
+    assert result.code == 2 and result.err.splitlines()[0] == f"error: {message}"
+
+
+def test_a_group_without_a_command_shows_its_help_as_the_program_does(run):
+    for command in ([], ["cache"]):
+        alone, asked = run(*command), run(*command, "--help")
+        assert (alone.code, alone.out, alone.err) == (2, asked.out, "")
+        assert "..." not in asked.out.partition("Commands:")[2]  # no sentence is cut off
+
+
+def test_an_option_that_has_the_name_of_its_parameter_is_not_explained(run, model_path):
+    assert "is the option" not in run("run", "-m", model_path, "--kv-type", "x", "hi").err
+    assert "(n_ctx is the option -c)" in run("run", "-m", model_path, "-c", "-5", "hi").err
+
+
+def test_a_file_of_no_known_kind_is_said_to_be_no_document_either(run, model_path, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(b"garbage")
+    result = run("run", "-m", model_path, "-i", str(tmp_path / "scan.pdf"), "hi")
+    assert result.code == 4 and "PDF documents and videos" in result.err
 
 
 # doctor

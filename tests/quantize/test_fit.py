@@ -72,6 +72,14 @@ def test_the_choice_follows_memory_and_bandwidth(
         assert one.fits == (one.memory_bytes <= available) == (one.n_ctx_max >= 8192)
 
 
+def test_where_nothing_fits_it_is_said_what_would() -> None:
+    assert fit.fit(fit.full_size(), 8192, 3 * 10**9, None).reason.endswith(
+        "even Q2_K needs 8.04 GB of memory; less context would not be enough"
+    )
+    found = fit.fit(fit.full_size(), 100_000, 9 * 10**9, None)
+    assert found.reason.endswith(f"Q2_K fits with {found.options[-1].n_ctx_max:,} or fewer; or free memory")
+
+
 def test_of_a_repository_the_file_is_taken_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Choice(kind, {f"{kind}.gguf": n}, {}) for n, kind in enumerate(("Q2_K", "Q4_K_M", "Q8_0"))]
     monkeypatch.setattr(cli_fit, "_bandwidth", lambda: 100.0)

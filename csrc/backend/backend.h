@@ -27,7 +27,7 @@ constexpr int64_t kAllRows = INT64_MAX;
 
 // How a product is taken: int8 activations for quantized weights and floats for the others; floats always; both sides rounded to
 // bf16 and sums in float, or floats where the machine has no bf16.
-enum class Numbers { by_weights, floats, bf16 };
+enum class ComputeType { by_weights, f32, bf16 };
 
 enum class Activation { none, gelu_tanh, gelu_erf };
 
@@ -38,7 +38,7 @@ struct LinearArgs {
   const float* bias = nullptr;  // [w.rows]
   Activation activation = Activation::none;
   bool add = false;  // out += instead of out =
-  Numbers numbers = Numbers::by_weights;
+  ComputeType compute_type = ComputeType::by_weights;
   float* out;                     // [n, out_stride]
   int64_t out_stride = 0;         // 0: w.rows
   int64_t n_expanded = kAllRows;  // the first rows; the others are absorbed
@@ -101,7 +101,7 @@ struct VitAttentionArgs {
   Matrix q, k, v, o;
   const float *q_bias, *k_bias, *v_bias, *o_bias;
   const float* cos_sin;               // [n, head_dim / 2, 2]
-  Numbers numbers;                    // floats or bf16
+  ComputeType compute_type;           // floats or bf16
   float* out;                         // [n, hidden], added to
   const int32_t* adapters = nullptr;  // as in LinearArgs
 };

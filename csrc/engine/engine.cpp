@@ -21,9 +21,9 @@ Engine::Engine(const std::string& path, const EngineOptions& options)
     vision_config_ = read_vision_config(vision_source, text_config_.hidden_size);
     vision_weights_ = load_vision_weights(vision_source, *vision_config_, &store_);
     place(*backend_, &*vision_weights_);
-    const Numbers numbers = picture_numbers();
-    moonvit_.emplace(*vision_config_, *vision_weights_, numbers);
-    projector_.emplace(*vision_config_, *vision_weights_, numbers);
+    const ComputeType compute_type = picture_compute_type();
+    moonvit_.emplace(*vision_config_, *vision_weights_, compute_type);
+    projector_.emplace(*vision_config_, *vision_weights_, compute_type);
   }
   decoder_.emplace(text_config_, text_weights_);
   for (const gguf::File* file : {&file_, vision_file_ ? &*vision_file_ : nullptr})
@@ -76,10 +76,10 @@ std::shared_ptr<PagePool> Engine::pool_for_context(std::optional<KvType> kv_type
 
 // Beside a text that multiplies bytes, the tower multiplies bf16, as the checkpoint itself is meant to be run; files of floats,
 // and callers who ask for floats, get floats.
-Numbers Engine::picture_numbers() const {
+ComputeType Engine::picture_compute_type() const {
   const bool bytes = !quant::format_of(text_weights_.layers.front().attn_output.type).is_float();
   const bool floats = vision_weights_->blocks.front().ffn_up.type == quant::Type::F32;
-  return bytes && !floats && backend_->rounds_activations() ? Numbers::bf16 : Numbers::floats;
+  return bytes && !floats && backend_->rounds_activations() ? ComputeType::bf16 : ComputeType::f32;
 }
 
 const VisionConfig& Engine::require_vision() const {

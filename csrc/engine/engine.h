@@ -58,7 +58,7 @@ class Engine {
   // Pools for the pages of sessions: PagePool::with_budget, and PagePool::without_budget for n_ctx positions at most.
   std::shared_ptr<PagePool> pool_with_budget(std::optional<KvType> kv_type, int64_t budget) const;
   std::shared_ptr<PagePool> pool_for_context(std::optional<KvType> kv_type, int64_t n_ctx) const;
-  Numbers picture_numbers() const;
+  ComputeType picture_compute_type() const;
 
   // What a Picture is made with. Throws Error(unsupported, "model.no_vision") when the model came without a vision file.
   const VisionConfig& require_vision() const;

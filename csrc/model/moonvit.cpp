@@ -28,7 +28,7 @@ void MoonVit::embed_patches(Backend& backend, const Picture& picture, TowerPass*
   conv.n = n;
   conv.w = weights_.patch_embd;
   conv.bias = weights_.patch_embd_bias.floats();
-  conv.numbers = numbers_;
+  conv.compute_type = compute_type_;
   conv.out = pass->x_.floats();
   backend.linear(conv);
   backend.add(pass->positions_->embeddings(), n * config_.hidden_size, pass->x_.floats());
@@ -53,7 +53,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const TowerPass&
   attention.v_bias = w.attn_v_bias.floats();
   attention.o_bias = w.attn_out_bias.floats();
   attention.cos_sin = pass.positions_->cos_sin();
-  attention.numbers = numbers_;
+  attention.compute_type = compute_type_;
   attention.adapters = adapters;
   attention.out = x;
   backend.vit_attention(attention);
@@ -67,7 +67,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const TowerPass&
     up.w = w.ffn_up;
     up.bias = w.ffn_up_bias.floats();
     up.activation = Activation::gelu_tanh;
-    up.numbers = numbers_;
+    up.compute_type = compute_type_;
     up.adapters = adapters;
     up.out = inner_.floats();
     backend.linear(up);
@@ -77,7 +77,7 @@ void MoonVit::block(Backend& backend, const VitBlockWeights& w, const TowerPass&
     down.w = w.ffn_down;
     down.bias = w.ffn_down_bias.floats();
     down.add = true;
-    down.numbers = numbers_;
+    down.compute_type = compute_type_;
     down.adapters = adapters;
     down.out = x + row * hidden;
     backend.linear(down);

@@ -30,9 +30,9 @@ class TowerPass {
 
 class MoonVit {
  public:
-  // numbers: floats, or bf16 for products and attention; norms, softmax and what is handed from layer to layer stay float
-  MoonVit(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
-      : config_(config), weights_(weights), numbers_(numbers) {}
+  // compute_type: f32, or bf16 for products and attention; norms, softmax and what is handed from layer to layer stay float
+  MoonVit(const VisionConfig& config, const VisionWeights& weights, ComputeType compute_type)
+      : config_(config), weights_(weights), compute_type_(compute_type) {}
 
   // The patches. adapter: whose side products are added, or kNoAdapter.
   void begin(Backend& backend, const Picture& picture, int32_t adapter, TowerPass* pass);
@@ -47,7 +47,7 @@ class MoonVit {
 
   const VisionConfig& config_;
   const VisionWeights& weights_;
-  const Numbers numbers_;
+  const ComputeType compute_type_;
   std::shared_ptr<const PatchPositions> positions_;  // of the last picture's size: pictures often come in one size
   Buffer normed_, inner_;
 };

@@ -19,7 +19,7 @@ void Projector::run(Backend& backend, const float* features, int64_t grid_h, int
   first.w = weights_.mm_1;
   first.bias = weights_.mm_1_bias.floats();
   first.activation = Activation::gelu_erf;
-  first.numbers = numbers_;
+  first.compute_type = compute_type_;
   first.adapters = adapters.empty() ? nullptr : adapters.data();
   first.out = backend.room(&inner, blocks * merged);
   backend.linear(first);
@@ -28,7 +28,7 @@ void Projector::run(Backend& backend, const float* features, int64_t grid_h, int
   second.n = blocks;
   second.w = weights_.mm_2;
   second.bias = weights_.mm_2_bias.floats();
-  second.numbers = numbers_;
+  second.compute_type = compute_type_;
   second.adapters = first.adapters;
   second.out = out;
   backend.linear_to_host(second);

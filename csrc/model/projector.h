@@ -10,8 +10,8 @@ namespace kimi {
 
 class Projector {
  public:
-  Projector(const VisionConfig& config, const VisionWeights& weights, Numbers numbers)
-      : config_(config), weights_(weights), numbers_(numbers) {}
+  Projector(const VisionConfig& config, const VisionWeights& weights, ComputeType compute_type)
+      : config_(config), weights_(weights), compute_type_(compute_type) {}
 
   // features [grid_h * grid_w, hidden_size] -> out, on the host, [grid_h / merge * grid_w / merge, text_hidden_size].
   // adapter: whose side products are added, or kNoAdapter.
@@ -20,7 +20,7 @@ class Projector {
  private:
   const VisionConfig& config_;
   const VisionWeights& weights_;
-  const Numbers numbers_;
+  const ComputeType compute_type_;
 };
 
 }  // namespace kimi

@@ -20,7 +20,7 @@ const std::vector<quant::Type> kQuantized = {
 };
 constexpr quant::Type kFloats[] = {quant::Type::F32, quant::Type::F16, quant::Type::BF16};
 
-std::vector<float> linear_on(Backend& backend, const HostMatrix& w, const std::vector<float>& x, Numbers numbers,
+std::vector<float> linear_on(Backend& backend, const HostMatrix& w, const std::vector<float>& x, ComputeType compute_type,
                              const std::vector<float>* bias = nullptr, Activation activation = Activation::none, bool add = false,
                              int64_t n_expanded = kAllRows) {
   On on(backend);
@@ -29,7 +29,7 @@ std::vector<float> linear_on(Backend& backend, const HostMatrix& w, const std::v
   args.x = on.up(x);
   args.n = n;
   args.w = on.product(w);
-  args.numbers = numbers;
+  args.compute_type = compute_type;
   args.activation = activation;
   args.add = add;
   args.n_expanded = n_expanded;
@@ -51,7 +51,7 @@ TEST_CASE("streamed products with every quantized format are the CPU's") {
       const HostMatrix w(type, 9, 512, 3);
       const std::vector<float> x = normals(static_cast<size_t>(n * 512), 4);
       const auto run = [&](Backend& backend) {
-        return linear_on(backend, w, x, Numbers::by_weights, nullptr, Activation::none, false, 0);
+        return linear_on(backend, w, x, ComputeType::by_weights, nullptr, Activation::none, false, 0);
       };
       CHECK(on_both(run).error() <= kFloatOrder);
     }
@@ -71,7 +71,7 @@ TEST_CASE("products of many rows through tensor cores are the CPU's, with every 
     const HostMatrix w(c.type, c.rows, c.cols, 3);
     const std::vector<float> x = normals(static_cast<size_t>(c.n * c.cols), 4);
     const auto run = [&](Backend& backend) {
-      return linear_on(backend, w, x, Numbers::by_weights, nullptr, Activation::none, false, c.n_expanded);
+      return linear_on(backend, w, x, ComputeType::by_weights, nullptr, Activation::none, false, c.n_expanded);
     };
     CHECK(on_both(run).error() <= kFloatOrder);
   }
@@ -84,11 +84,11 @@ TEST_CASE("products with floats, and with decoded weights, are the CPU's") {
     CAPTURE(name_of(type));
     const HostMatrix w(type, 6, 256, 5);
     const std::vector<float> x = normals(3 * 256, 6);
-    CHECK(on_both([&](Backend& backend) { return linear_on(backend, w, x, Numbers::floats); }).error() <= kFloatOrder);
+    CHECK(on_both([&](Backend& backend) { return linear_on(backend, w, x, ComputeType::f32); }).error() <= kFloatOrder);
   }
   const HostMatrix odd(quant::Type::F16, 5, 37, 7);
   const std::vector<float> x = normals(2 * 37, 8);
-  CHECK(on_both([&](Backend& backend) { return linear_on(backend, odd, x, Numbers::by_weights); }).error() <= kFloatOrder);
+  CHECK(on_both([&](Backend& backend) { return linear_on(backend, odd, x, ComputeType::by_weights); }).error() <= kFloatOrder);
 }
 
 TEST_CASE("products in bf16 are near the CPU's, in small tiles and large ones") {
@@ -97,7 +97,7 @@ TEST_CASE("products in bf16 are near the CPU's, in small tiles and large ones") 
     const HostMatrix w(type, 40, 96, 9);
     for (const int64_t n : {3, 70}) {
       const std::vector<float> x = normals(static_cast<size_t>(n * 96), 10);
-      const auto both = on_both([&](Backend& backend) { return linear_on(backend, w, x, Numbers::bf16); });
+      const auto both = on_both([&](Backend& backend) { return linear_on(backend, w, x, ComputeType::bf16); });
       CHECK(both.error() <= kBf16);
     }
   }
@@ -109,7 +109,7 @@ TEST_CASE("bias, activation and addition come after the product") {
   for (const Activation activation : {Activation::none, Activation::gelu_tanh, Activation::gelu_erf})
     for (const bool add : {false, true})
       CHECK(on_both([&](Backend& backend) {
-              return linear_on(backend, w, x, Numbers::by_weights, &bias, activation, add);
+              return linear_on(backend, w, x, ComputeType::by_weights, &bias, activation, add);
             }).error() <= kFloatOrder);
 }
 
@@ -119,7 +119,7 @@ TEST_CASE("the bits of a row depend on its form, and not on the rows beside it")
     const std::vector<float> x = normals(7 * 256, 15);
     const auto backend = emulated();
     const auto product = [&](const std::vector<float>& rows, int64_t n_expanded) {
-      return linear_on(*backend, w, rows, Numbers::by_weights, nullptr, Activation::none, false, n_expanded);
+      return linear_on(*backend, w, rows, ComputeType::by_weights, nullptr, Activation::none, false, n_expanded);
     };
     const std::vector<float> all = product(x, 4);
     for (int64_t row = 0; row < 7; ++row) {
@@ -144,7 +144,7 @@ TEST_CASE("results that leave for the host are those of the product") {
     return out;
   };
   const auto backend = emulated();
-  CHECK(same_bits(to_host(*backend), linear_on(*backend, w, x, Numbers::by_weights)));
+  CHECK(same_bits(to_host(*backend), linear_on(*backend, w, x, ComputeType::by_weights)));
 }
 
 TEST_CASE("norms are the CPU's") {
@@ -311,12 +311,12 @@ TEST_CASE("attention over pages is the CPU's, for every kind of cache") {
 TEST_CASE("attention of a picture is the CPU's") {
   struct Case {
     int64_t n, head_dim;
-    Numbers numbers;
+    ComputeType compute_type;
   };
   // Heads of 72 numbers in bf16 go through the tensor cores.
-  for (const Case& c : {Case{21, 32, Numbers::floats}, Case{21, 32, Numbers::bf16}, Case{70, 72, Numbers::bf16}}) {
+  for (const Case& c : {Case{21, 32, ComputeType::f32}, Case{21, 32, ComputeType::bf16}, Case{70, 72, ComputeType::bf16}}) {
     const int64_t n = c.n, heads = 2, hidden = heads * c.head_dim;
-    const Numbers numbers = c.numbers;
+    const ComputeType compute_type = c.compute_type;
     const HostMatrix q(quant::Type::F16, hidden, hidden, 50), k(quant::Type::F16, hidden, hidden, 51),
         v(quant::Type::F16, hidden, hidden, 52), o(quant::Type::F16, hidden, hidden, 53);
     const std::vector<float> x = normals(static_cast<size_t>(n * hidden), 54), bias = normals(hidden, 55);
@@ -338,12 +338,12 @@ TEST_CASE("attention of a picture is the CPU's") {
       args.o = on.product(o);
       args.q_bias = args.k_bias = args.v_bias = args.o_bias = on.adopt(bias);
       args.cos_sin = on.adopt(turns);
-      args.numbers = numbers;
+      args.compute_type = compute_type;
       args.out = on.up(x);
       backend.vit_attention(args);
       return on.down(args.out, n * hidden);
     };
-    CHECK(on_both(run).error() <= (numbers == Numbers::floats ? 1e-5 : kBf16));
+    CHECK(on_both(run).error() <= (compute_type == ComputeType::f32 ? 1e-5 : kBf16));
   }
 }
 
@@ -358,7 +358,7 @@ TEST_CASE("planes hold what the file's decoder reads") {
     std::vector<float> ones(512 * 512, 0.0f);
     for (size_t i = 0; i < 512; ++i) ones[i * 512 + i] = 1.0f;
     const auto backend = emulated();
-    const std::vector<float> got = linear_on(*backend, w, ones, Numbers::floats);
+    const std::vector<float> got = linear_on(*backend, w, ones, ComputeType::f32);
     bool same = true;
     for (size_t row = 0; row < 3; ++row)
       for (size_t i = 0; i < 512; ++i) same = same && got[i * 3 + row] == want[row * 512 + i];
@@ -393,7 +393,7 @@ TEST_CASE("every call of the runtime may fail: the error says so and nothing is 
     failed = false;
     try {
       const auto backend = emulated();
-      linear_on(*backend, w, x, Numbers::by_weights);
+      linear_on(*backend, w, x, ComputeType::by_weights);
     } catch (const Error& error) {
       failed = true;
       CHECK((error.code() == "device.failed" || error.code() == "memory.device" || error.code() == "device.none"));

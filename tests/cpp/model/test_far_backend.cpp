@@ -109,7 +109,7 @@ std::vector<float> run_picture(Backend& backend) {
   WeightStore store;
   VisionWeights weights = load_vision_weights(mmproj, config, &store);
   place(backend, &weights);
-  MoonVit vit(config, weights, Numbers::floats);
+  MoonVit vit(config, weights, ComputeType::f32);
   std::vector<uint8_t> values(static_cast<size_t>(56 * 84 * 3));
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint8_t>(i * 31);
   const Picture picture(config, values.data(), 56, 84);
@@ -118,7 +118,7 @@ std::vector<float> run_picture(Backend& backend) {
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) vit.advance(backend, &pass);
   const float* features = vit.finish(backend, &pass);
   std::vector<float> out(static_cast<size_t>(pass.n_patches() / 4 * config.text_hidden_size));
-  Projector(config, weights, Numbers::floats).run(backend, features, pass.grid_h(), pass.grid_w(), kNoAdapter, out.data());
+  Projector(config, weights, ComputeType::f32).run(backend, features, pass.grid_h(), pass.grid_w(), kNoAdapter, out.data());
   return out;
 }
 

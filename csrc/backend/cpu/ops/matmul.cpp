@@ -317,12 +317,12 @@ void CpuBackend::linear(const LinearArgs& original) {
   }
   if (observer_) show({{&args.w, args.x, args.n, args.w.cols, nullptr}});
   const bool plain = !args.bias && args.activation == Activation::none && !args.add;
-  const bool bytes = args.numbers == Numbers::by_weights && uses_int8(args.w);
+  const bool bytes = args.compute_type == ComputeType::by_weights && uses_int8(args.w);
   const int64_t n_expanded = std::min(args.n_expanded, args.n);
   if (!bytes && n_expanded > 0) {
     const Activations x{args.x, n_expanded, args.w.cols, args.w.cols, {}};
     multiply_float({args.w, x, args.out, args.out_stride, RowForm::expanded}, plain ? nullptr : &args,
-                   args.numbers == Numbers::bf16);
+                   args.compute_type == ComputeType::bf16);
     args.x += n_expanded * args.w.cols;
     args.out += n_expanded * args.out_stride;
     args.n -= n_expanded;

@@ -29,7 +29,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
     linear_args.n = n;
     linear_args.w = *weights[i];
     linear_args.bias = biases[i];
-    linear_args.numbers = args.numbers;
+    linear_args.compute_type = args.compute_type;
     linear_args.adapters = args.adapters;
     linear_args.out = q_.data() + i * n * hidden;
     linear(linear_args);
@@ -46,7 +46,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
   });
 
   attended_.resize(static_cast<size_t>(n * hidden));
-  if (args.numbers == Numbers::bf16 && InBf16::takes(kernels_, head_dim))
+  if (args.compute_type == ComputeType::bf16 && InBf16::takes(kernels_, head_dim))
     attend_picture_in(InBf16{kernels_}, n, heads, head_dim);
   else
     attend_picture_in(InFloat{kernels_}, n, heads, head_dim);
@@ -57,7 +57,7 @@ void CpuBackend::vit_attention(const VitAttentionArgs& args) {
   o.w = args.o;
   o.bias = args.o_bias;
   o.add = true;
-  o.numbers = args.numbers;
+  o.compute_type = args.compute_type;
   o.adapters = args.adapters;
   o.out = args.out;
   linear(o);

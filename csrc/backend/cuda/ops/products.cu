@@ -210,9 +210,9 @@ void CudaBackend::linear_of_form(const LinearArgs& args) {
   const bool plain = !args.bias && args.activation == Activation::none && !args.add && out_stride == args.w.rows;
   float* out = plain ? args.out : scratch<float>(&products_, args.n * args.w.rows);
   Rows x{args.x, args.n, args.w.cols, args.w.cols, {}};
-  if (args.numbers == Numbers::bf16) {
+  if (args.compute_type == ComputeType::bf16) {
     product_bf16(args.w, x, out);
-  } else if (args.numbers == Numbers::floats) {
+  } else if (args.compute_type == ComputeType::f32) {
     if (observer_) show(args.w, x, dense(x.n, args.w.rows));
     product_of_floats(args.w, x, dense(args.n, args.w.rows), out);
   } else {

@@ -29,13 +29,13 @@ void CudaBackend::vit_attention(const VitAttentionArgs& args) {
     part.n = n;
     part.w = *weights[i];
     part.bias = biases[i];
-    part.numbers = args.numbers;
+    part.compute_type = args.compute_type;
     part.out = parts[i];
     linear(part);
   }
   auto* attended = scratch<float>(&attended_, n * hidden);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  if (args.numbers == Numbers::bf16 && head_dim == kHead) {
+  if (args.compute_type == ComputeType::bf16 && head_dim == kHead) {
     auto* heads = scratch<uint16_t>(&converted_, 3 * n * hidden);
     run_each(
         "pack_heads", pack_heads, 3 * n * hidden / 2,
@@ -62,7 +62,7 @@ void CudaBackend::vit_attention(const VitAttentionArgs& args) {
   o.w = args.o;
   o.bias = args.o_bias;
   o.add = true;
-  o.numbers = args.numbers;
+  o.compute_type = args.compute_type;
   o.out = args.out;
   linear(o);
 }

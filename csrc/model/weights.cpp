@@ -15,10 +15,11 @@ std::string shape_text(const int64_t* ne, int n) {
   return text + "]";
 }
 
-// Finds tensors by name and holds them to a shape; remembers which were asked for.
-class Finder {
+// Takes tensors by name from a file, holds them to a shape and gives them as matrices and vectors; remembers which were asked
+// for.
+class TensorLoader {
  public:
-  Finder(const gguf::File& file, WeightStore* store) : file_(file), store_(store) {}
+  TensorLoader(const gguf::File& file, WeightStore* store) : file_(file), store_(store) {}
 
   bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
 
@@ -129,27 +130,28 @@ class Finder {
   std::set<std::string> used_;
 };
 
-Swiglu swiglu(Finder& find, const std::string& prefix, const std::string& suffix, int64_t inner, int64_t hidden, const char* why,
-              int64_t count) {
+Swiglu swiglu(TensorLoader& load, const std::string& prefix, const std::string& suffix, int64_t inner, int64_t hidden,
+              const char* why, int64_t count) {
   Swiglu w;
-  if (count && find.has(prefix + "ffn_gate_up_exps.weight")) {
-    const Matrix both = find.matrix(prefix + "ffn_gate_up_exps.weight", 2 * inner, hidden, why, count);
+  if (count && load.has(prefix + "ffn_gate_up_exps.weight")) {
+    const Matrix both = load.matrix(prefix + "ffn_gate_up_exps.weight", 2 * inner, hidden, why, count);
     w.gate = w.up = both;  // gate rows first in every expert
     w.gate.rows = w.up.rows = inner;
     w.up.data += inner * both.row_bytes;
     w.up.weight = -1;  // the gate says what both are multiplied with
   } else {
-    w.gate = find.matrix(prefix + "ffn_gate" + suffix + ".weight", inner, hidden, why, count);
-    w.up = find.matrix(prefix + "ffn_up" + suffix + ".weight", inner, hidden, why, count);
+    w.gate = load.matrix(prefix + "ffn_gate" + suffix + ".weight", inner, hidden, why, count);
+    w.up = load.matrix(prefix + "ffn_up" + suffix + ".weight", inner, hidden, why, count);
   }
-  w.down = find.matrix(prefix + "ffn_down" + suffix + ".weight", hidden, inner, why, count);
+  w.down = load.matrix(prefix + "ffn_down" + suffix + ".weight", hidden, inner, why, count);
   return w;
 }
 
 // attn_kv_b [kv_lora_rank, heads * (nope + v)]: values are rows of it, keys are transposed into the store's memory.
-void split_kv_b(Finder& find, const std::string& prefix, const TextConfig& c, WeightStore* store, DecoderLayerWeights* layer) {
+void split_kv_b(TensorLoader& load, const std::string& prefix, const TextConfig& c, WeightStore* store,
+                DecoderLayerWeights* layer) {
   const int64_t per_head = c.qk_nope_head_dim + c.v_head_dim;
-  const Matrix kv_b = find.matrix(prefix + "attn_kv_b.weight", c.num_attention_heads * per_head, c.kv_lora_rank,
+  const Matrix kv_b = load.matrix(prefix + "attn_kv_b.weight", c.num_attention_heads * per_head, c.kv_lora_rank,
                                   "attention.head_count, key_length, value_length, kv_lora_rank");
   layer->attn_v_b = kv_b;
   layer->attn_v_b.data += c.qk_nope_head_dim * kv_b.row_bytes;
@@ -181,7 +183,7 @@ void split_kv_b(Finder& find, const std::string& prefix, const TextConfig& c, We
 }  // namespace
 
 TextWeights load_text_weights(const gguf::File& file, TextConfig* config, WeightStore* store) {
-  Finder find(file, store);
+  TensorLoader load(file, store);
   TextConfig& c = *config;
   TextWeights w;
   const gguf::TensorInfo* embedding = file.find_tensor("token_embd.weight");
@@ -190,87 +192,87 @@ TextWeights load_text_weights(const gguf::File& file, TextConfig* config, Weight
     KIMI_CHECK(static_cast<int64_t>(tokens->count) == c.vocab_size, ErrorKind::bad_model_file, "model.vocab_size",
                "%s: tokenizer.ggml.tokens has %llu tokens, but token_embd.weight has %lld rows: the file is damaged, download or "
                "convert it again",
-               find.path(), static_cast<unsigned long long>(tokens->count), static_cast<long long>(c.vocab_size));
+               load.path(), static_cast<unsigned long long>(tokens->count), static_cast<long long>(c.vocab_size));
   KIMI_CHECK(c.vocab_size <= (int64_t{1} << 24), ErrorKind::bad_model_file, "model.tensor_shape",
-             "%s: tensor token_embd.weight has %lld rows, expected at most 2^24", find.path(),
+             "%s: tensor token_embd.weight has %lld rows, expected at most 2^24", load.path(),
              static_cast<long long>(c.vocab_size));
-  w.token_embd = find.matrix("token_embd.weight", c.vocab_size, c.hidden_size, "deepseek2.embedding_length");
+  w.token_embd = load.matrix("token_embd.weight", c.vocab_size, c.hidden_size, "deepseek2.embedding_length");
   // Kimi-VL's output is a matrix of its own: a file without one is incomplete, unless it says that the two are the same.
-  const bool tied = !find.has("output.weight") && file.get_bool("kimi_vl.tied_embeddings").value_or(false);
+  const bool tied = !load.has("output.weight") && file.get_bool("kimi_vl.tied_embeddings").value_or(false);
   w.output = tied ? w.token_embd
-                  : find.matrix("output.weight", c.vocab_size, c.hidden_size, "token_embd.weight and deepseek2.embedding_length");
-  w.output_norm = find.vector("output_norm.weight", c.hidden_size, "deepseek2.embedding_length");
+                  : load.matrix("output.weight", c.vocab_size, c.hidden_size, "token_embd.weight and deepseek2.embedding_length");
+  w.output_norm = load.vector("output_norm.weight", c.hidden_size, "deepseek2.embedding_length");
   const int64_t heads = c.num_attention_heads;
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string b = "blk." + std::to_string(i) + ".";
     DecoderLayerWeights& layer = w.layers.emplace_back();
-    layer.attn_norm = find.vector(b + "attn_norm.weight", c.hidden_size, "deepseek2.embedding_length");
-    layer.attn_q = find.matrix(b + "attn_q.weight", heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.hidden_size,
+    layer.attn_norm = load.vector(b + "attn_norm.weight", c.hidden_size, "deepseek2.embedding_length");
+    layer.attn_q = load.matrix(b + "attn_q.weight", heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.hidden_size,
                                "deepseek2.attention.head_count, key_length and embedding_length");
-    layer.attn_kv_a_mqa = find.matrix(b + "attn_kv_a_mqa.weight", c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size,
+    layer.attn_kv_a_mqa = load.matrix(b + "attn_kv_a_mqa.weight", c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size,
                                       "deepseek2.attention.kv_lora_rank, rope.dimension_count and embedding_length");
-    layer.attn_kv_a_norm = find.vector(b + "attn_kv_a_norm.weight", c.kv_lora_rank, "deepseek2.attention.kv_lora_rank");
-    if (find.has(b + "attn_k_b.weight") || !c.legacy_kv_b) {
-      find.expect_prefixes({(b + "attn_kv_b.weight").c_str()});  // the same numbers in one piece, which some converters leave
-      layer.attn_k_b = find.matrix(b + "attn_k_b.weight", c.kv_lora_rank, c.qk_nope_head_dim,
+    layer.attn_kv_a_norm = load.vector(b + "attn_kv_a_norm.weight", c.kv_lora_rank, "deepseek2.attention.kv_lora_rank");
+    if (load.has(b + "attn_k_b.weight") || !c.legacy_kv_b) {
+      load.expect_prefixes({(b + "attn_kv_b.weight").c_str()});  // the same numbers in one piece, which some converters leave
+      layer.attn_k_b = load.matrix(b + "attn_k_b.weight", c.kv_lora_rank, c.qk_nope_head_dim,
                                    "deepseek2.attention.kv_lora_rank, key_length and head_count", heads);
-      layer.attn_v_b = find.matrix(b + "attn_v_b.weight", c.v_head_dim, c.kv_lora_rank,
+      layer.attn_v_b = load.matrix(b + "attn_v_b.weight", c.v_head_dim, c.kv_lora_rank,
                                    "deepseek2.attention.value_length, kv_lora_rank and head_count", heads);
     } else {
-      split_kv_b(find, b, c, store, &layer);
+      split_kv_b(load, b, c, store, &layer);
     }
-    layer.attn_output = find.matrix(b + "attn_output.weight", c.hidden_size, heads * c.v_head_dim,
+    layer.attn_output = load.matrix(b + "attn_output.weight", c.hidden_size, heads * c.v_head_dim,
                                     "deepseek2.embedding_length, head_count and value_length");
-    layer.ffn_norm = find.vector(b + "ffn_norm.weight", c.hidden_size, "deepseek2.embedding_length");
+    layer.ffn_norm = load.vector(b + "ffn_norm.weight", c.hidden_size, "deepseek2.embedding_length");
     if (i < c.first_k_dense_replace) {
       layer.dense =
-          swiglu(find, b, "", c.intermediate_size, c.hidden_size, "deepseek2.feed_forward_length and embedding_length", 0);
+          swiglu(load, b, "", c.intermediate_size, c.hidden_size, "deepseek2.feed_forward_length and embedding_length", 0);
       continue;
     }
     layer.ffn_gate_inp =
-        find.matrix(b + "ffn_gate_inp.weight", c.n_routed_experts, c.hidden_size, "deepseek2.expert_count and embedding_length");
+        load.matrix(b + "ffn_gate_inp.weight", c.n_routed_experts, c.hidden_size, "deepseek2.expert_count and embedding_length");
     KIMI_CHECK(quant::format_of(layer.ffn_gate_inp.type).is_float(), ErrorKind::bad_model_file, "model.tensor_type",
                "%s: tensor %sffn_gate_inp.weight has type %s, expected F32: routers are never quantized, convert the file again",
-               find.path(), b.c_str(), quant::format_of(layer.ffn_gate_inp.type).name);
-    if (c.sigmoid_scores || find.has(b + "exp_probs_b.bias"))
-      layer.exp_probs_b = find.vector(b + "exp_probs_b.bias", c.n_routed_experts, "deepseek2.expert_count");
-    layer.routed = swiglu(find, b, "_exps", c.moe_intermediate_size, c.hidden_size,
+               load.path(), b.c_str(), quant::format_of(layer.ffn_gate_inp.type).name);
+    if (c.sigmoid_scores || load.has(b + "exp_probs_b.bias"))
+      layer.exp_probs_b = load.vector(b + "exp_probs_b.bias", c.n_routed_experts, "deepseek2.expert_count");
+    layer.routed = swiglu(load, b, "_exps", c.moe_intermediate_size, c.hidden_size,
                           "deepseek2.expert_feed_forward_length, embedding_length and expert_count", c.n_routed_experts);
     if (c.n_shared_experts)
-      layer.shared = swiglu(find, b, "_shexp", c.n_shared_experts * c.moe_intermediate_size, c.hidden_size,
+      layer.shared = swiglu(load, b, "_shexp", c.n_shared_experts * c.moe_intermediate_size, c.hidden_size,
                             "deepseek2.expert_shared_count x expert_feed_forward_length and embedding_length", 0);
   }
-  find.expect_prefixes({"v.", "mm."});
-  find.report_unused({"blk.", "output", "token_embd"});
+  load.expect_prefixes({"v.", "mm."});
+  load.report_unused({"blk.", "output", "token_embd"});
   return w;
 }
 
 VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c, WeightStore* store) {
-  Finder find(file, store);
+  TensorLoader load(file, store);
   VisionWeights w;
   const char* embedding = "clip.vision.embedding_length";
-  const gguf::TensorInfo& patch = find.tensor("v.patch_embd.weight", {c.patch_size, c.patch_size, 3, c.hidden_size},
+  const gguf::TensorInfo& patch = load.tensor("v.patch_embd.weight", {c.patch_size, c.patch_size, 3, c.hidden_size},
                                               "clip.vision.patch_size and embedding_length");
   KIMI_CHECK(patch.format->is_float(), ErrorKind::bad_model_file, "model.tensor_type",
-             "%s: tensor v.patch_embd.weight has type %s, expected F32, F16 or BF16", find.path(), patch.format->name);
-  w.patch_embd = Finder::view(patch, c.hidden_size, 3 * c.patch_size * c.patch_size, 1);
-  w.patch_embd_bias = find.vector("v.patch_embd.bias", c.hidden_size, embedding);
+             "%s: tensor v.patch_embd.weight has type %s, expected F32, F16 or BF16", load.path(), patch.format->name);
+  w.patch_embd = TensorLoader::view(patch, c.hidden_size, 3 * c.patch_size * c.patch_size, 1);
+  w.patch_embd_bias = load.vector("v.patch_embd.bias", c.hidden_size, embedding);
   const int64_t side = c.position_side;
   const gguf::TensorInfo* table = file.find_tensor("v.position_embd.weight");
   const bool as_grid = table && table->ne[2] > 1;  // kimik25 files
-  w.position_embd = find.vector(
+  w.position_embd = load.vector(
       "v.position_embd.weight",
       as_grid ? std::vector<int64_t>{c.hidden_size, side, side} : std::vector<int64_t>{c.hidden_size, side * side}, embedding);
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
     const std::string b = "v.blk." + std::to_string(i) + ".";
     VitBlockWeights& block = w.blocks.emplace_back();
-    block.ln1_weight = find.vector(b + "ln1.weight", c.hidden_size, embedding);
-    block.ln1_bias = find.vector(b + "ln1.bias", c.hidden_size, embedding);
-    block.ln2_weight = find.vector(b + "ln2.weight", c.hidden_size, embedding);
-    block.ln2_bias = find.vector(b + "ln2.bias", c.hidden_size, embedding);
-    if (find.has(b + "attn_qkv.weight")) {
-      const Matrix qkv = find.matrix(b + "attn_qkv.weight", 3 * c.hidden_size, c.hidden_size, embedding);
-      const Vector bias = find.vector(b + "attn_qkv.bias", 3 * c.hidden_size, embedding);
+    block.ln1_weight = load.vector(b + "ln1.weight", c.hidden_size, embedding);
+    block.ln1_bias = load.vector(b + "ln1.bias", c.hidden_size, embedding);
+    block.ln2_weight = load.vector(b + "ln2.weight", c.hidden_size, embedding);
+    block.ln2_bias = load.vector(b + "ln2.bias", c.hidden_size, embedding);
+    if (load.has(b + "attn_qkv.weight")) {
+      const Matrix qkv = load.matrix(b + "attn_qkv.weight", 3 * c.hidden_size, c.hidden_size, embedding);
+      const Vector bias = load.vector(b + "attn_qkv.bias", 3 * c.hidden_size, embedding);
       Matrix* parts[3] = {&block.attn_q, &block.attn_k, &block.attn_v};
       Vector* biases[3] = {&block.attn_q_bias, &block.attn_k_bias, &block.attn_v_bias};
       for (int p = 0; p < 3; ++p) {
@@ -282,31 +284,31 @@ VisionWeights load_vision_weights(const gguf::File& file, const VisionConfig& c,
         std::copy_n(bias.host().data() + p * c.hidden_size, c.hidden_size, biases[p]->host().data());
       }
     } else {
-      block.attn_q = find.matrix(b + "attn_q.weight", c.hidden_size, c.hidden_size, embedding);
-      block.attn_k = find.matrix(b + "attn_k.weight", c.hidden_size, c.hidden_size, embedding);
-      block.attn_v = find.matrix(b + "attn_v.weight", c.hidden_size, c.hidden_size, embedding);
-      block.attn_q_bias = find.vector(b + "attn_q.bias", c.hidden_size, embedding);
-      block.attn_k_bias = find.vector(b + "attn_k.bias", c.hidden_size, embedding);
-      block.attn_v_bias = find.vector(b + "attn_v.bias", c.hidden_size, embedding);
+      block.attn_q = load.matrix(b + "attn_q.weight", c.hidden_size, c.hidden_size, embedding);
+      block.attn_k = load.matrix(b + "attn_k.weight", c.hidden_size, c.hidden_size, embedding);
+      block.attn_v = load.matrix(b + "attn_v.weight", c.hidden_size, c.hidden_size, embedding);
+      block.attn_q_bias = load.vector(b + "attn_q.bias", c.hidden_size, embedding);
+      block.attn_k_bias = load.vector(b + "attn_k.bias", c.hidden_size, embedding);
+      block.attn_v_bias = load.vector(b + "attn_v.bias", c.hidden_size, embedding);
     }
-    block.attn_out = find.matrix(b + "attn_out.weight", c.hidden_size, c.hidden_size, embedding);
-    block.attn_out_bias = find.vector(b + "attn_out.bias", c.hidden_size, embedding);
-    block.ffn_up = find.matrix(b + "ffn_up.weight", c.intermediate_size, c.hidden_size, "clip.vision.feed_forward_length");
-    block.ffn_up_bias = find.vector(b + "ffn_up.bias", c.intermediate_size, "clip.vision.feed_forward_length");
-    block.ffn_down = find.matrix(b + "ffn_down.weight", c.hidden_size, c.intermediate_size, "clip.vision.feed_forward_length");
-    block.ffn_down_bias = find.vector(b + "ffn_down.bias", c.hidden_size, embedding);
+    block.attn_out = load.matrix(b + "attn_out.weight", c.hidden_size, c.hidden_size, embedding);
+    block.attn_out_bias = load.vector(b + "attn_out.bias", c.hidden_size, embedding);
+    block.ffn_up = load.matrix(b + "ffn_up.weight", c.intermediate_size, c.hidden_size, "clip.vision.feed_forward_length");
+    block.ffn_up_bias = load.vector(b + "ffn_up.bias", c.intermediate_size, "clip.vision.feed_forward_length");
+    block.ffn_down = load.matrix(b + "ffn_down.weight", c.hidden_size, c.intermediate_size, "clip.vision.feed_forward_length");
+    block.ffn_down_bias = load.vector(b + "ffn_down.bias", c.hidden_size, embedding);
   }
-  w.post_ln_weight = find.vector("v.post_ln.weight", c.hidden_size, embedding);
-  w.post_ln_bias = find.vector("v.post_ln.bias", c.hidden_size, embedding);
+  w.post_ln_weight = load.vector("v.post_ln.weight", c.hidden_size, embedding);
+  w.post_ln_bias = load.vector("v.post_ln.bias", c.hidden_size, embedding);
   const int64_t merged = c.merge * c.merge * c.hidden_size;
-  w.mm_input_norm_weight = find.vector("mm.input_norm.weight", c.hidden_size, embedding);
-  w.mm_input_norm_bias = find.vector("mm.input_norm.bias", c.hidden_size, embedding);
-  w.mm_1 = find.matrix("mm.1.weight", merged, merged, "4 x clip.vision.embedding_length");
-  w.mm_1_bias = find.vector("mm.1.bias", merged, "4 x clip.vision.embedding_length");
-  w.mm_2 = find.matrix("mm.2.weight", c.text_hidden_size, merged, "clip.vision.projection_dim");
-  w.mm_2_bias = find.vector("mm.2.bias", c.text_hidden_size, "clip.vision.projection_dim");
-  find.expect_prefixes({"blk.", "token_embd.", "output"});
-  find.report_unused({"v.", "mm."});
+  w.mm_input_norm_weight = load.vector("mm.input_norm.weight", c.hidden_size, embedding);
+  w.mm_input_norm_bias = load.vector("mm.input_norm.bias", c.hidden_size, embedding);
+  w.mm_1 = load.matrix("mm.1.weight", merged, merged, "4 x clip.vision.embedding_length");
+  w.mm_1_bias = load.vector("mm.1.bias", merged, "4 x clip.vision.embedding_length");
+  w.mm_2 = load.matrix("mm.2.weight", c.text_hidden_size, merged, "clip.vision.projection_dim");
+  w.mm_2_bias = load.vector("mm.2.bias", c.text_hidden_size, "clip.vision.projection_dim");
+  load.expect_prefixes({"blk.", "token_embd.", "output"});
+  load.report_unused({"v.", "mm."});
   return w;
 }
 

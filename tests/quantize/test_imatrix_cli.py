@@ -100,7 +100,11 @@ def test_json_says_everything(run):
         (["-m", "MODEL", "--data", "nowhere", "OUT"], errors.EXIT_USAGE, "no such folder"),
         (["-m", "absent.gguf", "--data", "FOLDER", "OUT"], errors.EXIT_BAD_MODEL_FILE, "no such file"),
         (["-m", "MODEL", "--data", "FOLDER", "-c", "3", "OUT"], errors.EXIT_USAGE, "ctx is 3"),
-        (["-m", "MODEL", "--data", "FOLDER", "-c", "many", "OUT"], errors.EXIT_USAGE, "--ctx"),
+        (
+            ["-m", "MODEL", "--data", "FOLDER", "-c", "many", "OUT"],
+            errors.EXIT_USAGE,
+            "-c many: expected a whole number",
+        ),
         (["-m", "MODEL", "--data", "FOLDER", "MODEL"], errors.EXIT_USAGE, "exists already"),
         (["-m", "MODEL", "--data", "FOLDER", "--force", "MODEL"], errors.EXIT_USAGE, "same file as the input"),
         (["--show", "absent"], errors.EXIT_BAD_MODEL_FILE, "no such file"),

@@ -125,7 +125,7 @@ def pictures(
     """
     limited = processor.limited(choice.patches)
     found = list(_kept(video.frames(times, lambda width, height: limited.plan(width, height)[0]), choice.dedupe))
-    seen = [limited(pixels) for _, pixels in found]
+    seen = [limited.padded(pixels) for _, pixels in found]
     named = labels([time for time, _ in found], choice.timestamps)
     if cues:
         said = subtitles.between(cues, [time for time, _ in found], *(part or (0.0, video.duration)))

@@ -103,8 +103,7 @@ class ImageProcessor:
         if patches > self.in_token_limit:
             scale = math.sqrt(self.in_token_limit / patches)
             resized = (max(1, int(width * scale)), max(1, int(height * scale)))
-        unit = self.patch_size * self.merge
-        padded = (-(-resized[0] // unit) * unit, -(-resized[1] // unit) * unit)
+        padded = self._whole_blocks(*resized)
         if max(padded) // self.patch_size >= self.max_grid_side:
             limit = self.max_grid_side * self.patch_size
             raise BadImage(
@@ -124,11 +123,18 @@ class ImageProcessor:
             size = self.filling(*image.size)
             resized, padded = self.plan(*size)
             return self._padded(image.draw(*resized), size, padded, [], image.label)
+        # Planned twice: by the header, so that a picture that is refused is never decoded, and by what was decoded, as
+        # EXIF may have turned it and the headers of some containers are wrong.
         opened = open_image(image, self.max_pixels, accept=self.plan)
         size = opened.original_size
         resized, padded = self.plan(*size)
         rgb = opened.image if resized == size else _scaled(opened.image, resized)
         return self._padded(np.asarray(rgb), size, padded, opened.notices)
+
+    def padded(self, pixels: NDArray[np.uint8]) -> ProcessedImage:
+        """Pixels that were made in the size after scaling which `plan` gave, uint8 [H, W, 3]: they are only padded."""
+        size = (pixels.shape[1], pixels.shape[0])
+        return self._padded(pixels, size, self._whole_blocks(*size), [])
 
     def redrawable(self, image: ImageInput | ProcessedImage | LimitedImage) -> ProcessedImage:
         """The same for a picture that is kept for long: the pixels of a page are let go and drawn again when they are
@@ -146,6 +152,11 @@ class ImageProcessor:
         """The largest size of this ratio that is not scaled down."""
         scale = self.patch_size * math.sqrt(self.in_token_limit / (width * height))
         return max(1, int(width * scale)), max(1, int(height * scale))
+
+    def _whole_blocks(self, width: int, height: int) -> tuple[int, int]:
+        """The size after padding: whole blocks of merge x merge patches."""
+        unit = self.patch_size * self.merge
+        return -(-width // unit) * unit, -(-height // unit) * unit
 
     def _padded(
         self,

@@ -126,6 +126,16 @@ def test_positions_are_counted_before_a_frame_is_decoded(slides):
     assert frames.positions(video, 8, ImageProcessor(), 512) == sum(one.n_tokens + 16 for one in found)
 
 
+@pytest.mark.parametrize(("width", "height", "patches"), [(384, 288, 512), (176, 132, 100)])
+def test_a_frame_is_scaled_once(width, height, patches):
+    """Sizes that rounding leaves above the limit, so that a second scaling would make them smaller again."""
+    data = videos.video([videos.coded(3, width, height)] * 4)
+    (found,), _ = seen(data, 0, 0.4, n=1, patches=patches)
+    resized, padded = ImageProcessor(in_token_limit=patches).plan(width, height)
+    assert found.resized_size == resized and found.pixels.shape == (padded[1], padded[0], 3)
+    assert frames.positions(Video(data), 1, ImageProcessor(), patches) == found.n_tokens + 16
+
+
 def test_frames_go_into_a_question(model, script, slides, tmp_path):
     (tmp_path / "talk.mp4").write_bytes(slides)
     found = model.frames(f"{tmp_path}/talk.mp4#10-30", n=2, patches=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
@@ -86,7 +87,7 @@ class Page(Drawn):
         self.number = number
         self.markers = markers
 
-    @property
+    @cached_property  # fitting asks for it, and drawing: the file need not be read for each
     def size(self) -> tuple[float, float]:
         return self.document.page_size(self.number)
 

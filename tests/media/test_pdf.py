@@ -73,6 +73,15 @@ def test_a_page_is_drawn_in_one_step_at_the_planned_size():
     assert seen.label == "Page 2 of 3:\n"
 
 
+def test_the_size_of_a_page_is_read_from_the_file_once(monkeypatch):
+    (page,) = Document(THREE).pages("2")
+    read, asked = Document.page_size, []
+    monkeypatch.setattr(Document, "page_size", lambda document, number: asked.append(number) or read(document, number))
+    assert budget.fit(ImageProcessor(), [page.size], 8192, budget.DOCUMENT_FLOOR) == 4096
+    ImageProcessor()(LimitedImage(page, 4096))
+    assert asked == [2]
+
+
 def test_a_limit_of_its_own_makes_a_page_smaller():
     (page,) = Document(THREE).pages([1])
     limited = ImageProcessor()(LimitedImage(page, 512))

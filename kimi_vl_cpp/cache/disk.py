@@ -108,7 +108,7 @@ class DiskStore:
         """The whole page of this key, or None. n_bytes: the most that its rows may take."""
         path = self._path(key, ".kv")
         found = self._read_page(path, parent, n_bytes)
-        if found is not None and found.content.key(parent) != key:
+        if found is not None and found.key != key:
             self._damaged(path, "it is another page than its name says")
             return None
         return found
@@ -139,6 +139,10 @@ class DiskStore:
         self._touched(self._path(key, ".kv"))
 
     # Pictures
+
+    def has_picture(self, digest: str) -> bool:
+        """Whether a file of this picture is there."""
+        return self._path(_picture_key(self._root, digest), ".pic").exists()
 
     def picture(self, digest: str) -> NDArray[np.float32] | None:
         """An encoded picture, float32 [n_tokens, hidden_size], read-only, or None."""

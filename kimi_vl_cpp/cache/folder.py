@@ -152,8 +152,8 @@ def verify(entry: Entry) -> None:
         parent = bytes.fromhex(str(record.head.get("parent")))
     except ValueError:
         raise Damaged("its head names no page") from None
-    content = page_of(record, parent).content
-    key = tail_key(parent) if entry.path.suffix == ".tail" else content.key(parent)
+    page = page_of(record, parent)
+    key = tail_key(parent) if entry.path.suffix == ".tail" else page.key
     if key.hex()[:32] != name:
         raise Damaged("it is another page than its name says")
 

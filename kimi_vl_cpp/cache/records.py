@@ -77,8 +77,10 @@ def unpack(data: bytes) -> Record:
 
 @dataclass(frozen=True)
 class StoredPage:
-    """A page as it was read. rows: of all layers, of n_rows positions, which may be more than its content tells of."""
+    """A page as it was read. key: by its content. rows: of all layers, of n_rows positions, which may be more than its
+    content tells of."""
 
+    key: bytes
     content: PageContent
     rows: bytes
     n_rows: int
@@ -115,6 +117,7 @@ def page_of(record: Record, parent: bytes) -> StoredPage:
     sound = 1 <= len(content) <= n_rows <= PAGE_POSITIONS and len(content.values) == 4 * len(content)
     if head.get("kind") != "page" or not sound:
         raise Damaged("its head names no page")
-    if head.get("parent") != parent.hex() or content.key(parent).hex() != head.get("key"):
+    key = content.key(parent)
+    if head.get("parent") != parent.hex() or key.hex() != head.get("key"):
         raise Damaged("it is another page than its name says")
-    return StoredPage(content, record.payload, n_rows)
+    return StoredPage(key, content, record.payload, n_rows)

@@ -41,6 +41,10 @@ class ImageCache:
                 self._keep(digest, item)
         return item
 
+    def holds(self, digest: str) -> bool:
+        """Whether the encoded picture is there, without reading or counting it."""
+        return digest in self._items or (self.store is not None and self.store.has_picture(digest))
+
     def find(self, digest: str) -> NDArray[np.float32] | None:
         """As `get`, for whoever encodes the picture otherwise: counted."""
         item = self.get(digest)

@@ -121,7 +121,7 @@ class Engine:
 
     def is_encoded(self, key: str) -> bool:
         """Whether the embeddings of a picture are held."""
-        return self.model.loaded.image_cache.get(key) is not None
+        return self.model.loaded.image_cache.holds(key)
 
     @property
     def n_running(self) -> int:

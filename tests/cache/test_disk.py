@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from kimi_vl_cpp.cache import disk, folder
 from kimi_vl_cpp.cache.disk import DiskStore
 from kimi_vl_cpp.cache.folder import entries, read_pages, sweep, verify, write_pages
+from kimi_vl_cpp.cache.images import ImageCache
 from kimi_vl_cpp.cache.keys import PAGE_POSITIONS, Picture, Positions, root_key
 from kimi_vl_cpp.cache.records import Damaged, Record, page_of, page_record, unpack
 from kimi_vl_cpp.errors import BadRequest
@@ -145,6 +146,16 @@ def test_a_picture_comes_back_with_its_numbers(tmp_path):
     assert found.dtype == np.float32 and np.array_equal(found, rows)
     assert store.picture("other") is None
     assert DiskStore(tmp_path, root_key(model=b"n", arithmetic="a", kv_type="f16")).picture("d") is None
+
+
+def test_a_picture_is_known_to_be_there_without_being_read(tmp_path):
+    rows = np.ones((28, 8), np.float32)
+    ImageCache(1 << 20, DiskStore(tmp_path, ROOT)).put("d", rows)
+    cache = ImageCache(1 << 20, DiskStore(tmp_path, ROOT))
+    assert cache.holds("d") and not cache.holds("other")
+    assert (len(cache), cache.store.counts.read, cache.n_looked_up) == (0, 0, 0)
+    cache.put("kept", rows.copy())
+    assert cache.holds("kept")
 
 
 def spoil_flip(path: Path) -> None:

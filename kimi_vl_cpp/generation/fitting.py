@@ -56,7 +56,7 @@ def fit_images(
         with about_argument(f"images[{index}]"):
             if isinstance(image, Drawn):
                 _ = image.size  # which raises for a page that cannot be drawn
-            found.append(image if isinstance(image, Drawn) else model.process_image(image))
+            found.append(image if isinstance(image, Drawn) else model.processor(image))
     n_other += sum(image.n_tokens for image in found if isinstance(image, ProcessedImage))
     chosen, notices = fit_pages(model, pages, prompt, max_new_tokens, n_other)
     return [LimitedImage(image, chosen) if isinstance(image, Drawn) else image for image in found], notices

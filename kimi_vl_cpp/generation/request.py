@@ -11,7 +11,6 @@ from ..cache.keys import Item, Picture, n_positions
 from ..checks import about_argument
 from ..errors import BadRequest, ContextFull, shown
 from ..files.variants import REASONING
-from ..media.processor import ProcessedImage
 from ..text.chat_template import ImagePart, build_prompt, text_of
 from ..text.thinking import NO_THINKING
 from . import sampling
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..media.processor import ImageInput, LimitedImage
+    from ..media.processor import ImageInput, LimitedImage, ProcessedImage
     from ..text.chat_template import Message, Part
     from ..text.tokenizer import Tokenizer
     from ..types import Reasoning
@@ -96,7 +95,7 @@ def build_request(
     pixels = PixelSource(model.processor)
     for index, image in enumerate(images):
         with about_argument(f"images[{index}]"):
-            seen = image if isinstance(image, ProcessedImage) else model.processor(image)
+            seen = model.processor(image)
         digest = model.picture_key(seen, adapter, params.cache_salt)
         pictures.append(Picture(digest, seen.n_tokens))
         notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)

@@ -13,11 +13,10 @@ import typer
 
 from .. import errors
 from ..wording import columns, human_bytes, padded, plural, printable
-from . import exits, failures, options
+from . import data_notes, exits, failures, options
 from .progress import Bar
-from .terminal import BOLD, DIM, YELLOW, Terminal
+from .terminal import BOLD, DIM, Terminal
 
-_MOST_NOTES = 5
 _STAGES = {"compare": "comparing", "compare_weights": "comparing weights"}
 
 SUMMARY = "Measure what quantization cost."
@@ -118,12 +117,7 @@ def run(
         raise
     finally:
         bar.clear()
-    for warning in report.warnings:
-        terminal.say(f"warning: {warning}", YELLOW)
-    for skipped, why in report.skipped[:_MOST_NOTES]:
-        terminal.note(f"skipped {printable(str(skipped), one_line=True)}: {printable(why, one_line=True)}")
-    if len(report.skipped) > _MOST_NOTES:
-        terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
+    data_notes.show(report, terminal)
     if as_json:
         terminal.print(json_module.dumps(report.to_dict(), indent=2))
     else:

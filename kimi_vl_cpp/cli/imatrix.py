@@ -14,11 +14,9 @@ import typer
 
 from .. import errors
 from ..wording import human_bytes, human_count, plural, printable
-from . import exits, failures, options
+from . import data_notes, exits, failures, options
 from .progress import Bar
-from .terminal import DIM, YELLOW, Terminal
-
-_MOST_NOTES = 5
+from .terminal import DIM, Terminal
 
 SUMMARY = "Measure which weights matter, for quantize."
 
@@ -96,12 +94,7 @@ def run(
         raise
     finally:
         bar.clear()
-    for warning in report.warnings:
-        terminal.say(f"warning: {warning}", YELLOW)
-    for file, why in report.skipped[:_MOST_NOTES]:
-        terminal.note(f"skipped {printable(str(file), one_line=True)}: {printable(why, one_line=True)}")
-    if len(report.skipped) > _MOST_NOTES:
-        terminal.note(f"skipped {len(report.skipped) - _MOST_NOTES} more files; --json lists all")
+    data_notes.show(report, terminal)
     if as_json:
         terminal.print(json_module.dumps(report.to_dict(), indent=2))
         return errors.EXIT_OK

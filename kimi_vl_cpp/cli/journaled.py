@@ -36,11 +36,12 @@ def digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_digest(path: str) -> str:
-    """SHA-256 of a model file's size and first bytes, which tell it from others."""
-    with open(path, "rb") as file:
+def model_part(model: KimiVL) -> dict[str, str]:
+    """What a journal notes of the model that answers: SHA-256 of its file's size and first bytes, which tell it from
+    others, and its adapter."""
+    with open(model.files.text, "rb") as file:
         head = f"{os.fstat(file.fileno()).st_size}:".encode() + file.read(_MODEL_BYTES)
-    return hashlib.sha256(head).hexdigest()
+    return {"model_file": hashlib.sha256(head).hexdigest(), **adapter_part(model)}
 
 
 def adapter_part(model: KimiVL) -> dict[str, str]:

@@ -197,8 +197,7 @@ def _head(model: KimiVL, options: Options, recipe: Recipe) -> dict[str, Any]:
     """What a journal must agree on for its pages to be used. Which pages are asked for may change."""
     return {
         "document": journaled.digest(split(options.file)[0]),
-        "model_file": journaled.model_digest(str(model.files.text)),
-        **journaled.adapter_part(model),
+        **journaled.model_part(model),
         "prompt": recipe.prompt,
         "image_patches": options.image_patches,
         "in_token_limit": model.loaded.processor.in_token_limit,

@@ -140,8 +140,7 @@ def _ask(video: Video, part: tuple[float, float], path: str, out: Path, options:
         progress.clear()
         head = {
             "video": journaled.digest(path),
-            "model_file": journaled.model_digest(str(model.files.text)),
-            **journaled.adapter_part(model),
+            **journaled.model_part(model),
             "prompt": scenes.REQUEST,
             "frames": [round(one[0], 3) for one in parts],
             "image_patches": chosen.patches,

@@ -6,35 +6,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from kimi_vl_cpp.testing.vocabulary import SPECIAL_OFFSETS
 from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).resolve().parent / "vectors"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-
-NAMED_SPECIALS = {
-    0: "[BOS]",
-    1: "[EOS]",
-    2: "<|im_end|>",
-    3: "<|im_user|>",
-    4: "<|im_assistant|>",
-    6: "<|start_header_id|>",
-    7: "<|end_header_id|>",
-    9: "[EOT]",
-    10: "<|im_system|>",
-    11: "<|tool_calls_section_begin|>",
-    12: "<|tool_calls_section_end|>",
-    13: "<|tool_call_begin|>",
-    14: "<|tool_call_argument_begin|>",
-    15: "<|tool_call_end|>",
-    17: "<|im_middle|>",
-    18: "<|media_start|>",
-    19: "<|media_content|>",
-    20: "<|media_end|>",
-    21: "<|media_pad|>",
-    254: "[UNK]",
-    255: "[PAD]",
-}
 
 
 class FakeGGUF:
@@ -74,7 +51,7 @@ def spelled(token: bytes) -> bytes:
 
 
 def specials(base: int) -> list[str]:
-    return [NAMED_SPECIALS.get(offset, f"<|reserved_token_{base + offset}|>") for offset in range(256)]
+    return [SPECIAL_OFFSETS.get(offset, f"<|reserved_token_{base + offset}|>") for offset in range(256)]
 
 
 def bpe_metadata(tokens: list[bytes]) -> dict[str, Any]:
@@ -114,7 +91,7 @@ def with_merges(metadata: dict[str, Any], merges: list[bytes]) -> dict[str, Any]
     return {**metadata, "tokenizer.ggml.merges": merges}
 
 
-CHAT_NAMES = [name for name in NAMED_SPECIALS.values() if "im_" in name or "media" in name]
+CHAT_NAMES = [name for name in SPECIAL_OFFSETS.values() if "im_" in name or "media" in name]
 
 
 def small_spm() -> dict[str, Any]:

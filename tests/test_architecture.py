@@ -368,3 +368,33 @@ def test_the_check_sees_a_long_function(head: str) -> None:
     body = "\n".join("  if (a) { call('{', \"}\"); }  // }" for _ in range(90))
     (found,) = cpp_functions(f"namespace kimi {{\nstruct S {{ int a; }};\n{head}\n{body}\n}}\n}}\n")
     assert found[1] == 91 + head.count("\n") + 1
+
+
+def stations(text: str) -> list[tuple[Path, str]]:
+    """The files of the section "The ways" with the name that stands behind each, "" for none."""
+    section = text.split("## The ways\n")[1].split("\n## ")[0]
+    found = []
+    folder = ROOT
+    for name, what in re.findall(r"`([\w/]+\.(?:py|cpp|h))(?:: ([\w.:]+))?`", section):
+        if "/" in name or name == "model.py":
+            base = ROOT if name.startswith(("csrc/", "python/", "tests/")) else ROOT / "kimi_vl_cpp"
+            folder = base / Path(name).parent
+        path = folder / Path(name).name
+        found.append((path, what))
+    return found
+
+
+def defines(path: Path, what: str) -> bool:
+    """Whether a file has a function or class of this name, the last of a dotted one."""
+    *_, last = re.split(r"\.|::", what)
+    before = r"(?:def|class) " if path.suffix == ".py" else r"[\w>&*:] ?|^"
+    return re.search(rf"(?m)(?:{before}){last}\b", path.read_text()) is not None
+
+
+def test_the_ways_name_stations_that_there_are() -> None:
+    found = stations((ROOT / "docs" / "architecture.md").read_text())
+    assert len(found) > 60
+    missing = [f"{path.relative_to(ROOT)}: {what}" for path, what in found if not path.is_file()]
+    assert missing == []
+    assert [f"{path.name}: {what}" for path, what in found if what and not defines(path, what)] == []
+    assert not defines(ROOT / "kimi_vl_cpp/model.py", "KimiVL.no_such_door")

@@ -22,7 +22,7 @@ from kimi_vl_cpp.files import model_files
 from kimi_vl_cpp.types import Progress
 
 from ..importance.file import expert_stacks, read_imatrix
-from .data import write_builtin
+from .data import Prompts, write_builtin
 from .report import Candidate, CompareReport, Divergence, ModelFacts, PromptResult, labels
 from .run import Found, Remembered, Run
 from .weights import WeightErrors, check_same_vocabulary
@@ -78,7 +78,8 @@ def compare(
         else:
             folder = Path(os.fspath(data))
         options = {"n_threads": n_threads, "isa": isa}
-        run = Run(folder, ctx, answer, chunks, in_token_limit, options, store, scratch, len(paths), progress)
+        wanted = Prompts(folder, ctx, answer, chunks)
+        run = Run(wanted, in_token_limit, options, store, scratch, len(paths), progress)
         try:
             first = run.reference(paths[0], names[0])
             passes = [run.candidate(path, name) for path, name in zip(paths[1:], names[1:], strict=True)]

@@ -51,6 +51,17 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Which prompts models are compared on. folder: of the texts and pictures. ctx: tokens of a stretch of text.
+    n_answer: tokens of the answer to a picture. limit: prompts at most, None for all."""
+
+    folder: Path
+    ctx: int
+    n_answer: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
 class Items:
     """items: texts first, then pictures, each in the order of the folder. skipped: (file, why)."""
 
@@ -59,11 +70,10 @@ class Items:
     n_left_out: int
 
 
-def load_items(
-    model: KimiVL, folder: Path, ctx: int, n_answer: int, limit: int | None, tick: Callable[[int, int], None]
-) -> Items:
-    """The prompts of a folder. Parameters and errors: those of imatrix_data.load_data."""
-    found = load_data(model, folder, ctx, n_answer, limit, tick)
+def load_items(model: KimiVL, wanted: Prompts, tick: Callable[[int, int], None]) -> Items:
+    """The prompts of a folder. tick and errors: those of importance/data.py, `load_data`."""
+    folder = wanted.folder
+    found = load_data(model, folder, wanted.ctx, wanted.n_answer, wanted.limit, tick)
     root = folder if folder.is_dir() else folder.parent
     stretch: dict[Path, int] = {}
     items = []

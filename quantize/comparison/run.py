@@ -26,7 +26,7 @@ from kimi_vl_cpp.types import Progress
 
 from ..importance.data import picture_pixels
 from ..source.gguf import GGUFSource
-from .data import Before, Item, Items, load_items
+from .data import Before, Item, Items, Prompts, load_items
 from .report import ModelFacts, Speed
 from .rows import RowFile, judge, log_softmax
 from .weights import WeightErrors, file_facts, weight_errors
@@ -89,10 +89,7 @@ class Run:
 
     def __init__(
         self,
-        folder: Path,
-        ctx: int,
-        n_answer: int,
-        chunks: int | None,
+        prompts: Prompts,
         in_token_limit: int | None,
         options: dict[str, Any],
         store: Literal["auto", "float32", "float16"],
@@ -100,8 +97,8 @@ class Run:
         n_models: int,
         progress: Progress | None,
     ) -> None:
-        self.folder, self.ctx, self.n_answer, self.chunks = folder, ctx, n_answer, chunks
-        self.in_token_limit, self.options, self.store, self.scratch = in_token_limit, options, store, scratch
+        self.prompts, self.in_token_limit, self.options = prompts, in_token_limit, options
+        self.store, self.scratch = store, scratch
         self.n_models, self.progress = n_models, progress
         self.items = Items((), (), 0)
         self.remembered: list[Remembered] = []
@@ -125,10 +122,8 @@ class Run:
         """Runs the reference and remembers what it thought."""
         with self._open(path) as model:
             self.in_token_limit = model.loaded.processor.in_token_limit
-            self.items = load_items(
-                model, self.folder, self.ctx, self.n_answer, self.chunks, self._tick(STAGE_DATA, self.progress)
-            )
-            n_rows = sum(self.n_answer if item.is_picture else len(item.scored) for item in self.items.items)
+            self.items = load_items(model, self.prompts, self._tick(STAGE_DATA, self.progress))
+            n_rows = sum(self.prompts.n_answer if item.is_picture else len(item.scored) for item in self.items.items)
             self._rows = RowFile(self.scratch, n_rows, model.n_vocab, self.store)
             self.stored_as = self._rows.dtype.name
             self._total = self.n_models * sum(self._cost(item) for item in self.items.items)
@@ -149,7 +144,7 @@ class Run:
         if item.is_picture:
             assert embeddings is not None
             self.thumbnails[item.name] = thumbnail(scorer.model.loaded.processor(item.prompt.source))
-            answer, stop = scorer.answer(session, item.scored[0], self.n_answer)
+            answer, stop = scorer.answer(session, item.scored[0], self.prompts.n_answer)
             text = scorer.model.loaded.tokenizer.decode(answer)
             targets = (*answer, *stop)
             inputs = (*item.scored, *targets[:-1])
@@ -200,7 +195,7 @@ class Run:
         scorer.read(session, item.before, embeddings)
         text = ""
         if item.is_picture:
-            answer, _ = scorer.answer(session, item.scored[0], self.n_answer)
+            answer, _ = scorer.answer(session, item.scored[0], self.prompts.n_answer)
             text = scorer.model.loaded.tokenizer.decode(answer)
             session.truncate(item.n_before)
         judged = []
@@ -258,7 +253,7 @@ class Run:
         return model
 
     def _session(self, model: KimiVL) -> RawSession:
-        longest = max(item.prompt.n_tokens for item in self.items.items) + self.n_answer + 1
+        longest = max(item.prompt.n_tokens for item in self.items.items) + self.prompts.n_answer + 1
         room = model.context_length
         if longest > room:
             raise BadRequest(
@@ -275,7 +270,7 @@ class Run:
             return ModelFacts(path, model.name, label, file_facts(source), ordered, clock.speed())
 
     def _cost(self, item: Item) -> float:
-        answer = 2 * self.n_answer * _COST_ANSWER if item.is_picture else 0.0
+        answer = 2 * self.prompts.n_answer * _COST_ANSWER if item.is_picture else 0.0
         return item.prompt.n_tokens + item.prompt.n_patches * _COST_PATCH + answer
 
     def _advance(self, cost: float) -> None:

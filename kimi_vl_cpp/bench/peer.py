@@ -138,8 +138,8 @@ class Duel:
 
 
 def _key(name: str) -> str:
-    """A test's name without what programs write differently."""
-    return re.sub(r"[\s@]+", "", name).lower()
+    """A test's name without what programs write differently, and without what they add in parentheses."""
+    return re.sub(r"\(.*\)|[\s@]+", "", name).lower()
 
 
 def _number(text: str) -> float | None:

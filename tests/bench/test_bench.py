@@ -391,9 +391,10 @@ def test_usual_outputs_are_read(output):
 
 
 def test_our_own_outputs_are_read(run):
+    tests = [Test("prefill", 16), Test("decode", 4), PICTURE]
     for form in ("md", "json", "jsonl"):
-        figures = bench_peer.parse(run("-p", "16", "-n", "4", "-o", form).out, [Test("prefill", 16), Test("decode", 4)])
-        assert set(figures) == {"pp16", "tg4"}
+        figures = bench_peer.parse(run("-p", "16", "-n", "4", "--image", "56x30", "-o", form).out, tests)
+        assert set(figures) == {"pp16", "tg4", PICTURE.name}
 
 
 @pytest.mark.parametrize(

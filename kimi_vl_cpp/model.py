@@ -2,7 +2,7 @@
 
 Owns the public calls and their checks. Holds no loop of its own: opening is in generation/loaded.py, who runs when in
 scheduler/, the text of an answer in generation/generation.py, the chat template in text/chat_template.py, images in
-media/.
+media/. It is long because it is the reference of one class: three quarters of it are signatures and what they mean.
 
 Threads: any number of threads may use one KimiVL. Every request has a sequence of its own, and all of them share the
 pages of the KV cache: what a prompt has in common with any earlier one is not computed again. The answers under way are

@@ -20,6 +20,7 @@ _HOME = {
     "Conversation": "chat.conversation",
     "PieceStream": "generation.stream",
     "Document": "media.pdf",
+    "TiffDocument": "media.tiff",
     "Video": "media.video",
     "Response": "types",
     "Piece": "types",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     )
     from .generation.stream import PieceStream
     from .media.pdf import Document
+    from .media.tiff import TiffDocument
     from .media.video import Video
     from .model import KimiVL
     from .types import Piece, Response, Timings, Usage
@@ -81,6 +83,7 @@ __all__ = [
     "Piece",
     "PieceStream",
     "Response",
+    "TiffDocument",
     "Timings",
     "Unsupported",
     "Usage",

@@ -46,8 +46,8 @@ from .generation.request import build_request, build_text_request, check_images
 from .generation.sampling import SamplingOptions
 from .generation.several import MAX_ANSWERS, Answers, AnswersStream, answer_seed
 from .generation.stream import PieceStream
+from .media.documents import open_pages
 from .media.drawn import label_of
-from .media.pdf import open_pages
 from .media.processor import ProcessedImage
 from .text.chat_template import user_content
 from .types import Progress, Response, SamplingDefaults
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .chat.conversation import Conversation
     from .generation.tools import ToolUse
     from .grounding.ask import Box, Point
-    from .media.pdf import Document
+    from .media.documents import DocumentInput
     from .media.processor import ImageInput, LimitedImage
     from .media.video import Video
     from .openai.completions import ChatCompletionStream
@@ -294,7 +294,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         system: str | None = None,
         stream: Literal[False] = False,
@@ -308,7 +308,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         system: str | None = None,
         stream: Literal[True],
@@ -322,7 +322,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         system: str | None = None,
         stream: bool,
@@ -335,7 +335,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         system: str | None = None,
         stream: bool = False,
@@ -345,11 +345,11 @@ class KimiVL(NotPicklable):
         """One question, with pictures before the text; one answer.
 
         prompt: the question; the text of a special token stays text. images: each a path, bytes of a picture file,
-        a PIL.Image, a uint8 array [H, W, 3], a `Page` of a document, or what `frames` gives. documents: PDF documents,
-        each a `Document` or a path, perhaps with pages behind it ("report.pdf#3,7-9"); their pages stand before the
-        images, each behind "Page 3 of 50:". image_patches: 14x14 patches above which a picture is scaled down, at most
-        the model's in_token_limit. None: that limit; pages get the highest of media/budget.py, LADDER, at which all of
-        them fit, which a notice reports when it is less than the limit.
+        a PIL.Image, a uint8 array [H, W, 3], a `Page` of a document, or what `frames` gives. documents: PDF and TIFF
+        files, each open (`Document`, `TiffDocument`) or a path, perhaps with pages behind it ("report.pdf#3,7-9");
+        their pages stand before the images, each behind "Page 3 of 50:". image_patches: 14x14 patches above which a
+        picture is scaled down, at most the model's in_token_limit. None: that limit; pages get the highest of
+        media/budget.py, LADDER, at which all of them fit, which a notice reports when it is less than the limit.
         system: the system message, None for the model's own default.
         stream: True returns a `PieceStream`, a generator of `Piece`; closing it cancels.
         max_new_tokens: where the answer is cut; None is the variant's default, -1 no limit; the context cuts it too.
@@ -378,7 +378,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
@@ -393,7 +393,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
@@ -408,7 +408,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
@@ -423,7 +423,7 @@ class KimiVL(NotPicklable):
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         n: int = 5,
         vote: bool = False,
@@ -720,7 +720,7 @@ class KimiVL(NotPicklable):
         self,
         prompt: str,
         images: Sequence[ImageInput | ProcessedImage],
-        documents: Sequence[Document | str | os.PathLike[str]],
+        documents: Sequence[DocumentInput],
         image_patches: int | None,
         system: str | None,
         max_new_tokens: int | None,

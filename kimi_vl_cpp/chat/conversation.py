@@ -23,7 +23,7 @@ from ..generation.fitting import fit_images
 from ..generation.generation import Generation, Request
 from ..generation.request import build_request, check_images
 from ..generation.stream import PieceStream
-from ..media.pdf import open_pages
+from ..media.documents import open_pages
 from ..media.processor import ProcessedImage
 from ..text.chat_template import user_content
 from ..types import Response
@@ -31,7 +31,7 @@ from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_fi
 
 if TYPE_CHECKING:
     from ..generation.loaded import Opened
-    from ..media.pdf import Document
+    from ..media.documents import DocumentInput
     from ..media.processor import ImageInput
 
 
@@ -100,7 +100,7 @@ class Conversation(NotPicklable):
         text: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         stream: Literal[False] = False,
         **sampling: Any,
@@ -111,7 +111,7 @@ class Conversation(NotPicklable):
         text: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         stream: Literal[True],
         **sampling: Any,
@@ -122,7 +122,7 @@ class Conversation(NotPicklable):
         text: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         stream: bool,
         **sampling: Any,
@@ -133,7 +133,7 @@ class Conversation(NotPicklable):
         text: str,
         images: Sequence[ImageInput | ProcessedImage] = (),
         *,
-        documents: Sequence[Document | str | os.PathLike[str]] = (),
+        documents: Sequence[DocumentInput] = (),
         image_patches: int | None = None,
         stream: bool = False,
         **sampling: Any,

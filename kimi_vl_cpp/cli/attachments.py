@@ -3,6 +3,7 @@ name."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -16,8 +17,7 @@ from .progress import Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..media.paged import Markers, Page
-    from ..media.pdf import Document
+    from ..media.paged import Markers, Page, PagedDocument
     from ..model import KimiVL
 
 CONTEXTS = (16384, 32768, 65536, 131072)
@@ -37,15 +37,15 @@ def check(text: str) -> None:
 
 
 def is_document(path: str) -> bool:
-    """Whether a regular file begins like a PDF; a pipe is not touched. False for what cannot be read: opening it says
-    why."""
-    from ..media.pdf import is_pdf
+    """Whether a regular file is a PDF or a TIFF of several pages; a pipe is not touched. False for what cannot be read:
+    opening it says why."""
+    from ..media import documents
 
     try:
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
-            return is_pdf(file.read(1024))
+            return documents.is_document(file)
     except (OSError, ValueError):
         return False
 
@@ -84,7 +84,7 @@ class Attachments:
         if markers not in kinds:
             raise exits.UsageError(f"--markers {markers}: expected short, full or none")
         self._markers = kinds[markers]
-        if pages is not None and n_documents != 1:
+        if pages is not None and n_documents + names.count("-") != 1:  # standard input is read later
             found = "no document was" if n_documents == 0 else f"{n_documents} documents were"
             raise exits.UsageError(f"--pages is for one document, but {found} given: write FILE.pdf#{pages}")
 
@@ -94,7 +94,8 @@ class Attachments:
         if not is_document(path):
             if which is not None:
                 raise errors.BadDocument(
-                    f"{path}: page numbers (#{which}) are for PDF documents, which this is not: give the file alone",
+                    f"{path}: page numbers (#{which}) are for PDF documents and TIFF files of several pages: give the "
+                    "file alone",
                     "document.format",
                 )
             return [path]
@@ -104,16 +105,20 @@ class Attachments:
 
     def open_bytes(self, data: bytes) -> list[Any]:
         """The same of what came from standard input."""
-        from ..media.pdf import Document, is_pdf
+        from ..media import documents
 
-        return self._chosen(Document(data, self._password), self._pages) if is_pdf(data[:1024]) else [data]
+        if not documents.is_document(io.BytesIO(data)):
+            if self._pages is not None:
+                raise exits.UsageError("--pages is for a document, but standard input is none")
+            return [data]
+        return self._chosen(documents.open_document(data, self._password), self._pages)
 
     def _pages_of(self, path: str, which: str | None) -> list[Page]:
-        from ..media.pdf import Document
+        from ..media.documents import open_document
 
-        return self._chosen(Document(path, self._password), which)
+        return self._chosen(open_document(path, self._password), which)
 
-    def _chosen(self, document: Document, which: str | None) -> list[Page]:
+    def _chosen(self, document: PagedDocument, which: str | None) -> list[Page]:
         pages = document.pages(which, self._markers)
         for page in pages:
             _ = page.size  # a page that cannot be drawn is reported before a model is loaded

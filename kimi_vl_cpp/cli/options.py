@@ -166,8 +166,8 @@ Images = Annotated[
         "-i",
         "--image",
         metavar="FILE",
-        help="A picture, or a PDF document, perhaps with pages: report.pdf#3,7-9. '-' is standard input. May be given "
-        "several times.",
+        help="A picture, or a PDF or TIFF document, perhaps with pages: report.pdf#3,7-9. '-' is standard input. May "
+        "be given several times.",
     ),
 ]
 Markers = Annotated[

@@ -52,7 +52,7 @@ class Options:
 @options.grouped
 def command(
     *,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A PDF document, FILE.pdf#3,7-9, or a picture.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A PDF or TIFF document, FILE.pdf#3,7-9, or a picture.")],
     out: Annotated[
         str,
         typer.Option(

@@ -81,9 +81,8 @@ def positions_needed(
 
     n_other: positions of what else is in the prompt.
     """
-    sizes = [image.size for image in images]
-    limit = budget.largest(model.processor, sizes, budget.DOCUMENT_FLOOR) if patches is None else patches
-    taken = budget.tokens_at(model.processor, sizes, limit)
+    limit = budget.largest(model.processor, images, budget.DOCUMENT_FLOOR) if patches is None else patches
+    taken = budget.tokens_at(model.processor, images, limit)
     return taken + _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
 
 
@@ -96,15 +95,14 @@ def fit_pages(
     Raises ContextFull (code "context.full") with what would fit when not even the lowest rung does.
     """
     processor, top = model.processor, model.processor.in_token_limit
-    sizes = [image.size for image in images]
     around = _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
     room = model.n_ctx - around
-    patches = budget.fit(processor, sizes, room, budget.DOCUMENT_FLOOR)
+    patches = budget.fit(processor, images, room, budget.DOCUMENT_FLOOR)
     if patches is None:
         each = around // max(len(images), 1)
         fits = []
-        for rung in budget.rungs(budget.LADDER[0], budget.largest(processor, sizes, budget.DOCUMENT_FLOOR)):
-            n = next((n for n in range(len(sizes), 0, -1) if _fits(model, sizes[:n], images, text, rung)), 0)
+        for rung in budget.rungs(budget.LADDER[0], budget.largest(processor, images, budget.DOCUMENT_FLOOR)):
+            n = next((n for n in range(len(images), 0, -1) if _fits(model, images[:n], text, rung)), 0)
             fits.append(f"{n} at {rung}")
         raise ContextFull(
             f"{len(images)} pages do not fit into the context of {model.n_ctx} tokens at "
@@ -120,11 +118,9 @@ def fit_pages(
     ]
 
 
-def _fits(
-    model: LoadedModel, sizes: Sequence[tuple[float, float]], images: Sequence[Drawn], text: str, patches: int
-) -> bool:
-    around = _n_around(model, images[: len(sizes)], text) + answer_reserve(model, None)
-    return budget.tokens_at(model.processor, sizes, patches) + around <= model.n_ctx
+def _fits(model: LoadedModel, images: Sequence[Drawn], text: str, patches: int) -> bool:
+    around = _n_around(model, images, text) + answer_reserve(model, None)
+    return budget.tokens_at(model.processor, images, patches) + around <= model.n_ctx
 
 
 def _n_around(model: LoadedModel, images: Sequence[Drawn], text: str) -> int:

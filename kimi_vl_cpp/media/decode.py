@@ -175,7 +175,8 @@ def decode(data: bytes, label: str, max_pixels: int, notices: list[str]) -> Imag
             _check_tiff(image, label, max_pixels)
         if image.format != "MPO" and getattr(image, "is_animated", False):
             several = "several pictures in one file" if image.format in ("TIFF", "HEIF") else "an animation"
-            notices.append(f"{several}: only the first is seen")
+            all_of_them = "; documents=[...] gives all pages" if image.format == "TIFF" else ""
+            notices.append(f"{several}: only the first is seen{all_of_them}")
             image.seek(0)
     return image
 

@@ -23,6 +23,11 @@ class Drawn(ABC):
     def label(self) -> str:
         """The text that stands before the picture in a prompt; "" for none."""
 
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        """Width and height in pixels above which there is nothing more to see; None for what is sharp at any size."""
+        return None
+
     @abstractmethod
     def draw(self, width: int, height: int) -> NDArray[np.uint8]:
         """uint8 [height, width, 3]. Raises BadImage, OutOfMemory."""
@@ -45,6 +50,11 @@ class Part(Drawn):
     def size(self) -> tuple[float, float]:
         width, height = self.whole.size
         return width, height * (self.bottom - self.top)
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        size = self.whole.native_size
+        return None if size is None else (size[0], max(1, round(size[1] * (self.bottom - self.top))))
 
     @property
     def label(self) -> str:

@@ -1,7 +1,7 @@
 """A document as the rest of the package sees it: numbered pages, each a picture that is drawn on demand.
 
-Owns the choice of pages and what stands before them in a prompt. How a file is opened and drawn is for `pdf` (in this
-process) and `isolated` (in another one).
+Owns the choice of pages and what stands before them in a prompt. How a file is opened and drawn is for `pdf` and `tiff`
+(in this process) and `isolated` (in another one).
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ class PagedDocument(NotPicklable, ABC):
 
     @abstractmethod
     def page_size(self, number: int) -> tuple[float, float]:
-        """Width and height of a page in points, /Rotate applied. Raises BadDocument (code "document.page_size")."""
+        """Width and height of a page that is turned as it is to be seen, in points or pixels. Raises BadDocument (code
+        "document.page_size"), BadImage."""
+
+    def native_size(self, number: int) -> tuple[int, int] | None:
+        """See `Drawn.native_size`."""
+        return None
 
     @abstractmethod
     def draw(self, number: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -90,6 +95,10 @@ class Page(Drawn):
     @cached_property  # fitting asks for it, and drawing: the file need not be read for each
     def size(self) -> tuple[float, float]:
         return self.document.page_size(self.number)
+
+    @cached_property
+    def native_size(self) -> tuple[int, int] | None:
+        return self.document.native_size(self.number)
 
     @property
     def label(self) -> str:

@@ -11,17 +11,16 @@ import importlib.util
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BadDocument, BadImage, BadRequest, OutOfMemory, Unsupported
+from ..errors import BadDocument, BadImage, OutOfMemory, Unsupported
 from .decode import format_of, stranger
-from .named_part import split
-from .paged import Markers, Page, PagedDocument
+from .paged import PagedDocument
 from .regular_file import open_regular
 
 MAX_BYTES = 1 << 30
@@ -170,28 +169,6 @@ class Document(PagedDocument):
             "to PDF",
             "document.damaged",
         )
-
-
-def open_pages(documents: Sequence[Document | str | os.PathLike[str]]) -> tuple[list[Page], list[str]]:
-    """All pages of documents in order, and notices about them. A path may end in "#3,7-9". Raises like `Document`."""
-    if isinstance(documents, (str, bytes, os.PathLike, Document)):
-        raise BadRequest(
-            f"documents: got {type(documents).__name__}, expected a list: documents=[document]", "request.documents"
-        )
-    found: list[Page] = []
-    notices: list[str] = []
-    markers: Markers = "short" if len(documents) == 1 else "full"
-    for source in documents:
-        document, which = (source, None) if isinstance(source, Document) else open_named(source)
-        found += document.pages(which, markers)
-        notices += document.notices
-    return found, notices
-
-
-def open_named(source: str | os.PathLike[str], password: str | None = None) -> tuple[Document, str | None]:
-    """The document of a path, and the pages that stand behind a "#" there."""
-    path, which = split(os.fspath(source))
-    return Document(path, password), which
 
 
 def check_installed() -> None:

@@ -19,7 +19,8 @@ import sys
 from typing import Any, BinaryIO
 
 from ..errors import KimiVLError, OutOfMemory
-from .pdf import Document
+from .documents import open_document
+from .paged import PagedDocument
 
 MAX_MEMORY = 2 << 30
 """Bytes of address space."""
@@ -45,7 +46,7 @@ class _Child:
     def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
         self._commands = commands
         self._answers = answers
-        self._document: Document | None = None
+        self._document: PagedDocument | None = None
         self._limit_s = 0
 
     def serve(self) -> None:
@@ -70,7 +71,7 @@ class _Child:
             data = self._commands.read(command["open"])
             self._limit_s = math.ceil(command["limit_s"]) + 1
             self._limit_time()
-            self._document = Document(data, name=command["name"])
+            self._document = open_document(data, name=command["name"])
             return {"n_pages": self._document.n_pages, "notices": self._document.notices}, b""
         assert self._document is not None
         self._limit_time()

@@ -120,7 +120,7 @@ class ImageProcessor:
         if isinstance(image, LimitedImage):
             return self.limited(image.max_patches)(image.image)
         if isinstance(image, Drawn):
-            size = self.filling(*image.size)
+            size = self.largest(image)
             resized, padded = self.plan(*size)
             return self._padded(image.draw(*resized), size, padded, [], image.label)
         # Planned twice: by the header, so that a picture that is refused is never decoded, and by what was decoded, as
@@ -128,7 +128,7 @@ class ImageProcessor:
         opened = open_image(image, self.max_pixels, accept=self.plan)
         size = opened.original_size
         resized, padded = self.plan(*size)
-        rgb = opened.image if resized == size else _scaled(opened.image, resized)
+        rgb = opened.image if resized == size else scaled(opened.image, resized)
         return self._padded(np.asarray(rgb), size, padded, opened.notices)
 
     def padded(self, pixels: NDArray[np.uint8]) -> ProcessedImage:
@@ -148,8 +148,12 @@ class ImageProcessor:
         limit = min(self.in_token_limit, max_patches)
         return ImageProcessor(self.patch_size, self.merge, limit, self.max_grid_side, self.max_pixels)
 
-    def filling(self, width: float, height: float) -> tuple[int, int]:
-        """The largest size of this ratio that is not scaled down."""
+    def largest(self, image: Drawn) -> tuple[int, int]:
+        """The largest size, in pixels, that a picture is worth drawing at: one that is not scaled down, and its own
+        where it has one. Raises BadImage when it cannot be drawn."""
+        if image.native_size is not None:
+            return image.native_size
+        width, height = image.size
         scale = self.patch_size * math.sqrt(self.in_token_limit / (width * height))
         return max(1, int(width * scale)), max(1, int(height * scale))
 
@@ -177,7 +181,7 @@ class ImageProcessor:
         return ProcessedImage(pixels, grid, tokens, original, (width, height), digest.hexdigest(), notices, label)
 
 
-def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Pillow's bicubic filter, first along the rows, then along the columns, with 8 bits between the two.
 
     Pillow below 13 does the same in one call. Pillow 13 begins with the columns of pictures that are more than twice as

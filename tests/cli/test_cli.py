@@ -219,6 +219,19 @@ def test_a_picture_from_standard_input_is_the_picture_in_the_file(run, model_pat
     assert json.loads(from_file.out)["text"] == json.loads(from_pipe.out)["text"]
 
 
+def test_pages_of_a_scan_are_chosen_wherever_it_comes_from(run, model_path, tmp_path):
+    scan = tmp_path / "scan.tif"
+    pages = [Image.new("RGB", (56 + 28 * n, 56), (n * 60, 9, 9)) for n in range(4)]
+    pages[0].save(scan, save_all=True, append_images=pages[1:])
+    asked = ("run", "-m", model_path, *greedy("--json"), "-n", "1", "What?")
+    named = run(*asked, "-i", f"{scan}#2,4")
+    chosen = run(*asked, "-i", "-", "--pages", "2,4", stdin=scan.read_bytes())
+    usages = [json.loads(one.out)["usage"] for one in (named, chosen)]
+    assert usages[0]["image_tokens"] == (3 * 2) + (5 * 2) == usages[1]["image_tokens"]
+    refused = run(*asked, "-i", "-", "--pages", "2", stdin=b"GIF89a")
+    assert refused.code == 2 and "standard input is none" in refused.err
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="needs /dev/fd")
 def test_a_picture_from_a_pipe_of_the_shell(run, model_path, photo):
     reader, writer = os.pipe()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadDocument, BadImage, KimiVLError, Unsupported
 from kimi_vl_cpp.media import budget, ranges
+from kimi_vl_cpp.media.drawn import Drawn
 from kimi_vl_cpp.media.named_part import split
 from kimi_vl_cpp.media.pdf import Document
 from kimi_vl_cpp.media.processor import ImageProcessor, LimitedImage
@@ -56,6 +57,26 @@ def test_a_file_that_really_has_the_whole_name_wins(tmp_path):
     assert split(str(tmp_path / "a.pdf#2")) == (str(tmp_path / "a.pdf#2"), None)
 
 
+class Sheet(Drawn):
+    """Something to be drawn, of a size."""
+
+    label = ""
+
+    def __init__(self, *size, native=None):
+        self._size, self._native = size, native
+
+    @property
+    def size(self):
+        return self._size
+
+    @property
+    def native_size(self):
+        return self._native
+
+    def draw(self, width, height):
+        return np.zeros((height, width, 3), np.uint8)
+
+
 @pytest.mark.parametrize(("patches", "tokens"), [(4096, 1053), (8192, 2106), (16384, 4158)])
 def test_an_a4_page_fills_the_budget(patches, tokens):
     (page,) = Document(THREE).pages([1])
@@ -77,7 +98,7 @@ def test_the_size_of_a_page_is_read_from_the_file_once(monkeypatch):
     (page,) = Document(THREE).pages("2")
     read, asked = Document.page_size, []
     monkeypatch.setattr(Document, "page_size", lambda document, number: asked.append(number) or read(document, number))
-    assert budget.fit(ImageProcessor(), [page.size], 8192, budget.DOCUMENT_FLOOR) == 4096
+    assert budget.fit(ImageProcessor(), [page], 8192, budget.DOCUMENT_FLOOR) == 4096
     ImageProcessor()(LimitedImage(page, 4096))
     assert asked == [2]
 
@@ -188,9 +209,9 @@ def test_a_damaged_document_opens_or_is_a_typed_error(data):
 
 def test_a_strip_whose_side_would_be_too_long_is_drawn_smaller():
     processor = ImageProcessor(in_token_limit=16384)
-    assert budget.fit(processor, [(100, 1588)], 130_000, budget.DOCUMENT_FLOOR) == 12288
+    assert budget.fit(processor, [Sheet(100, 1588)], 130_000, budget.DOCUMENT_FLOOR) == 12288
     with pytest.raises(BadImage) as caught:
-        budget.fit(processor, [(10, 14_000)], 130_000, budget.DOCUMENT_FLOOR)
+        budget.fit(processor, [Sheet(10, 14_000)], 130_000, budget.DOCUMENT_FLOOR)
     assert caught.value.code == "image.too_many_patches"
 
 
@@ -201,9 +222,16 @@ def test_a_strip_whose_side_would_be_too_long_is_drawn_smaller():
 )
 def test_the_highest_rung_at_which_all_pages_fit_is_taken(sizes, room, top):
     processor = ImageProcessor(in_token_limit=top)
-    chosen = budget.fit(processor, sizes, room, budget.DOCUMENT_FLOOR)
+    sheets = [Sheet(*size) for size in sizes]
+    chosen = budget.fit(processor, sheets, room, budget.DOCUMENT_FLOOR)
     rungs = budget.rungs(budget.DOCUMENT_FLOOR, top)
-    drawable = [rung for rung in rungs if rung <= budget.largest(processor, sizes, budget.DOCUMENT_FLOOR)]
-    fitting = [rung for rung in drawable if budget.tokens_at(processor, sizes, rung) <= room]
+    drawable = [rung for rung in rungs if rung <= budget.largest(processor, sheets, budget.DOCUMENT_FLOOR)]
+    fitting = [rung for rung in drawable if budget.tokens_at(processor, sheets, rung) <= room]
     assert chosen == (fitting[0] if fitting else None)
     assert rungs == sorted(rungs, reverse=True) and rungs[0] == top
+
+
+def test_what_has_pixels_of_its_own_is_never_drawn_larger():
+    small = Sheet(280.0, 140.0, native=(280, 140))
+    assert ImageProcessor()(small).resized_size == (280, 140)
+    assert budget.tokens_at(ImageProcessor(), [small], 4096) == ImageProcessor()(small).n_tokens == 50

@@ -5,18 +5,6 @@
 namespace py = pybind11;
 
 namespace kimi {
-namespace {
-
-// What the context check of the engine would say, before memory for logits is taken.
-void check_room(const Session& session, int64_t n) {
-  KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
-  KIMI_CHECK(n <= session.n_ctx() - session.n_past(), ErrorKind::context_full, "context.full",
-             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller "
-             "pictures",
-             static_cast<long long>(n), static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
-}
-
-}  // namespace
 
 Logits parse_logits(const std::string& text) {
   if (text == "none") return Logits::none;
@@ -53,7 +41,7 @@ std::vector<RowForm> forms_of(const py::object& expanded) {
 }
 
 py::object room_for_logits(Slice* slice, int64_t vocab) {
-  check_room(*slice->session, slice->n());
+  slice->session->check_room(slice->n());  // before memory is taken for their logits
   if (slice->want == Logits::none) return py::none();
   py::array_t<float> out = slice->want == Logits::all ? py::array_t<float>({slice->n(), vocab}) : py::array_t<float>({vocab});
   slice->logits = out.mutable_data();

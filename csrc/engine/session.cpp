@@ -107,6 +107,14 @@ std::unique_ptr<Session> Session::fork() const {
   return copy;
 }
 
+void Session::check_room(int64_t n) const {
+  KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
+  KIMI_CHECK(n <= n_ctx_ - n_past_, ErrorKind::context_full, "context.full",
+             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or smaller "
+             "pictures",
+             static_cast<long long>(n), static_cast<long long>(n_past()), static_cast<long long>(n_ctx_));
+}
+
 void Session::check_free() const {
   KIMI_CHECK(!busy_, ErrorKind::bad_request, "session.busy",
              "a prefill task of this session is not done: advance it to its end or cancel it first");

@@ -35,6 +35,8 @@ class Session {
   void adopt(std::span<const PageRef> pages, int64_t n_past);
   // A session with the same positions and logits, on the same pages.
   std::unique_ptr<Session> fork() const;
+  // That n more positions fit. Throws Error(bad_request, "request.empty") for none, Error(context_full, "context.full").
+  void check_room(int64_t n) const;
 
  private:
   friend class Engine;

@@ -26,14 +26,10 @@ void Engine::check_slice(const Slice& slice) const {
   }
   const Session& session = *slice.session;
   session.check_free();
-  KIMI_CHECK(n > 0, ErrorKind::bad_request, "request.empty", "a step needs at least one token");
+  session.check_room(n);
   KIMI_CHECK(slice.forms.empty() || static_cast<int64_t>(slice.forms.size()) == n, ErrorKind::bad_request, "request.forms",
              "forms of %lld rows were given for %lld new tokens", static_cast<long long>(slice.forms.size()),
              static_cast<long long>(n));
-  KIMI_CHECK(n <= session.n_ctx() - session.n_past_, ErrorKind::context_full, "context.full",
-             "%lld new tokens after %lld do not fit the context of %lld: use a larger context (n_ctx), a shorter text or "
-             "smaller pictures",
-             static_cast<long long>(n), static_cast<long long>(session.n_past()), static_cast<long long>(session.n_ctx()));
 }
 
 int64_t Engine::checked_chunk(int64_t chunk) {

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._core import PAGE_POSITIONS
 from ..errors import BadRequest
 from .folder import (
     FOLDER,
@@ -125,14 +126,15 @@ class DiskStore:
         """Whether there is a tail of this page."""
         return self._path(tail_key(parent), ".tail").exists()
 
-    def put_page(self, content: PageContent, parent: bytes, page: Page, *, whole: bool) -> bool:
-        """Keeps a page. Whether it is there now."""
-        path = self._path(content.key(parent), ".kv") if whole else self._path(tail_key(parent), ".tail")
+    def put_page(self, key: bytes, parent: bytes, content: PageContent, page: Page) -> bool:
+        """Keeps a page. key: that of its content after `parent`. Whether it is there now."""
+        whole = len(content) == PAGE_POSITIONS
+        path = self._path(key, ".kv") if whole else self._path(tail_key(parent), ".tail")
         if whole and not self.counts.damaged and self._touched(path):
             return True  # else what lies there may be damaged too, and was not read: it is written anew
         if not self._may_write():
             return False
-        return self._write(path, page_record(content, parent, page.read(), page.n_filled).pack(), parent)
+        return self._write(path, page_record(key, parent, content, page.read(), page.n_filled).pack(), parent)
 
     def touch(self, key: bytes) -> None:
         """Notes that a page was used."""

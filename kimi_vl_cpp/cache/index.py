@@ -151,15 +151,17 @@ class PrefixIndex:
         Returns the page's node: the one that was there already if another sequence was faster. Shorter pages that
         `page` begins with and that nobody uses are dropped for it.
         """
-        node = self.insert(parent, positions.root, positions.content(index, n_filled), page)
+        content = positions.content(index, n_filled)
+        # A whole page's key was made when it was looked for.
+        key = positions.key(index) if len(content) == PAGE_POSITIONS else content.key(positions.key(index - 1))
+        node = self.insert(parent, positions.root, key, content, page)
         if self.disk is not None:
             self.disk.keep(node)
         return node
 
-    def insert(self, parent: Node | None, root: bytes, content: PageContent, page: Page) -> Node:
-        """As `publish`, in memory alone."""
+    def insert(self, parent: Node | None, root: bytes, key: bytes, content: PageContent, page: Page) -> Node:
+        """As `publish`, in memory alone. key: that of the content after its parent's."""
         above = self._root(root) if parent is None else parent
-        key = content.key(above.key)
         known = above.children.get(key)
         if known is not None:
             self._touch(known)

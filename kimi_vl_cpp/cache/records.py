@@ -86,11 +86,11 @@ class StoredPage:
     n_rows: int
 
 
-def page_record(content: PageContent, parent: bytes, rows: bytes, n_rows: int) -> Record:
-    """A page: what stands at its positions, the key of the page before it, and its rows."""
+def page_record(key: bytes, parent: bytes, content: PageContent, rows: bytes, n_rows: int) -> Record:
+    """A page: its key and that of the page before it, what stands at its positions, and its rows."""
     head = {
         "kind": "page",
-        "key": content.key(parent).hex(),
+        "key": key.hex(),
         "parent": parent.hex(),
         "rows": n_rows,
         "expanded": content.expanded,

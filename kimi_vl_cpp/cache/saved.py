@@ -22,7 +22,7 @@ def save_pages(index: PrefixIndex, positions: Positions, path: Path) -> int:
 
     def record(node: Node) -> Record:
         assert node.parent is not None and node.page is not None
-        return page_record(node.content, node.parent.key, node.page.read(), node.page.n_filled)
+        return page_record(node.key, node.parent.key, node.content, node.page.read(), node.page.n_filled)
 
     write_pages(path, map(record, match.nodes))
     return match.n_positions
@@ -39,7 +39,7 @@ def load_pages(index: PrefixIndex, positions: Positions, path: Path) -> int:
                 if not found.content.agreement(positions.content(len(nodes))) or not index.make_room(1):
                     break
                 page = index.pool.page_from(found.rows, found.n_rows)
-                node = index.insert(nodes[-1] if nodes else None, positions.root, found.content, page)
+                node = index.insert(nodes[-1] if nodes else None, positions.root, found.key, found.content, page)
                 index.acquire([node])
                 nodes.append(node)
                 if node.n_filled < PAGE_POSITIONS:

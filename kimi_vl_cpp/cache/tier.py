@@ -40,8 +40,7 @@ class DiskTier:
             at = at.parent
         for one in reversed(missing):
             assert one.parent is not None and one.page is not None
-            whole = one.n_filled == PAGE_POSITIONS
-            one.on_disk = self.store.put_page(one.content, one.parent.key, one.page, whole=whole)
+            one.on_disk = self.store.put_page(one.key, one.parent.key, one.content, one.page)
             if not one.on_disk:
                 return
 
@@ -107,7 +106,7 @@ class DiskTier:
             if not index.make_room(1):
                 return None
             page = index.pool.page_from(found.rows, found.n_rows)
-            node = index.insert(nodes[-1] if nodes else None, positions.root, found.content, page)
+            node = index.insert(nodes[-1] if nodes else None, positions.root, found.key, found.content, page)
         except KimiVLError:
             return None
         node.on_disk = True

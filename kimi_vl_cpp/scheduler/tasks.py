@@ -28,9 +28,11 @@ _LARGEST_CHUNK = 2048  # rows: each chunk unpacks all weights once more
 
 
 class Features(Protocol):
-    """Where encoded pictures are kept by digest. find: as get, by which the look-ups are counted."""
+    """Where encoded pictures are kept by digest. holds: whether one is, without reading it. find: as get, by which the
+    look-ups are counted."""
 
     def get(self, digest: str) -> NDArray[np.float32] | None: ...
+    def holds(self, digest: str) -> bool: ...
     def find(self, digest: str) -> NDArray[np.float32] | None: ...
     def put(self, digest: str, embedding: NDArray[np.float32]) -> None: ...
 
@@ -88,7 +90,7 @@ class Tasks:
 
     def n_to_encode(self, job: Job, first: int) -> int:
         """Pictures from position `first` on that are not kept."""
-        return sum(self._features.get(picture.digest) is None for picture in self._pictures(job, first))
+        return sum(not self._features.holds(picture.digest) for picture in self._pictures(job, first))
 
     @staticmethod
     def _pictures(job: Job, first: int) -> list[Picture]:

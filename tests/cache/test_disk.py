@@ -50,7 +50,7 @@ def rows_of(number: int, seed: int = 0, n: int = 2000) -> bytes:
 
 def put(store: DiskStore, positions: Positions, number: int, rows: bytes | None = None) -> bool:
     given = rows_of(number) if rows is None else rows
-    return store.put_page(positions.content(number), positions.key(number - 1), Rows(given), whole=True)
+    return store.put_page(positions.key(number), positions.key(number - 1), positions.content(number), Rows(given))
 
 
 def get(store: DiskStore, positions: Positions, number: int):
@@ -62,7 +62,7 @@ def get(store: DiskStore, positions: Positions, number: int):
 
 def record() -> bytes:
     positions = Positions(ROOT, [*range(100), Picture("digest", 28)])
-    return page_record(positions.content(0), ROOT, rows_of(0, n=60), PAGE_POSITIONS).pack()
+    return page_record(positions.key(0), ROOT, positions.content(0), rows_of(0, n=60), PAGE_POSITIONS).pack()
 
 
 def test_every_flipped_byte_and_every_cut_is_noticed():
@@ -132,7 +132,8 @@ def test_files_are_for_their_owner_alone(tmp_path):
 
 def test_the_tail_of_a_sequence_is_found_by_the_page_before_it(tmp_path):
     store, positions = DiskStore(tmp_path, ROOT), sequence(2)
-    store.put_page(positions.content(1, 50), positions.key(0), Rows(b"r" * 70, 70), whole=False)
+    content, parent = positions.content(1, 50), positions.key(0)
+    store.put_page(content.key(parent), parent, content, Rows(b"r" * 70, 70))
     found = store.tail(positions.key(0), N_BYTES)
     assert (found.content, found.rows, found.n_rows) == (positions.content(1, 50), b"r" * 70, 70)
     assert store.tail(positions.key(1), N_BYTES) is None
@@ -172,7 +173,7 @@ def spoil_link(path: Path) -> None:
 def spoil_swap(path: Path) -> None:
     """A page that is whole, under the name of another."""
     positions = sequence(1, seed=5)
-    path.write_bytes(page_record(positions.content(0), ROOT, rows_of(0), PAGE_POSITIONS).pack())
+    path.write_bytes(page_record(positions.key(0), ROOT, positions.content(0), rows_of(0), PAGE_POSITIONS).pack())
 
 
 SPOILS = {
@@ -348,7 +349,9 @@ def test_a_writer_that_lives_keeps_its_file(tmp_path):
 
 def test_pages_in_one_file_are_read_up_to_the_first_that_is_not_whole(tmp_path):
     path, positions = tmp_path / "talk.pages", sequence(3)
-    records = [page_record(positions.content(n), positions.key(n - 1), rows_of(n), 128) for n in range(3)]
+    records = [
+        page_record(positions.key(n), positions.key(n - 1), positions.content(n), rows_of(n), 128) for n in range(3)
+    ]
     write_pages(path, iter(records))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     data = path.read_bytes()

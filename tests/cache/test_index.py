@@ -6,8 +6,9 @@ import fake_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kimi_vl_cpp.cache.disk import DiskStore
 from kimi_vl_cpp.cache.index import PrefixIndex
-from kimi_vl_cpp.cache.keys import Positions
+from kimi_vl_cpp.cache.keys import PageContent, Positions
 
 ROOT = b"root"
 
@@ -159,3 +160,19 @@ def test_a_page_is_never_published_under_a_parent_that_is_gone():
     positions = Positions(ROOT, [1] * 256)
     index.publish(nodes[0], positions, 1, index.pool.take([]), 128)
     assert held(index, [1] * 256) == 256
+
+
+def test_a_page_is_hashed_when_it_is_looked_for_and_not_again(tmp_path, monkeypatch):
+    """Not to leave it in the index, nor to write it; one that is read is hashed once more, to check it."""
+    hashed: list[PageContent] = []
+    key = PageContent.key
+    monkeypatch.setattr(PageContent, "key", lambda self, parent: (hashed.append(self), key(self, parent))[1])
+    index = PrefixIndex(pool_of(100), DiskStore(tmp_path, ROOT))
+    leave(index, [1] * 700)
+    assert len(hashed) == 6  # five whole pages, and the one that the sequence ends in
+
+    hashed.clear()
+    again = PrefixIndex(pool_of(100), DiskStore(tmp_path, ROOT))
+    positions = Positions(ROOT, [1] * 700)
+    again.disk.restore(positions, 640, 10, lambda n_held: True)
+    assert again.match(positions, 640).n_positions == 640 and len(hashed) == 5 + 5

@@ -56,6 +56,16 @@ def test_a_picture_is_read_and_not_encoded(tmp_path):
     assert second.script.encoded == [] and len(first.script.encoded) == 1
 
 
+def test_a_picture_that_memory_has_no_room_for_is_read_once_for_a_prompt(tmp_path):
+    items = [1, Picture("a", 100), 2]
+    first = Machine(folder=tmp_path)
+    got = first.read(first.start(items, 5))
+    second = Machine(folder=tmp_path)
+    second.images.max_bytes = 0
+    assert second.read(second.start(items, 5)) == got
+    assert second.images.store.counts.read == 1 and second.images.n_encoded == 0
+
+
 def test_short_prompts_leave_no_files(tmp_path):
     machine = Machine(folder=tmp_path)
     machine.read(machine.start(prompt(1, 400), 20))

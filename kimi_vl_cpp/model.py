@@ -47,7 +47,7 @@ from .generation.sampling import SamplingOptions
 from .generation.several import MAX_ANSWERS, Answers, AnswersStream, answer_seed
 from .generation.stream import PieceStream
 from .media.documents import open_pages
-from .media.drawn import label_of
+from .media.drawn import text_around
 from .media.processor import ProcessedImage
 from .text.chat_template import user_content
 from .types import Progress, Response, SamplingDefaults
@@ -735,7 +735,7 @@ class KimiVL(NotPicklable):
             prompt=prompt,
             max_new_tokens=max_new_tokens,
         )
-        content = user_content(prompt, [label_of(picture) for picture in pictures])
+        content = user_content(prompt, [text_around(picture) for picture in pictures])
         messages: list[Any] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": check_text("system", system)})

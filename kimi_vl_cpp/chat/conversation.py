@@ -295,7 +295,7 @@ class Conversation(NotPicklable):
         images: list[ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}
         for index, past in enumerate([*before, turn]):
-            content = user_content(past.text, [image.label for image in past.images], len(images))
+            content = user_content(past.text, [(image.label, image.caption) for image in past.images], len(images))
             images.extend(past.images)
             messages.append({"role": "user", "content": content})
             if past is turn:

@@ -74,6 +74,7 @@ def _image_to_dict(image: ProcessedImage) -> dict[str, Any]:
         "resized_size": list(image.resized_size),
         "notices": list(image.notices),
         "label": image.label,
+        "caption": image.caption,
     }
 
 
@@ -140,6 +141,7 @@ def _image_from_dict(model: LoadedModel, where: str, data: Any) -> ProcessedImag
         resized_size=_size_field(data, "resized_size", where),
         notices=list(notices),
         label=text_field(data, "label", where) if "label" in data else "",
+        caption=text_field(data, "caption", where) if "caption" in data else "",
     )
 
 

@@ -17,11 +17,13 @@ from .progress import Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..media.paged import Markers, Page, PagedDocument
+    from ..media.paged import Markers, Page, PagedDocument, TextLayer
     from ..model import KimiVL
 
 CONTEXTS = (16384, 32768, 65536, 131072)
 """Sizes of context that a document chooses from when none is given."""
+ONLY_TEXT = "only"
+"""Of --text-layer: pages are given as text, and no pictures of them."""
 
 
 def resolve(text: str) -> str:
@@ -67,9 +69,10 @@ class Attachments:
         pages: str | None = None,
         password_file: str | None = None,
         markers: str = "auto",
+        text_layer: str = "never",
     ) -> None:
-        """pages: --pages, for the one document among the names; markers: --markers. Raises UsageError when there is not
-        exactly one document, or for another kind of markers."""
+        """pages: --pages, for the one document among the names; markers: --markers; text_layer: --text-layer.
+        Raises UsageError when there is not exactly one document, or for another kind of these two."""
         self.notices: list[str] = []
         self._password = None if password_file is None else opening.read_text_file(password_file).rstrip("\r\n")
         self._pages = pages
@@ -84,6 +87,11 @@ class Attachments:
         if markers not in kinds:
             raise exits.UsageError(f"--markers {markers}: expected short, full or none")
         self._markers = kinds[markers]
+        layers: dict[str, TextLayer] = {"never": "never", "auto": "auto", ONLY_TEXT: "never"}
+        if text_layer not in layers:
+            raise exits.UsageError(f"--text-layer {text_layer}: expected never, auto or only")
+        self._draws = text_layer != ONLY_TEXT
+        self._text_layer = layers[text_layer]
         if pages is not None and n_documents + names.count("-") != 1:  # standard input is read later
             found = "no document was" if n_documents == 0 else f"{n_documents} documents were"
             raise exits.UsageError(f"--pages is for one document, but {found} given: write FILE.pdf#{pages}")
@@ -119,11 +127,39 @@ class Attachments:
         return self._chosen(open_document(path, self._password), which)
 
     def _chosen(self, document: PagedDocument, which: str | None) -> list[Page]:
-        pages = document.pages(which, self._markers)
-        for page in pages:
-            _ = page.size  # a page that cannot be drawn is reported before a model is loaded
+        pages = document.pages(which, self._markers, self._text_layer)
+        if self._draws:
+            for page in pages:
+                _ = page.size  # a page that cannot be drawn is reported before a model is loaded
+        else:
+            _check_digital(document, pages)
         self.notices += document.notices
         return pages
+
+
+def _check_digital(document: PagedDocument, pages: Sequence[Page]) -> None:
+    """Raises BadDocument (code "document.scanned") for pages without a text layer."""
+    from ..media.paged import is_usable
+
+    scanned = [page.number for page in pages if not is_usable(page.text().strip())]
+    if scanned:
+        named = ", ".join(map(str, scanned[:20])) + (", …" if len(scanned) > 20 else "")
+        raise errors.BadDocument(
+            f"{document.name}: the file has no text for page{'' if len(scanned) == 1 else 's'} {named}: give these as "
+            f"pictures, without --text-layer {ONLY_TEXT}",
+            "document.scanned",
+        )
+
+
+def given(images: Sequence[Any], text_layer: str) -> tuple[list[Any], str]:
+    """What is given as pictures, and what as text before the question: pages, under --text-layer only."""
+    from ..media.paged import fenced
+
+    if text_layer != ONLY_TEXT:
+        return list(images), ""
+    pages = pages_among(images)
+    text = "".join(f"{page.label}{fenced(page.number, page.text().strip(), None)}" for page in pages)
+    return [image for image in images if image not in pages], text
 
 
 def pages_among(images: Sequence[Any]) -> list[Any]:

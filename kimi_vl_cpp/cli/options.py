@@ -180,6 +180,16 @@ Markers = Annotated[
         show_default=False,
     ),
 ]
+TextLayer = Annotated[
+    str,
+    typer.Option(
+        "--text-layer",
+        metavar="KIND",
+        help="The text that the file has of a page: never given, auto (behind the picture of the page), or only (no "
+        "pictures). It need not be what the page shows. Default: never.",
+        show_default=False,
+    ),
+]
 Cite = Annotated[bool, typer.Option("--cite", help="Ask for page numbers behind claims, and check them afterwards.")]
 Find = Annotated[
     int | None,

@@ -31,6 +31,7 @@ except ImportError:  # Windows
     pass
 
 if TYPE_CHECKING:
+    from ..media.paged import Page
     from ..model import KimiVL
     from ..types import Response
 
@@ -50,6 +51,7 @@ class Options:
     image_patches: int | None = None
     password_file: str | None = None
     markers: str = "auto"
+    text_layer: str = "never"
     cite: bool = False
     file: str | None = None
     system: str | None = None
@@ -79,6 +81,7 @@ def command(
     image_patches: options.ImagePatches = None,
     password_file: options.PasswordFile = None,
     markers: options.Markers = "auto",
+    text_layer: options.TextLayer = "never",
     cite: options.Cite = False,
     json: options.Json = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
@@ -115,6 +118,7 @@ def command(
                 image_patches=image_patches,
                 password_file=password_file,
                 markers=markers,
+                text_layer=text_layer,
                 cite=cite,
                 file=file,
                 system=system,
@@ -143,14 +147,19 @@ def run(options: Options, terminal: Terminal) -> int:
     notices += said
     progress = Progress(terminal)
 
-    def more(model: KimiVL) -> int:
-        return videos.positions(asked, chosen, model)
-
     likely = attachments.some_pages(images, options.find)
-    with attachments.open_model_for(likely, prompt, options.files, options.sampling, patches, progress, more) as model:
+    shown, text = attachments.given(likely, options.text_layer)
+
+    def more(model: KimiVL) -> int:
+        return videos.positions(asked, chosen, model) + (len(model.tokenize(text)) if text else 0)
+
+    with attachments.open_model_for(shown, prompt, options.files, options.sampling, patches, progress, more) as model:
         opening.introduce(model, options.files, terminal)
         images, said = attachments.find_pages(model, images, prompt, options.find, progress)
         notices += said
+        pages = attachments.pages_among(images)
+        images, text = attachments.given(images, options.text_layer)
+        prompt = text + prompt
         if asked:
             model.require_vision()
             room = attachments.room_beside(model, images, prompt, options.sampling, patches)
@@ -159,10 +168,10 @@ def run(options: Options, terminal: Terminal) -> int:
         for notice in notices:
             terminal.note(notice)
         if options.answers is not None:
-            response = _ask_several(model, prompt, images, options, progress, terminal)
+            response = _ask_several(model, prompt, images, pages, options, progress, terminal)
         elif options.json:
             response = _ask_quietly(model, prompt, images, options, progress, terminal)
-            terminal.out.write(json.dumps(_as_json(response, model, options, images)) + "\n")
+            terminal.out.write(json.dumps(_as_json(response, model, options, pages)) + "\n")
             terminal.out.flush()
         else:
             response = _ask_streaming(model, prompt, images, options, progress, terminal)
@@ -171,7 +180,7 @@ def run(options: Options, terminal: Terminal) -> int:
             opening.explain_end(response, terminal)
         opening.CacheNotices(model, terminal).say()
     if options.cite:
-        for problem in citations.problems(_citations(response, images)):
+        for problem in citations.problems(_citations(response, pages)):
             terminal.note(problem)
     if len(images) > 1 and model.variant == "demo":
         terminal.note(exits.ONE_PICTURE)
@@ -203,7 +212,9 @@ def gather(options: Options) -> tuple[str, list[Any], list[str]]:
     prompt = "\n\n".join(part for part in (p.rstrip("\r\n") for p in parts) if part.strip())
     if not prompt:
         raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
-    opened = attachments.Attachments(options.images, options.pages, options.password_file, options.markers)
+    opened = attachments.Attachments(
+        options.images, options.pages, options.password_file, options.markers, options.text_layer
+    )
     images: list[Any] = []
     for path in options.images:
         picture = _picture(path)
@@ -306,7 +317,13 @@ def _ask_streaming(
 
 
 def _ask_several(
-    model: KimiVL, prompt: str, images: Sequence[Any], options: Options, progress: Progress, terminal: Terminal
+    model: KimiVL,
+    prompt: str,
+    images: Sequence[Any],
+    pages: Sequence[Page],
+    options: Options,
+    progress: Progress,
+    terminal: Terminal,
 ) -> Response:
     """Prints all answers, or the one that won, and returns that one, else the first."""
     assert options.answers is not None
@@ -324,22 +341,22 @@ def _ask_several(
     finally:
         progress.clear()
     if options.json:
-        result = several.as_json(found, lambda response: _as_json(response, model, options, images))
+        result = several.as_json(found, lambda response: _as_json(response, model, options, pages))
         terminal.out.write(json.dumps(result) + "\n")
     else:
         several.write(found, options.vote, terminal)
     return found.winner or found.responses[0]
 
 
-def _citations(response: Response, images: Sequence[Any]) -> list[citations.Citation]:
-    return citations.check(response.text, {page.number: page.text() for page in attachments.pages_among(images)})
+def _citations(response: Response, pages: Sequence[Page]) -> list[citations.Citation]:
+    return citations.check(response.text, {page.number: page.text() for page in pages})
 
 
-def _as_json(response: Response, model: KimiVL, options: Options, images: Sequence[Any]) -> dict[str, Any]:
+def _as_json(response: Response, model: KimiVL, options: Options, pages: Sequence[Page]) -> dict[str, Any]:
     result = response.to_dict()
     fields = ("text", "thinking", "finish_reason", "usage", "timings", "notices", "seed")
     chosen = {name: result[name] for name in fields}
     chosen["model"] = {"name": model.name, "variant": model.variant, "file": options.files.model}
     if options.cite:
-        chosen["citations"] = [asdict(one) for one in _citations(response, images)]
+        chosen["citations"] = [asdict(one) for one in _citations(response, pages)]
     return chosen

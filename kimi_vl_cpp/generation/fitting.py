@@ -9,7 +9,7 @@ from ..checks import about_argument, check_int
 from ..errors import ContextFull
 from ..files.variants import REASONING
 from ..media import budget
-from ..media.drawn import Drawn, label_of
+from ..media.drawn import Drawn, text_around
 from ..media.processor import LimitedImage, ProcessedImage
 
 if TYPE_CHECKING:
@@ -127,4 +127,5 @@ def _n_around(model: LoadedModel, images: Sequence[Drawn], text: str) -> int:
     """Tokens of text, labels and template."""
     encode = model.tokenizer.encode
     frame = len(encode("image")) + 3  # the template's tokens around a picture
-    return _TEMPLATE_TOKENS + len(encode(text)) + sum(frame + len(encode(label_of(image))) + 1 for image in images)
+    around = sum(len(encode(words)) + 1 for image in images for words in text_around(image))
+    return _TEMPLATE_TOKENS + len(encode(text)) + frame * len(images) + around

@@ -24,6 +24,11 @@ class Drawn(ABC):
         """The text that stands before the picture in a prompt; "" for none."""
 
     @property
+    def caption(self) -> str:
+        """The text that stands behind the picture in a prompt; "" for none."""
+        return ""
+
+    @property
     def native_size(self) -> tuple[int, int] | None:
         """Width and height in pixels above which there is nothing more to see; None for what is sharp at any size."""
         return None
@@ -33,10 +38,10 @@ class Drawn(ABC):
         """uint8 [height, width, 3]. Raises BadImage, OutOfMemory."""
 
 
-def label_of(image: object) -> str:
-    """The label of anything that a request takes as a picture; "" for pictures without one."""
-    label = getattr(image, "label", "")
-    return label if isinstance(label, str) else ""
+def text_around(image: object) -> tuple[str, str]:
+    """The label and the caption of anything that a request takes as a picture; "" where it has none."""
+    label, caption = (getattr(image, name, "") for name in ("label", "caption"))
+    return label if isinstance(label, str) else "", caption if isinstance(caption, str) else ""
 
 
 class Part(Drawn):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BadImage, BadRequest, OutOfMemory, shown
-from .drawn import Drawn, label_of
+from .drawn import Drawn, text_around
 from .open import MAX_PIXELS, ImageInput, is_bare_base64, load_data_url, open_image
 
 __all__ = ["ImageInput", "ImageProcessor", "LimitedImage", "ProcessedImage", "is_bare_base64", "load_data_url"]
@@ -42,6 +42,8 @@ class ProcessedImage:
     """What the caller may want to know: first frame only, transparency on white, ..."""
     label: str = field(default="", compare=False)
     """The text that stands before it in a prompt, such as its page number."""
+    caption: str = field(default="", compare=False)
+    """The text that stands behind it, such as the text layer of its page."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -60,7 +62,12 @@ class LimitedImage:
     @property
     def label(self) -> str:
         """The picture's own."""
-        return label_of(self.image)
+        return text_around(self.image)[0]
+
+    @property
+    def caption(self) -> str:
+        """The picture's own."""
+        return text_around(self.image)[1]
 
 
 class ImageProcessor:
@@ -122,7 +129,7 @@ class ImageProcessor:
         if isinstance(image, Drawn):
             size = self.largest(image)
             resized, padded = self.plan(*size)
-            return self._padded(image.draw(*resized), size, padded, [], image.label)
+            return self._padded(image.draw(*resized), size, padded, [], text_around(image))
         # Planned twice: by the header, so that a picture that is refused is never decoded, and by what was decoded, as
         # EXIF may have turned it and the headers of some containers are wrong.
         opened = open_image(image, self.max_pixels, accept=self.plan)
@@ -168,7 +175,7 @@ class ImageProcessor:
         original: tuple[int, int],
         padded: tuple[int, int],
         notices: list[str],
-        label: str = "",
+        around: tuple[str, str] = ("", ""),
     ) -> ProcessedImage:
         height, width = rgb.shape[:2]
         pixels = np.zeros((padded[1], padded[0], 3), np.uint8)
@@ -178,7 +185,7 @@ class ImageProcessor:
         digest = hashlib.sha256(f"{grid[0]}x{grid[1]}:".encode())
         digest.update(pixels.data)
         tokens = grid[0] * grid[1] // (self.merge * self.merge)
-        return ProcessedImage(pixels, grid, tokens, original, (width, height), digest.hexdigest(), notices, label)
+        return ProcessedImage(pixels, grid, tokens, original, (width, height), digest.hexdigest(), notices, *around)
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:

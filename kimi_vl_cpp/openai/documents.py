@@ -1,4 +1,4 @@
-"""The parts of a message that carry a PDF document: `file` of chat completions, `input_file` of Responses."""
+"""The parts of a message that carry a document, PDF or TIFF: `file` of chat completions, `input_file` of Responses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadDocument
-from ..media.paged import MARKERS, Markers, PagedDocument
-from ..media.pdf import Document
+from ..media.documents import open_document
+from ..media.paged import MARKERS, TEXT_LAYERS, Markers, PagedDocument, TextLayer
 from ..media.processor import load_data_url
 from .fields import about, bad, shown, unsupported
 
 FILE_PARTS = ("file", "input_file")
-_TYPES = ("", "application/pdf", "application/x-pdf", "application/octet-stream", "binary/octet-stream")
+_TYPES = ("", "application/pdf", "application/x-pdf", "image/tiff", "application/octet-stream", "binary/octet-stream")
 _MAX_NAME = 200
 
 OpenDocument = Callable[[bytes, str], PagedDocument]
@@ -24,13 +24,13 @@ OpenDocument = Callable[[bytes, str], PagedDocument]
 
 def open_here(data: bytes, name: str) -> PagedDocument:
     """Opens a document in this process."""
-    return Document(data, name=name)
+    return open_document(data, name=name)
 
 
 @dataclass(frozen=True)
 class FilePart:
     """A document in a message. place: its field. options: the object that has its fields. pages: which of them, None
-    for all. markers: what stands before each page in the prompt."""
+    for all. markers: what stands before each page in the prompt. text_layer: whether its text stands behind it."""
 
     place: str
     options: Mapping[str, Any]
@@ -38,6 +38,7 @@ class FilePart:
     name: str
     pages: str | None
     markers: Markers
+    text_layer: TextLayer
 
 
 def has_documents(messages: Any) -> bool:
@@ -66,10 +67,14 @@ def read_file_part(where: str, part: Mapping[str, Any]) -> FilePart:
     markers = options.get("markers") or ("full" if given else "short")
     if markers not in MARKERS:
         raise bad(f"{place}.markers", f"got {shown(markers)}, expected one of {', '.join(MARKERS)}", "request.file")
+    text_layer = options.get("text_layer") or "never"
+    if text_layer not in TEXT_LAYERS:
+        problem = f"got {shown(text_layer)}, expected one of {', '.join(TEXT_LAYERS)}"
+        raise bad(f"{place}.text_layer", problem, "request.file")
     with about(f"{place}.file_data"):
         data = _data(options.get("file_data"))
     name = "".join(character for character in given or "document" if character.isprintable())[:_MAX_NAME]
-    return FilePart(place, options, data, name, pages, markers)
+    return FilePart(place, options, data, name, pages, markers, text_layer)
 
 
 def _text(place: str, options: Mapping[str, Any], name: str) -> str | None:
@@ -87,8 +92,8 @@ def _data(value: Any) -> bytes:
         kind = value.lstrip()[5:200].partition(",")[0].partition(";")[0].strip().lower()
         if kind not in _TYPES:
             raise BadDocument(
-                f"got a file of type {shown(kind)}, expected application/pdf: send text as text parts, pictures as "
-                "image_url parts, and print other documents to PDF",
+                f"got a file of type {shown(kind)}, expected application/pdf or image/tiff: send text as text parts, "
+                "pictures as image_url parts, and print other documents to PDF",
                 "document.format",
             )
         return load_data_url(value)

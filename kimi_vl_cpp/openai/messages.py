@@ -218,13 +218,13 @@ class _Reader:
         limit = _max_patches(file.place, file.options)
         with about(file.place):
             document = self.open_document(file.data, file.name)
-            pages = document.pages(file.pages, file.markers)
+            pages = document.pages(file.pages, file.markers, file.text_layer)
         self.notices += document.notices
         parts: list[dict[str, Any]] = []
         for page in pages:
-            if page.label:
-                parts.append({"type": "text", "text": page.label})
-            parts.append(self._picture(page, file.place, limit))
+            picture = self._picture(page, file.place, limit)
+            parts += [{"type": "text", "text": page.label}] if page.label else []
+            parts += [picture, {"type": "text", "text": page.caption}] if page.caption else [picture]
         return parts
 
     def _from_url(self, where: str, url: str | os.PathLike[str]) -> Any:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..generation import sampling
-from ..media.paged import MARKERS
+from ..media.paged import MARKERS, TEXT_LAYERS
 from ..openai import messages, options, reasoning, text_completions, tools
 from ..version import __version__
 from .replies import json_reply
@@ -103,7 +103,12 @@ def _message() -> Schema:
     url = {"anyOf": [_STRING, _object(("url",), url=_STRING, detail={"enum": list(messages.DETAILS)})]}
     text = _object(("type", "text"), type={"const": "text"}, text=_STRING)
     picture = _object(("type", "image_url"), type={"const": "image_url"}, image_url=url)
-    options = {"filename": _STRING, "pages": _STRING, "markers": {"enum": list(MARKERS)}}
+    options = {
+        "filename": _STRING,
+        "pages": _STRING,
+        "markers": {"enum": list(MARKERS)},
+        "text_layer": {"enum": list(TEXT_LAYERS)},
+    }
     document = _object(
         ("type", "file"), type={"const": "file"}, file=_object(("file_data",), file_data=_STRING, **options)
     )

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..media.paged import is_usable
 from ..media.processor import LimitedImage
-from .reading import is_usable
 
 if TYPE_CHECKING:
     from ..media.paged import Page

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..media.drawn import Drawn, Part
-from ..media.paged import Page
+from ..media.paged import Page, is_usable
 from ..media.processor import LimitedImage
 from . import recipes
 from .journal import Journal
@@ -164,15 +164,6 @@ def agrees(text: str, layer: str) -> bool:
     if len(words) < _MIN_WORDS or not is_usable(layer):
         return True
     return len(words & set(_WORD.findall(text.lower()))) >= _MIN_SHARE * len(words)
-
-
-def is_usable(layer: str) -> bool:
-    """Whether a text layer is text: long enough, and nearly all of it characters that can be printed."""
-    if len(layer) < 20:
-        return False
-    odd = sum(character == "\ufffd" or "\ue000" <= character <= "\uf8ff" for character in layer)
-    printable = sum(character.isprintable() or character.isspace() for character in layer)
-    return odd < 0.05 * len(layer) and printable > 0.9 * len(layer)
 
 
 def join_halves(upper: str, lower: str) -> str:

@@ -38,13 +38,13 @@ def text_of(message: Message) -> str:
     return "".join(part["text"] for part in content or () if part.get("type") == "text")
 
 
-def user_content(text: str, labels: Sequence[str], first: int = 0) -> list[dict[str, Any]]:
-    """The content of a user's message: pictures, numbered from `first`, each behind its label, then the text."""
+def user_content(text: str, around: Sequence[tuple[str, str]], first: int = 0) -> list[dict[str, Any]]:
+    """The content of a user's message: pictures, numbered from `first`, each between two texts, then the text."""
     content: list[dict[str, Any]] = []
-    for index, label in enumerate(labels):
-        if label:
-            content.append({"type": "text", "text": label})
-        content.append({"type": "image", "image": first + index})
+    for index, (before, behind) in enumerate(around):
+        picture = {"type": "image", "image": first + index}
+        texts = [{"type": "text", "text": words} if words else None for words in (before, behind)]
+        content += [part for part in (texts[0], picture, texts[1]) if part is not None]
     return [*content, {"type": "text", "text": text}]
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import documents
 import numpy as np
 import pytest
 import videos
@@ -230,6 +231,22 @@ def test_pages_of_a_scan_are_chosen_wherever_it_comes_from(run, model_path, tmp_
     assert usages[0]["image_tokens"] == (3 * 2) + (5 * 2) == usages[1]["image_tokens"]
     refused = run(*asked, "-i", "-", "--pages", "2", stdin=b"GIF89a")
     assert refused.code == 2 and "standard input is none" in refused.err
+
+
+def test_pages_are_given_as_pictures_with_their_text_or_as_text_alone(run, model_path, tmp_path):
+    file = tmp_path / "list.pdf"
+    file.write_bytes(documents.pdf(["Item one costs seven dollars.", ""], (84, 56), font_size=4))
+    asked = ("run", "-m", model_path, *greedy("--json"), "-n", "1", "--image-patches", "24", "What?")
+    usages = {
+        kind: json.loads(run(*asked, "-i", f"{file}#1", "--text-layer", kind).out)["usage"]
+        for kind in ("never", "auto", "only")
+    }
+    tokens = {kind: (usage["image_tokens"], usage["prompt_tokens"]) for kind, usage in usages.items()}
+    assert tokens["never"][0] == tokens["auto"][0] > tokens["only"][0] == 0
+    assert tokens["auto"][1] > tokens["never"][1] and tokens["auto"][1] > tokens["only"][1] > 10
+    refused = run(*asked, "-i", file, "--text-layer", "only")
+    assert refused.code == 4 and "for page 2: give these" in refused.err and "document.scanned" in refused.err
+    assert "expected never, auto or only" in run(*asked, "-i", file, "--text-layer", "yes").err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="needs /dev/fd")

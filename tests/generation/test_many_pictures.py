@@ -224,12 +224,14 @@ def test_pages_that_would_be_too_small_to_read_are_an_error_with_what_fits(model
     assert caught.value.code == "context.full" and "2048 patches" in str(caught.value)
 
 
-def test_a_conversation_keeps_the_numbers_of_its_pages(model):
-    document = Document(documents.pdf(["a", "b"]), name="x.pdf")
+def test_a_conversation_keeps_the_numbers_and_texts_of_its_pages(model):
+    document = Document(documents.pdf(["a line that is long enough", "b"], font_size=9), name="x.pdf")
     conversation = model.conversation()
-    conversation.ask("Hi", document.pages(), max_new_tokens=1)
+    conversation.ask("Hi", document.pages(text_layer="auto"), max_new_tokens=1)
     again = type(conversation).from_dict(model, conversation.to_dict())
     assert [image.label for image in again.turns[0].images] == ["Page 1 of 2:\n", "Page 2 of 2:\n"]
+    first, second = again.turns[0].images
+    assert "text found on page 1\na line that is long enough" in first.caption and second.caption == ""
 
 
 def test_documents_must_be_a_list(model):

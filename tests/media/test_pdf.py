@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimi_vl_cpp.errors import BadDocument, BadImage, KimiVLError, Unsupported
-from kimi_vl_cpp.media import budget, ranges
+from kimi_vl_cpp.media import budget, paged, ranges
 from kimi_vl_cpp.media.drawn import Drawn
 from kimi_vl_cpp.media.named_part import split
 from kimi_vl_cpp.media.pdf import Document
@@ -235,3 +235,16 @@ def test_what_has_pixels_of_its_own_is_never_drawn_larger():
     small = Sheet(280.0, 140.0, native=(280, 140))
     assert ImageProcessor()(small).resized_size == (280, 140)
     assert budget.tokens_at(ImageProcessor(), [small], 4096) == ImageProcessor()(small).n_tokens == 50
+
+
+LAYER = "The price of item three is three dollars."
+
+
+def test_the_text_layer_stands_behind_a_page_where_it_is_text():
+    document = Document(documents.pdf([LAYER, "short", ""], font_size=9))
+    digital, short, _ = document.pages(text_layer="auto")
+    assert digital.caption == f"\n``` text found on page 1\n{LAYER}\n```\n" and short.caption == ""
+    assert paged.fenced(3, "a ```` b").startswith("\n````` text found on page 3\n")
+    assert ImageProcessor()(LimitedImage(digital, 64)).caption == digital.caption
+    assert all(page.caption == "" for page in document.pages())
+    assert len(paged.fenced(1, "é" * 9000).encode()) < 6100

@@ -37,6 +37,15 @@ def test_pages_become_pictures_behind_their_numbers(part, labels, numbers):
     assert [picture.source.number for picture in result.pictures] == numbers
 
 
+def test_the_text_of_a_page_stands_behind_it_where_it_is_asked_for():
+    words = "What the file says that the page shows."
+    url = f"data:;base64,{base64.b64encode(documents.pdf([words, ''], font_size=9)).decode()}"
+    result = translated({"type": "file", "file": {"file_data": url, "markers": "none", "text_layer": "auto"}})
+    first, text, second, question = result.messages[0]["content"]
+    assert (first["type"], second["type"], question["text"]) == ("image", "image", "Why?")
+    assert words in text["text"] and "text found on page 1" in text["text"]
+
+
 def test_a_limit_of_patches_is_that_of_every_page():
     result = translated({"type": "file", "file": {"file_data": URL, "detail": "low"}})
     assert [picture.max_patches for picture in result.pictures] == [1024] * 3
@@ -54,6 +63,7 @@ def test_a_limit_of_patches_is_that_of_every_page():
         ({"file_data": URL, "pages": 4}, ".pages", "request.file"),
         ({"file_data": URL, "filename": 4}, ".filename", "request.file"),
         ({"file_data": URL, "markers": "all"}, ".markers", "request.file"),
+        ({"file_data": URL, "text_layer": "only"}, ".text_layer", "request.file"),
         ({"file_data": URL, "max_patches": 1}, ".max_patches", "request.messages"),
         ({"file_id": "file-1"}, ".file_id", "unsupported.file_id"),
         ({"file_url": "https://a/b"}, ".file_url", "unsupported.file_url"),

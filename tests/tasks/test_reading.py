@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kimi_vl_cpp import cli
 from kimi_vl_cpp.errors import BadRequest
 from kimi_vl_cpp.media.drawn import Part
+from kimi_vl_cpp.media.paged import is_usable
 from kimi_vl_cpp.media.pdf import Document
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.tasks import outputs, reading, recipes, tables
@@ -81,7 +82,7 @@ def test_an_answer_with_other_words_than_the_text_layer_is_not_taken(model, scri
 
 @pytest.mark.parametrize("layer", ["", "short", "\ufffd" * 40, "\ue001abc" * 20, "\x01\x02" * 30])
 def test_a_text_layer_that_is_no_text_is_not_used(layer):
-    assert not reading.is_usable(layer)
+    assert not is_usable(layer)
 
 
 def test_halves_overlap_and_are_joined_once():

@@ -43,6 +43,7 @@ class Options:
     pages: str | None = None
     image_patches: int | None = None
     max_tokens: int | None = None
+    upright: bool = False
     password_file: str | None = None
     restart: bool = False
     force: bool = False
@@ -83,6 +84,9 @@ def command(
         int | None,
         typer.Option("-n", "--max-tokens", metavar="N", help="Longest text of a page, in tokens. Default: 4096."),
     ] = None,
+    upright: Annotated[
+        bool, typer.Option("--upright", help="Turn pages that were scanned on their side: a short look at each first.")
+    ] = False,
     restart: options.Restart = False,
     force: options.Force = False,
     csv_safe: Annotated[
@@ -109,6 +113,7 @@ def command(
                 pages=pages,
                 image_patches=image_patches,
                 max_tokens=max_tokens,
+                upright=upright,
                 password_file=password_file,
                 restart=restart,
                 force=force,
@@ -203,6 +208,7 @@ def _head(model: KimiVL, options: Options, recipe: Recipe) -> dict[str, Any]:
         "in_token_limit": model.loaded.processor.in_token_limit,
         "max_new_tokens": options.max_tokens,
         "n_ctx": model.n_ctx,
+        "upright": options.upright or None,  # not in journals from before there was such a thing
     }
 
 
@@ -266,6 +272,7 @@ class _Reading:
                 journal,
                 patches=options.image_patches,
                 max_new_tokens=options.max_tokens,
+                upright=options.upright,
                 progress=_quiet,
                 before=self._show,
             ):
@@ -309,6 +316,9 @@ def _report(pages: list[ReadPage], out: Path, journal: Path, writer: _Writer, te
     layers = [page for page in pages if page.source == "text layer"]
     again = [page for page in pages if page.attempts > 1 and page.is_read and page not in layers]
     missing = [page for page in pages if not page.is_read]
+    for turns, how in ((1, "90° to the left"), (2, "by 180°"), (3, "90° to the right")):
+        if lying := [page for page in pages if page.turned == turns]:
+            terminal.note(f"{_named(lying)}: turned {how} before reading")
     if layers:
         terminal.note(f"{_named(layers)}: the model's text was bad, and the text layer of the document stands for it")
     if again:

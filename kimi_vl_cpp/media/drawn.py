@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Drawn(ABC):
@@ -69,3 +67,29 @@ class Part(Drawn):
         all_of_it = round(height / (self.bottom - self.top))
         start = min(round(all_of_it * self.top), all_of_it - height)
         return self.whole.draw(width, all_of_it)[start : start + height]
+
+
+class Turned(Drawn):
+    """A picture turned counter-clockwise by quarters."""
+
+    def __init__(self, whole: Drawn, turns: int) -> None:
+        self.whole = whole
+        self.turns = turns % 4
+
+    @property
+    def size(self) -> tuple[float, float]:
+        width, height = self.whole.size
+        return (height, width) if self.turns % 2 else (width, height)
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        size = self.whole.native_size
+        return size[::-1] if size is not None and self.turns % 2 else size
+
+    @property
+    def label(self) -> str:
+        return self.whole.label
+
+    def draw(self, width: int, height: int) -> NDArray[np.uint8]:
+        size = (height, width) if self.turns % 2 else (width, height)
+        return np.ascontiguousarray(np.rot90(self.whole.draw(*size), self.turns))

@@ -10,21 +10,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..media.paged import is_usable
-from ..media.processor import LimitedImage
+from .looking import likelihoods
 
 if TYPE_CHECKING:
     from ..media.paged import Page
     from ..model import KimiVL
 
-SKIM_PATCHES = 1024
-"""Of a page that is skimmed: a quarter of what it is read at."""
 REQUEST = "Does this page help to answer the following question? Answer yes or no.\n"
 
 _K1, _B = 1.2, 0.75  # the usual constants
-_N_TOP = 20  # alternatives among which yes and no are looked for
 _WORD = re.compile(r"\w+")
 
 
@@ -84,18 +81,5 @@ def _in_turn(first: Sequence[int], second: Sequence[int]) -> list[list[int]]:
 
 def _helps(model: KimiVL, page: Page, question: str) -> float:
     """How much likelier yes is than no, as the difference of their log probabilities."""
-    top = model.loaded.processor.in_token_limit
-    picture: Any = LimitedImage(page, min(SKIM_PATCHES, top))
-    response = model.chat(
-        REQUEST + question, [picture], temperature=0, seed=0, max_new_tokens=1, logprobs=_N_TOP, thinking_budget=0
-    )
-    if not response.logprobs:
-        return 0.0
-    first = response.logprobs[0]
-    worst = min((logprob for _, logprob in first.top), default=first.logprob)
-    found = {"yes": worst, "no": worst}
-    for token, logprob in first.top:
-        said = model.detokenize([token]).strip().casefold()
-        if said in found:
-            found[said] = max(found[said], logprob)
+    found = likelihoods(model, page, REQUEST + question, ("yes", "no"))
     return found["yes"] - found["no"]

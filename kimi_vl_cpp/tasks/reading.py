@@ -17,6 +17,7 @@ from ..media.processor import LimitedImage
 from . import recipes
 from .journal import Journal
 from .recipes import Recipe
+from .upright import quarter_turns, turned
 
 if TYPE_CHECKING:
     from ..media.processor import ImageInput
@@ -36,7 +37,7 @@ _WORD = re.compile(r"\w{3,}")
 class ReadPage:
     """A page that was read, or not. source: "model", "halves" (the upper and the lower half were asked for one by one),
     "text layer", or "none". problem: why the last answer of the model was bad, "" for a good one: "repetition",
-    "length", or "other text"."""
+    "length", or "other text". turned: quarters counter-clockwise by which the page was turned upright before."""
 
     number: int
     text: str
@@ -46,6 +47,7 @@ class ReadPage:
     prompt_tokens: int
     new_tokens: int
     seconds: float
+    turned: int = 0
 
     @property
     def is_read(self) -> bool:
@@ -62,6 +64,11 @@ class _Tries:
     attempts: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of all prompts, and of all answers."""
+        return self.prompt_tokens, self.new_tokens
 
     def ask(self, image: ImageInput | LimitedImage, prompt: str, temperature: float, seed: int) -> tuple[str, str]:
         """The answer, and "" or what is bad about it."""
@@ -90,12 +97,14 @@ def read_pages(
     *,
     patches: int | None = None,
     max_new_tokens: int | None = None,
+    upright: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     before: Callable[[int], None] | None = None,
 ) -> Iterator[ReadPage]:
     """Reads the pages that the journal does not hold yet and yields all of them in order.
 
     pages: their numbers and pictures. patches: of each picture, None is the model's limit. max_new_tokens: of a page.
+    upright: whether pages that lie on their side are turned first, which costs a short look at each.
     before: called with the number of a page before it is asked about. Raises what `KimiVL.chat` raises; what was read
     until then is in the journal.
     """
@@ -108,7 +117,8 @@ def read_pages(
             options: dict[str, Any] = {"max_new_tokens": longest, "progress": progress}
             if recipe.grammar is not None:
                 options["grammar"] = recipe.grammar
-            page = _read(model, number, image, recipe, patches, options)
+            turns = quarter_turns(model, image) if upright else 0
+            page = _read(model, number, image, recipe, patches, options, turns)
             record = asdict(page)
             del record["number"]
             journal.add(number, record)
@@ -128,17 +138,19 @@ def _read(
     recipe: Recipe,
     patches: int | None,
     options: dict[str, Any],
+    turns: int,
 ) -> ReadPage:
     started = time.perf_counter()
     tries = _Tries(model, options)
     layer = image.text().strip() if recipe.transcribes and isinstance(image, Page) else ""
+    image = turned(image, turns) if turns else image
 
     def limited(picture: ImageInput) -> ImageInput | LimitedImage:
         return picture if patches is None else LimitedImage(picture, patches)
 
     def done(text: str, source: str, problem: str) -> ReadPage:
         seconds = round(time.perf_counter() - started, 3)
-        return ReadPage(number, text, source, problem, tries.attempts, tries.prompt_tokens, tries.new_tokens, seconds)
+        return ReadPage(number, text, source, problem, tries.attempts, *tries.tokens, seconds, turns)
 
     problem, cut = "", ""
     for temperature, seed in ((0.0, 0), *RETRIES):

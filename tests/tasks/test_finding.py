@@ -49,7 +49,6 @@ def test_pages_with_text_are_found_without_looking(model, script):
 def test_pages_without_text_are_looked_at_in_turn(model, script, monkeypatch):
     texts = ["", f"{' '.join(FILLER)} lantern", "", f"{' '.join(FILLER)} ferry", ""]
     pages = Document(documents.pdf(texts, (500, 60), font_size=6)).pages()
-    monkeypatch.setattr(finding, "SKIM_PATCHES", 16)
     likely = {1: -1.0, 3: 2.0, 5: 1.0}
     monkeypatch.setattr(finding, "_helps", lambda model, page, question: likely[page.number])
     skimmed = []

@@ -11,6 +11,9 @@ export const touch = () => matchMedia("(pointer: coarse)").matches;
 export class Composer {
   constructor({ ask, stop, model }) {
     Object.assign(this, { ask, stop, model, pictures: [], running: false, counts: new Map() });
+    this.reading = []; // names of the files on their way into the tray
+    this.read = null; // a promise: has each of them become a picture?
+
     this.area = h("textarea", { id: "prompt", rows: 1, placeholder: words.promptHint, "aria-label": words.prompt, autocomplete: "off",
       oninput: () => this.refresh(), onkeydown: (event) => this.key(event) });
     this.input = h("input", { type: "file", accept: "image/*,.tif,.tiff,.bmp,.ppm", multiple: true, class: "unseen", tabindex: "-1",
@@ -53,7 +56,15 @@ export class Composer {
     });
   }
 
-  async add(files, name = null) {
+  // One lot of files after the other, so that the tray has the order in which they came.
+  add(files, name = null) {
+    const before = this.reading.length ? this.read : Promise.resolve(true);
+    this.reading.push(...files.map((file) => name || file.name));
+    this.showTray();
+    this.read = before.then(async (all) => (await this.readAll(files, name)) && all);
+  }
+
+  async readAll(files, name) {
     let added = 0;
     for (const file of files) {
       try {
@@ -62,11 +73,13 @@ export class Composer {
       } catch (error) {
         toast(error.message);
       }
+      this.reading.shift();
+      this.showTray();
     }
     if (added) announce(words.added(added));
-    this.showTray();
     if (!touch()) this.area.focus();
     for (const picture of this.pictures) this.count(picture);
+    return added === files.length;
   }
 
   // What a picture costs in tokens, from the server; unknown while it does not say.
@@ -82,7 +95,8 @@ export class Composer {
   }
 
   showTray() {
-    this.tray.hidden = !this.pictures.length;
+    this.tray.hidden = !this.pictures.length && !this.reading.length;
+    this.tray.setAttribute("aria-busy", String(this.reading.length > 0));
     this.tray.replaceChildren(...this.pictures.map((picture, index) => {
       const move = (step) => {
         this.pictures.splice(index + step, 0, this.pictures.splice(index, 1)[0]);
@@ -107,7 +121,7 @@ export class Composer {
           several && iconButton("right", words.moveLater(picture.name), () => move(1),
             { disabled: index === this.pictures.length - 1, "data-step": "1" }),
           iconButton("close", words.removePicture(picture.name), remove)));
-    }));
+    }), ...this.reading.map((name) => h("li", { class: "reading" }, h("span", { class: "name", title: name }, words.reading(name)))));
     this.refresh();
   }
 
@@ -119,8 +133,15 @@ export class Composer {
     }
   }
 
-  submit() {
+  async submit() {
     if (this.running) return void (document.activeElement === this.send && this.stop());
+    if (this.reading.length) {
+      if (this.waiting) return;
+      this.waiting = true; // what was sent goes with the pictures that were added before
+      const all = await this.read;
+      this.waiting = false;
+      if (!all || this.running) return;
+    }
     const text = this.area.value.trim();
     if (!text && !this.pictures.length) return this.area.focus();
     const { pictures } = this;
@@ -149,7 +170,7 @@ export class Composer {
       send.title = label;
       send.replaceChildren(icon(running ? "stop" : "send"));
     }
-    send.classList.toggle("idle", !running && !area.value.trim() && !this.pictures.length);
+    send.classList.toggle("idle", !running && !area.value.trim() && !this.pictures.length && !this.reading.length);
   }
 
   focus() {

@@ -127,7 +127,7 @@ async function start(node, goOn) {
   if (!touch()) composer.focus();
   announce(words.answering);
   if (location.hash.slice(1) !== conversation.id) history.replaceState(null, "", `#${conversation.id}`);
-  await saveConversation(conversation);
+  await run.kept;
   await sidebar.load();
   await started;
 }
@@ -139,7 +139,6 @@ async function ended(run) {
     showContext();
     if (run.node.state !== "failed" && run.node.text) announce(words.finished(run.node.text.slice(0, 400)));
   }
-  await saveConversation(run.conversation);
   await sidebar.load();
   tabs?.postMessage(me);
 }

@@ -44,6 +44,8 @@ export class Run extends EventTarget {
     this.abort = new AbortController();
     this.progress = null; // {stage, done, total} or {stage: "queue", ahead}
     this.id = null; // the server's name of this answer
+    this.outcome = "done"; // the turn's state once the stream has ended
+    this.ended = false; // and is kept
     this.began = performance.now();
     this.saved = performance.now();
     this.thoughtBegan = 0;
@@ -54,7 +56,7 @@ export class Run extends EventTarget {
   }
 
   get thinking() {
-    return this.node.state === "running" && Boolean(this.thoughtBegan);
+    return Boolean(this.thoughtBegan);
   }
 
   thoughtMs() {
@@ -66,25 +68,31 @@ export class Run extends EventTarget {
     Object.assign(node, { state: "running", error: null });
     if (!this.goOn) Object.assign(node, { text: "", thought: "", thoughtMs: 0, stats: null });
     this.changed();
+    this.kept = saveConversation(this.conversation); // the question, before anything else
+    await this.kept;
     const queue = setTimeout(() => this.watchQueue(), QUEUE_AFTER);
     try {
       const body = { model: this.model, messages: await messagesFor(this.conversation, node, this.goOn), stream: true,
         stream_options: { include_usage: true }, return_progress: true, ...requestFields(),
         ...(this.goOn ? { continue_final_message: true } : {}) };
       for await (const chunk of streamChat(body, this.abort.signal)) this.take(chunk);
-      if (node.state === "running") node.state = "done";
     } catch (error) {
-      if (error.name === "AbortError") node.state = "stopped";
-      else Object.assign(node, { state: "failed", error: { message: error.message, status: error.status ?? 0 } });
+      if (error.name === "AbortError") this.outcome = "stopped";
+      else {
+        this.outcome = "failed";
+        node.error = { message: error.message, status: error.status ?? 0 };
+      }
     }
     clearTimeout(queue);
+    node.state = this.outcome;
     this.endThought(node.state !== "done" && !node.text);
     this.progress = null;
     node.at = Date.now();
     this.conversation.updated = Date.now();
+    await saveConversation(this.conversation); // what is shown as ended outlives the page
+    this.ended = true;
     this.changed();
     this.dispatchEvent(new Event("end"));
-    await saveConversation(this.conversation);
   }
 
   stop() {
@@ -115,7 +123,7 @@ export class Run extends EventTarget {
       node.text += delta.content;
     }
     if (choice?.finish_reason) {
-      node.state = choice.finish_reason === "length" ? "length" : "done";
+      this.outcome = choice.finish_reason === "length" ? "length" : "done";
       node.stats = { ...node.stats, ...figuresOf(chunk, this.firstMs) };
     }
     if (chunk.usage) node.stats = { ...node.stats, ...usageOf(chunk.usage) };

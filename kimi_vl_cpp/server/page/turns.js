@@ -146,7 +146,7 @@ export class AnswerTurn {
   }
 
   get running() {
-    return this.node.state === "running" && Boolean(this.run);
+    return Boolean(this.run) && !this.run.ended;
   }
 
   refresh() {

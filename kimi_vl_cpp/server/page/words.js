@@ -68,6 +68,7 @@ export const words = {
     `The pictures of this conversation are ${mb} MB together and the server takes ${limit} MB. ` +
     "Start a new conversation, or edit the question and remove some.",
   added: (n) => (n === 1 ? "1 picture added." : `${n} pictures added.`),
+  reading: (name) => `Reading ${name} …`,
   removedPicture: (name) => `${name} removed.`,
 
   camera: "Camera",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -52,6 +53,26 @@ def shared(name: str, make: Callable[[], Any]) -> Any:
     if name not in _shared:
         _shared[name] = make()
     return _shared[name]
+
+
+def slow_browser() -> str:
+    """KIMI_SLOW_PAGE=400: what the browser stores and asks for takes that many ms more, as on a very busy machine. What
+    fails then reads or reloads too early, the test or the page."""
+    delay = int(os.environ.get("KIMI_SLOW_PAGE", 0))
+    return (
+        delay
+        and f"""
+      const {{ fetch }} = window;
+      window.fetch = async (...asked) => (await new Promise((go) => setTimeout(go, {delay})), fetch(...asked));
+      const {{ put }} = IDBObjectStore.prototype;
+      IDBObjectStore.prototype.put = function (...record) {{
+        const until = performance.now() + {delay};
+        const linger = () => performance.now() < until && (this.count().onsuccess = linger);
+        linger();
+        return put.apply(this, record);
+      }};
+    """
+    )
 
 
 @pytest.fixture
@@ -108,8 +129,8 @@ def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Call
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
-        if script:
-            context.add_init_script(script)
+        for code in filter(None, (script, slow_browser())):
+            context.add_init_script(code)
         page = context.new_page()
 
         def check(asked: str) -> None:

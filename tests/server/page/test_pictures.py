@@ -168,6 +168,43 @@ def test_editing_a_question_can_remove_a_picture(page: Page, scripted: Scripted)
     assert sizes_sent(scripted.requests[1]) == [(40, 20)]
 
 
+SLOW_PICTURES = """
+  const read = window.createImageBitmap;
+  window.openGate = null;
+  const gate = new Promise((open) => (window.openGate = open));
+  window.createImageBitmap = async (...given) => (await gate, read(...given));
+"""
+
+
+def test_a_question_waits_for_the_pictures_that_were_added_before_it(open_page: Any, scripted: Scripted) -> None:
+    page = open_page(script=SLOW_PICTURES)
+    page.set_input_files(FILES, [upload("a.png", png(30, 20))])
+    page.set_input_files(FILES, [upload("b.png", png(40, 20))])
+    expect(tray(page)).to_have_text(["Reading a.png …", "Reading b.png …"])
+    page.fill("#prompt", "which?")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_have_value("which?")
+    page.evaluate("openGate()")
+    expect(page.locator("[data-action=regenerate]")).to_be_visible()
+    assert sizes_sent(scripted.requests[0]) == [(30, 20), (40, 20)]
+    assert len(scripted.requests) == 1
+    expect(tray(page)).to_have_count(0)
+
+
+def test_a_question_is_not_sent_without_a_picture_that_cannot_be_read(open_page: Any, scripted: Scripted) -> None:
+    page = open_page(script=SLOW_PICTURES)
+    page.set_input_files(FILES, [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"}])
+    page.set_input_files(FILES, [upload("b.png", png(40, 20))])
+    page.fill("#prompt", "which?")
+    page.keyboard.press("Enter")
+    page.evaluate("openGate()")
+    expect(page.get_by_role("status").filter(has_text="notes.txt")).to_be_visible()
+    expect(tray(page)).to_contain_text(["b.png"])
+    expect(page.locator("#prompt")).to_have_value("which?")
+    assert scripted.requests == []
+
+
 def points(page: Page) -> list[tuple[float, float]]:
     """The centres of the rings, in pixels of the picture."""
     found = []

@@ -121,8 +121,9 @@ def _convert(
     with ExitStack() as stack:
         adapters = []
         shapes = {target.name: target.shape for target in model.targets}
+        projector = model.vision.get("clip.projector_type")
         for path, scale in wanted:
-            adapters.append(open_adapter(path, shapes, scale))
+            adapters.append(open_adapter(path, shapes, scale, None if projector is None else projector.value.decode()))
             stack.callback(adapters[-1].close)
         plan = make_plan(model, dst, replace(request, adapters=adapters), _measured(model, progress))
         check_space(plan.layouts)

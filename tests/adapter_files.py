@@ -97,3 +97,10 @@ def random_gguf_adapter(path: Path, *files: Path, rank: int = 4, seed: int = 0, 
         a, b = rng.normal(0, 0.05, (*stack, rank, n_in)), rng.normal(0, 0.05, (*stack, n_out, rank))
         factors[tensor.name] = a.astype(np.float32), b.astype(np.float32)
     return write_gguf_adapter(path, factors)
+
+
+def join_qkv(tensors: dict[str, NDArray[np.float32]]) -> None:
+    """The queries, keys and values of each block of the tower in one tensor, in place (`edit` of make_tiny_model)."""
+    for name in [name for name in tensors if ".attn_q." in name and name.startswith("v.")]:
+        parts = [tensors.pop(name.replace("attn_q", f"attn_{part}")) for part in "qkv"]
+        tensors[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)

@@ -25,6 +25,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _HASHED_BYTES = 4 << 20
 
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
+_PERMUTED = re.compile(r"v\.blk\.\d+\.attn_(?:q|k|qkv)\.weight$")
 _KV_B = re.compile(r"^(blk\.\d+\.)attn_kv_b\.weight$")
 _OTHERS = (
     ("lora_magnitude_vector", "DoRA"),
@@ -38,13 +39,31 @@ _OTHERS = (
 )
 
 
-def open_adapter(path: str | os.PathLike[str], shapes: Shapes, scale: float = 1.0) -> Adapter:
-    """An adapter for a model with tensors of `shapes`. scale: over the adapter's own.
+def open_adapter(path: str | os.PathLike[str], shapes: Shapes, scale: float = 1.0, projector: object = None) -> Adapter:
+    """An adapter for a model with tensors of `shapes`. scale: over the adapter's own. projector: what the vision file
+    calls itself; one of the kind kimik25 has the tower's queries and keys in another order, so their change is refused.
 
     Raises BadModelFile ("lora.module", "lora.shape", "lora.pair", "lora.config", "lora.empty", …), Unsupported
     "lora.unsupported" for what cannot be applied exactly, BadRequest "lora.path".
     """
     where = Path(expand_home(os.fsdecode(path)))
+    adapter = _open(where, shapes, scale)
+    if projector == "kimik25" and any(map(_PERMUTED.match, adapter.changes)):
+        adapter.close()
+        refuse(where, "it changes queries and keys of the vision tower, whose order is another in this file (kimik25)")
+    return adapter
+
+
+def is_adapter(path: str | os.PathLike[str]) -> bool:
+    """Whether the path looks like an adapter's, sound or not: a folder with its configuration, or a GGUF file of that
+    type. Raises BadModelFile for a GGUF file that cannot be read."""
+    where = Path(expand_home(os.fsdecode(path)))
+    if where.is_dir():
+        return (where / CONFIG_NAME).exists()
+    return bool(open_gguf(where).get("general.type") == "adapter")
+
+
+def _open(where: Path, shapes: Shapes, scale: float) -> Adapter:
     if where.is_dir():
         return _open_folder(where, shapes, scale)
     if where.suffix in (".safetensors", ".json", ".bin") and where.is_file():

@@ -1,7 +1,8 @@
 """Where a module of the checkpoint lies in a GGUF file, and which rows of it.
 
 The same three rearrangements as the converter's: kv_b_proj is split per head into attn_k_b (transposed) and attn_v_b,
-experts are stacked, wqkv is cut into thirds. Whatever is done to the rows of W is done to B, to its columns to A.
+experts are stacked, wqkv is cut into thirds. Files that keep kv_b_proj or wqkv whole, or join gate and up of the experts,
+are known too. Whatever is done to the rows of W is done to B, to its columns to A.
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ def _whole(name: str, shapes: Shapes) -> Iterator[Place]:
 def _vision(block: str, rest: str, shapes: Shapes) -> Iterator[Place]:
     if rest != "wqkv":
         yield from _whole(f"{block}{_VISION.get(rest)}.weight", shapes)
+        return
+    if f"{block}attn_qkv.weight" in shapes:
+        yield from _whole(f"{block}attn_qkv.weight", shapes)
         return
     for third, part in enumerate(("attn_q", "attn_k", "attn_v")):
         for place in _whole(f"{block}{part}.weight", shapes):

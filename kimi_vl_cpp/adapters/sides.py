@@ -5,15 +5,15 @@ The network's matrices are those of a file whose joined tensors (attn_kv_b, attn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.rules import TEXT_ARCHITECTURE
 from .change import Adapter, LowRank
-from .complaints import bad, refuse
+from .complaints import bad
 from .places import Shapes
 
 PICTURE_PREFIXES = ("v.", "mm.")
@@ -34,14 +34,20 @@ class SideProduct:
     b: NDArray[np.float32]
 
 
-def network_shapes(shapes: Shapes, config: Mapping[str, Any]) -> Shapes:
-    """The shapes of the network's matrices. shapes: of a file's tensors, config: `_core.Engine.config`."""
+def network_shapes(shapes: Shapes, get: Callable[[str], object]) -> Shapes:
+    """The shapes of the network's matrices. shapes: of a model's tensors; get: a value of its text file's metadata."""
+
+    def size(key: str) -> int:
+        value = get(f"{TEXT_ARCHITECTURE}.{key}")
+        return value if isinstance(value, int) else 0
+
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         if name.endswith(".attn_kv_b.weight"):
-            heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
-            found[name.replace("kv_b", "k_b")] = (heads, rank, config["qk_nope_head_dim"])
-            found[name.replace("kv_b", "v_b")] = (heads, config["v_head_dim"], rank)
+            heads, rank = size("attention.head_count"), size("attention.kv_lora_rank")
+            nope = size("attention.key_length") - size("rope.dimension_count")
+            found[name.replace("kv_b", "k_b")] = (heads, rank, nope)
+            found[name.replace("kv_b", "v_b")] = (heads, size("attention.value_length"), rank)
         elif name.endswith(".attn_qkv.weight"):
             for part in ("q", "k", "v"):
                 found[name.replace("qkv", part)] = (shape[0] // 3, *shape[1:])
@@ -90,13 +96,6 @@ def added_up(products: Iterator[SideProduct]) -> list[tuple[str, int, NDArray[np
         (*where, np.concatenate([one.a for one in ones]), np.concatenate([one.b for one in ones]))
         for where, ones in found.items()
     ]
-
-
-def check_pictures(adapter: Adapter, projector: str | None) -> None:
-    """Refuses an adapter of the vision tower beside files that store its queries and keys in another order. projector:
-    what the vision file says it is."""
-    if projector == "kimik25" and changes_pictures(adapter):
-        refuse(adapter.path, "it changes the vision tower, whose rows this vision file (kimik25) has in another order")
 
 
 def changes_pictures(adapter: Adapter) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import _core
 from ..adapters.opening import open_adapter
-from ..adapters.sides import added_up, changes_pictures, check_pictures, network_shapes, side_bytes, side_products
+from ..adapters.sides import added_up, changes_pictures, network_shapes, side_bytes, side_products
 from ..checks import expand_home
 from ..errors import BadModelFile, BadRequest, OutOfMemory, shown
 from ..machine.memory import free_bytes
@@ -122,14 +122,13 @@ def _source(given: object) -> tuple[Path, float]:
 def _load(engine: _core.Engine, sources: list[tuple[Path, float]]) -> LoadedAdapter:
     model_name = str(engine.config["name"])
     files = [file for file in (engine.gguf, engine.vision_gguf) if file is not None]
-    shapes = network_shapes({one.name: tuple(one.shape) for file in files for one in file.tensors}, engine.config)
-    projector = None if engine.vision_gguf is None else engine.vision_gguf.get("clip.projector_type")
+    shapes = network_shapes({one.name: tuple(one.shape) for file in files for one in file.tensors}, engine.gguf.get)
+    projector = (engine.vision_gguf or engine.gguf).get("clip.projector_type")
     with ExitStack() as stack:
         opened = []
         for path, scale in sources:
-            opened.append(open_adapter(path, shapes, scale))
+            opened.append(open_adapter(path, shapes, scale, projector))
             stack.callback(opened[-1].close)
-            check_pictures(opened[-1], projector)
         n_bytes = sum(map(side_bytes, opened))
         free = free_bytes()
         if free is not None and 2 * n_bytes > free:  # what was read, and the core's copy

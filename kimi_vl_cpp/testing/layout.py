@@ -131,13 +131,16 @@ def vision_tensors(weights: Mapping[str, F32Array], v: Mapping[str, Any], kimik2
 
 
 def vision_weights(tensors: Mapping[str, F32Array], v: Mapping[str, Any]) -> dict[str, F32Array]:
-    """The reverse of `vision_tensors`, for both kinds. Tensors that are missing stay missing."""
+    """The reverse of `vision_tensors`, for both kinds, and for a joined attn_qkv that is not permuted (the position
+    table tells which). Tensors that are missing stay missing."""
     hidden, heads = v["hidden_size"], v["num_attention_heads"]
     out = {hf + s: tensors[gguf + s] for hf, gguf in _OUTER_NAMES.items() for s in _BOTH if gguf + s in tensors}
     if "v.position_embd.weight" in tensors:
         side = v["position_side"]
         out[TOWER + "patch_embed.pos_emb.weight"] = tensors["v.position_embd.weight"].reshape(side, side, hidden)
-    back = permutation_k25(heads, hidden // heads).argsort()
+    back: Any = slice(None)
+    if tensors.get("v.position_embd.weight", np.empty(0)).ndim == 3:
+        back = permutation_k25(heads, hidden // heads).argsort()
     for i in range(v["num_hidden_layers"]):
         hf, blk = f"{TOWER}encoder.blocks.{i}.", f"v.blk.{i}."
         for s in _BOTH:

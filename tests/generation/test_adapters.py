@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adapter_files import linear_modules, random_factors, random_gguf_adapter, write_adapter, write_gguf_adapter
+from adapter_files import (
+    join_qkv,
+    linear_modules,
+    random_factors,
+    random_gguf_adapter,
+    write_adapter,
+    write_gguf_adapter,
+)
 from checkpoint_files import TinyCheckpoint, write_checkpoint
 from reference import Network
 from vectors import VECTORS, assert_near, assert_same_bits
@@ -100,6 +107,35 @@ def test_joined_tensors_are_taken_apart(tiny_model, tmp_path, layout):
         assert load_adapters(engine, adapter).always.index == 0
     got, want = (Session(engine, 400, "f32", None, 0).prefill([IDS]) for engine in engines)
     assert_near(got, want, 1e-5)
+
+
+def test_a_joined_tensor_of_the_tower_is_taken_apart(tiny_model, tmp_path):
+    split, joined = (tiny_model(seed=5, edit=edit, **SMALLEST) for edit in (None, join_qkv))
+    weights = read_model(split.text, split.mmproj).weights
+    of_pictures = [name for name in linear_modules(weights) if "encoder" in name or "projector" in name]
+    adapter = write_adapter(tmp_path / "adapter", random_factors(weights, of_pictures))
+    named = random_gguf_adapter(tmp_path / "a.gguf", split.mmproj, seed=4, only="attn_")
+    engines = [Engine(str(model.text), str(model.mmproj)) for model in (joined, split)]
+    plain = engines[0].encode_image(PIXELS)
+    for index, source in enumerate((adapter, named)):
+        for engine in engines:
+            assert load_adapters(engine, source).always.index == index
+        got, want = (engine.encode_image(PIXELS, None, index) for engine in engines)
+        assert_near(got, want, 1e-5)
+        assert np.abs(got - plain).max() > 0.01 * np.abs(plain).max()
+
+
+def test_of_a_kimik25_file_only_queries_and_keys_of_pictures_are_refused(tiny_model, tmp_path):
+    made, plain = (tiny_model(seed=5, vision=vision, **SMALLEST) for vision in ("kimik25", "mmproj"))
+    weights = read_model(plain.text, plain.mmproj).weights
+    of_pictures = [name for name in linear_modules(weights) if "encoder" in name or "projector" in name]
+    kept = random_factors(weights, [name for name in of_pictures if "wqkv" not in name])
+    engines = [Engine(str(model.text), str(model.mmproj)) for model in (made, plain)]
+    for engine in engines:
+        load_adapters(engine, write_adapter(tmp_path / "kept", kept))
+    assert_near(*(engine.encode_image(PIXELS, None, 0) for engine in engines), 1e-5)
+    with pytest.raises(Unsupported, match="queries and keys of the vision tower"):
+        load_adapters(engines[0], write_adapter(tmp_path / "all", random_factors(weights, of_pictures)))
 
 
 def test_several_adapters_and_scales_add_up(base, everything):

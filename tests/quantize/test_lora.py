@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_files import Factors, linear_modules, merged, random_factors, write_adapter, write_gguf_adapter
+from adapter_files import Factors, join_qkv, linear_modules, merged, random_factors, write_adapter, write_gguf_adapter
 from checkpoint_files import TinyCheckpoint, write_checkpoint
 from reference import Network
 from vectors import VECTORS, assert_near
@@ -101,6 +101,32 @@ def test_merging_before_and_after_the_conversion_is_the_same(
     for i, source in enumerate((tiny.folder, base)):
         out = quantize(source, tmp_path / f"{i}.gguf", "F32", lora=[(adapter, 0.5)]).path
         assert_same_weights(out, want)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{}, {"layout": "legacy_kv_b"}, {"layout": "fused_gate_up"}, {"edit": join_qkv}, {"vision": "kimik25"}],
+    ids=["split", "kv_b", "gate_up", "qkv", "kimik25"],
+)
+def test_files_of_every_layout_are_merged(stored: dict[str, Any], tmp_path: Path) -> None:
+    """Experts one by one with factors of their own, so that none can take another's place."""
+    made = make_tiny_model(tmp_path / "model", seed=2, **stored, **SMALLEST)
+    weights = read_model(made.text, made.mmproj).weights
+    modules = [name for name in linear_modules(weights) if "vision" not in stored or "wqkv" not in name]
+    factors = random_factors(weights, modules, seed=7)
+    adapter = write_adapter(tmp_path / "adapter", factors)
+    out = quantize(made.text, tmp_path / "out.gguf", "F32", lora=[adapter]).path
+    assert_same_weights(out, merged(weights, factors, 2.0))
+
+
+def test_queries_and_keys_in_another_order_are_not_changed(tmp_path: Path) -> None:
+    made = make_tiny_model(tmp_path / "model", vision="kimik25", **SMALLEST)
+    weights = read_model(made.text, made.mmproj).weights
+    of_queries = [name for name in linear_modules(weights) if "wqkv" in name]
+    adapter = write_adapter(tmp_path / "adapter", random_factors(weights, of_queries))
+    with pytest.raises(errors.Unsupported, match=r"queries and keys of the vision tower") as caught:
+        quantize(made.text, tmp_path / "out.gguf", "F32", lora=[adapter])
+    assert caught.value.code == "lora.unsupported"
 
 
 def test_several_adapters_add_up(tiny: TinyCheckpoint, base: Path, everything: Factors, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ once, so a type's speed is the bandwidth over those bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from kimi_vl_cpp._core import GGUFFile, kv_row_bytes
+from kimi_vl_cpp.adapters.card import Card
+from kimi_vl_cpp.adapters.sides import PICTURE_PREFIXES, network_shapes
 from kimi_vl_cpp.errors import BadModelFile
 from kimi_vl_cpp.files import model_files
 from kimi_vl_cpp.files.rules import TEXT_ARCHITECTURE
@@ -70,11 +72,15 @@ _FULL_HEADER_BYTES = 6_000_000  # the vocabulary
 
 @dataclass(frozen=True)
 class Shape:
-    """A model without its weights. tensors: name -> shape, NumPy order; header_bytes: of its files, beside the weights;
-    share: of the routed experts that a token visits; n_patches: of the largest picture."""
+    """A model without its weights. tensors: name -> shape, NumPy order; matrices: the same of its network, and
+    projector: what its vision file calls itself, for adapters; header_bytes: of its files, beside the weights; share:
+    of the routed experts that a token visits; n_patches: of the largest picture; adapter_bytes: what adapters take,
+    by the name of the matrix."""
 
     name: str
     tensors: Mapping[str, tuple[int, ...]]
+    matrices: Mapping[str, tuple[int, ...]]
+    projector: object
     header_bytes: int
     n_layers: int
     share: float
@@ -82,6 +88,15 @@ class Shape:
     context_length: int
     n_patches: int
     vision_width: int
+    adapter_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def with_adapters(self, cards: Sequence[Card]) -> Shape:
+        """The model with adapters beside it that were read for its `matrices`."""
+        found: dict[str, int] = dict(self.adapter_bytes)
+        for card in cards:
+            for name, size in card.bytes_of.items():
+                found[name] = found.get(name, 0) + size
+        return replace(self, adapter_bytes=found)
 
 
 @dataclass(frozen=True)
@@ -118,10 +133,13 @@ class Fit:
 def full_size() -> Shape:
     """Kimi-VL-A3B."""
     targets = [mapped.target for mapped in (*text_targets(FULL_TEXT), *vision_targets(FULL_VISION, 2048))]
+    tensors = {target.name: target.shape for target in targets}
     text, vision = FULL_TEXT, FULL_VISION
     return Shape(
         name="Kimi-VL-A3B",
-        tensors={target.name: target.shape for target in targets},
+        tensors=tensors,
+        matrices=tensors,
+        projector="kimivl",
         header_bytes=_FULL_HEADER_BYTES,
         n_layers=text.num_hidden_layers,
         share=text.num_experts_per_tok / text.n_routed_experts,
@@ -139,6 +157,7 @@ def shape_of(path: Path) -> tuple[Shape, dict[str, str]]:
     vision = None if files.mmproj is None else GGUFFile(str(files.mmproj))
     found = [*text.tensors, *(vision.tensors if vision is not None else ())]
     tower = vision if vision is not None else text
+    tensors = {tensor.name: tuple(tensor.shape) for tensor in found}
 
     def number(key: str) -> int:
         value = text.get(f"{TEXT_ARCHITECTURE}.{key}")
@@ -150,7 +169,9 @@ def shape_of(path: Path) -> tuple[Shape, dict[str, str]]:
     limit = stored_in_token_limit(tower.get) or default_in_token_limit(detect_variant(text.get, text.path))
     shape = Shape(
         name=str(text.get("general.name") or files.text.name),
-        tensors={tensor.name: tuple(tensor.shape) for tensor in found},
+        tensors=tensors,
+        matrices=network_shapes(tensors, text.get),
+        projector=tower.get("clip.projector_type"),
         header_bytes=files.file_bytes - sum(tensor.n_bytes for tensor in found),
         n_layers=number("block_count"),
         share=number("expert_used_count") / max(number("expert_count"), 1),
@@ -175,11 +196,14 @@ def file_bytes(shape: Shape, types: Mapping[str, str]) -> int:
 
 
 def bytes_per_token(shape: Shape, types: Mapping[str, str]) -> float:
-    """Of weights, read for one token of an answer."""
+    """Of weights and adapters, read for one token of an answer."""
     total = 0.0
+    for name, size in shape.adapter_bytes.items():
+        if not name.startswith(PICTURE_PREFIXES):
+            total += size * (shape.share if "_exps." in name else 1.0)
     for name, sides in shape.tensors.items():
         size = n_bytes(types[name], prod(sides))
-        if name.startswith(("v.", "mm.")):
+        if name.startswith(PICTURE_PREFIXES):
             continue
         if name == "token_embd.weight" and "output.weight" in shape.tensors:
             size //= sides[0]
@@ -188,10 +212,12 @@ def bytes_per_token(shape: Shape, types: Mapping[str, str]) -> float:
 
 
 def memory_bytes(shape: Shape, size: int, n_ctx: int) -> int:
-    """Process, files of `size` bytes, a context of n_ctx tokens, and the largest picture while it is encoded."""
+    """The most that is taken at a time: process and files of `size` bytes, and either adapters while they are loaded,
+    which takes twice their size, or adapters, a context of n_ctx tokens and the largest picture while it is encoded."""
     pixels = 3 * _PATCH_SIDE**2
     picture = int(4 * shape.n_patches * (pixels + PATCH_FLOATS * shape.vision_width)) if shape.vision_width else 0
-    return PROCESS_BYTES + size + n_ctx * shape.kv_bytes_per_token + picture
+    adapters = sum(shape.adapter_bytes.values())
+    return PROCESS_BYTES + size + adapters + max(adapters, n_ctx * shape.kv_bytes_per_token + picture)
 
 
 def option(

@@ -207,7 +207,7 @@ PYTHON_ARROWS = {
     "testing": GROUND | {"_core", "files"},
     "quantize": LOWER | {"adapters", "builtin", "generation", "chat", "model", "evaluation", "bench"},
     "cli": LOWER
-    | {"builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "agent", "evaluation"}
+    | {"adapters", "builtin", "generation", "chat", "openai", "model", "grounding", "tasks", "agent", "evaluation"}
     | {"bench", "quantize", "testing", "server"},
     "__init__": {"errors", "types", "version", "media", "generation", "chat", "model"},  # the lazy names of the face
     "__main__": {"cli"},

@@ -1,8 +1,8 @@
 """Where a module of the checkpoint lies in a GGUF file, and which rows of it.
 
 The same three rearrangements as the converter's: kv_b_proj is split per head into attn_k_b (transposed) and attn_v_b,
-experts are stacked, wqkv is cut into thirds. Files that keep kv_b_proj or wqkv whole, or join gate and up of the experts,
-are known too. Whatever is done to the rows of W is done to B, to its columns to A.
+experts are stacked, wqkv is cut into thirds. Files are known too that keep kv_b_proj or wqkv whole, or join gate and
+up of the experts. Whatever is done to the rows of W is done to B, to its columns to A.
 """
 
 from __future__ import annotations

@@ -59,9 +59,12 @@ def network_shapes(shapes: Shapes, get: Callable[[str], object]) -> Shapes:
     return found
 
 
-def side_bytes(adapter: Adapter) -> int:
-    """Memory that the factors take in the core."""
-    return sum(4 * _rank(change) * (_columns(change) + change.n_rows) for change in _all(adapter))
+def side_bytes(adapter: Adapter) -> dict[str, int]:
+    """Memory that the factors of each matrix take in the core."""
+    return {
+        name: sum(4 * rank_of(change) * (_columns(change) + change.n_rows) for change in changes)
+        for name, changes in adapter.changes.items()
+    }
 
 
 def side_products(adapter: Adapter, shapes: Shapes) -> Iterator[SideProduct]:
@@ -73,11 +76,11 @@ def side_products(adapter: Adapter, shapes: Shapes) -> Iterator[SideProduct]:
         n_rows = shapes[name][-2]
         for change in changes:
             index, rest = divmod(change.row0, n_rows)
-            if rest or change.n_rows != n_rows or not _rank(change):
+            if rest or change.n_rows != n_rows or not rank_of(change):
                 bad(
                     adapter.path,
-                    f"{name}: factors of rank {_rank(change)} for rows {change.row0} to {change.row0 + change.n_rows}, "
-                    f"expected a whole matrix of {n_rows} rows",
+                    f"{name}: factors of rank {rank_of(change)} for rows {change.row0} to "
+                    f"{change.row0 + change.n_rows}, expected a whole matrix of {n_rows} rows",
                     "rank",
                 )
             scaled = change.b.read() * np.float32(change.scale)
@@ -103,12 +106,8 @@ def changes_pictures(adapter: Adapter) -> bool:
     return any(name.startswith(PICTURE_PREFIXES) for name in adapter.changes)
 
 
-def _all(adapter: Adapter) -> Iterator[LowRank]:
-    for changes in adapter.changes.values():
-        yield from changes
-
-
-def _rank(change: LowRank) -> int:
+def rank_of(change: LowRank) -> int:
+    """Columns of b."""
     return change.a.tensor.shape[-1] if change.a.transposed else change.a.n_rows
 
 

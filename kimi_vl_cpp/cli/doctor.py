@@ -14,9 +14,10 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,9 +25,12 @@ from .. import errors
 from ..machine import system
 from ..version import __version__
 from ..wording import human_bytes, human_count, printable
-from . import cache, exits, options
+from . import adapters, cache, exits, failures, options
 from .progress import Progress
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+
+if TYPE_CHECKING:
+    from ..adapters.card import Card
 
 # File sizes of the text model by quantization (sums of its tensors) and of the vision file in Q8_0, in bytes.
 QUANTIZATIONS = {
@@ -55,6 +59,7 @@ class Options:
 
     json: bool = False
     cache_dir: str | None = None
+    lora: Sequence[adapters.Scaled] = ()
 
 
 @dataclass
@@ -80,18 +85,24 @@ def command(
     cache_dir: Annotated[
         str | None, typer.Option("--cache-dir", metavar="FOLDER", help="Look at this cache folder too.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", metavar="DIR[=SCALE]", help="Count the memory of a LoRA adapter of Kimi-VL too. Repeatable."
+        ),
+    ] = None,
 ) -> options.Job:
     """Check this computer: processor, memory, and a self-test on a small model made on the spot."""
 
     def job(terminal: Terminal) -> int:
-        return run(Options(json, cache_dir), terminal)
+        return run(Options(json, cache_dir, adapters.always(lora) or ()), terminal)
 
     return job
 
 
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the findings; errors.EXIT_OK when the self-test passes."""
-    report = make_report(Progress(terminal), options.cache_dir)
+    report = make_report(Progress(terminal), options.cache_dir, options.lora)
     if options.json:
         terminal.out.write(json.dumps(report, indent=2) + "\n")
         terminal.out.flush()
@@ -100,9 +111,13 @@ def run(options: Options, terminal: Terminal) -> int:
     return errors.EXIT_OK if report["ok"] else errors.EXIT_FAILED
 
 
-def make_report(progress: Progress, cache_dir: str | None = None) -> dict[str, Any]:
-    """Everything that doctor knows, as plain values fit for JSON."""
+def make_report(
+    progress: Progress, cache_dir: str | None = None, lora: Sequence[adapters.Scaled] = ()
+) -> dict[str, Any]:
+    """Everything that doctor knows, as plain values fit for JSON. Raises KimiVLError for an adapter that Kimi-VL cannot
+    take."""
     memory = system.memory()
+    cards = _adapters(lora)
     report: dict[str, Any] = {
         "versions": _versions(),
         "processor": {"name": system.cpu_name(), "machine": platform.machine(), "features": system.cpu_features()},
@@ -120,7 +135,8 @@ def make_report(progress: Progress, cache_dir: str | None = None) -> dict[str, A
         return report
     report["processor"] |= {**_core.cpu_info(), "isas": _core.isas()}
     report["gpu"] = _gpu()
-    report["quantizations"] = _quantizations(memory)
+    report["adapters"] = [card.to_dict() for card in cards]
+    report["quantizations"] = _quantizations(memory, sum(card.memory_bytes for card in cards))
     test = self_test(progress)
     report["self_test"] = asdict(test)
     report["ok"] = test.ok
@@ -137,14 +153,25 @@ def _gpu() -> dict[str, str]:
         return {"missing": str(missing), "code": missing.code}
 
 
-def _quantizations(memory: system.Memory) -> list[dict[str, Any]]:
+def _adapters(lora: Sequence[adapters.Scaled]) -> list[Card]:
+    if not lora:
+        return []
+    from ..adapters.card import read_cards
+
+    with failures.needs_quantize("doctor --lora"):
+        from kimi_vl_cpp.quantize import fit
+    shape = fit.full_size()
+    return read_cards(lora, shape.matrices, shape.projector)
+
+
+def _quantizations(memory: system.Memory, adapter_bytes: int) -> list[dict[str, Any]]:
     """What each quantization of the full model needs, and whether it fits now or at all."""
     from ..machine.memory import SAMPLE_CONTEXT, estimate_bytes, memory_limit_bytes
 
     usable, limit = memory.usable, memory_limit_bytes()
     rows = []
     for name, size in QUANTIZATIONS.items():
-        needs = estimate_bytes(size + MMPROJ_BYTES, KV_BYTES_PER_TOKEN, SAMPLE_CONTEXT)
+        needs = estimate_bytes(size + MMPROJ_BYTES, KV_BYTES_PER_TOKEN, SAMPLE_CONTEXT) + adapter_bytes
         fits_now = None if usable is None else needs <= usable
         fits = None if limit is None else needs <= limit
         rows.append({"name": name, "needs_bytes": needs, "fits_now": fits_now, "fits": fits})
@@ -358,4 +385,7 @@ def _print_memory(report: dict[str, Any], row: Any, terminal: Terminal) -> None:
         row("too large", terminal.style(", ".join(no), DIM, err=False))
     from ..machine.memory import SAMPLE_CONTEXT
 
-    row("", terminal.style(f"with the vision file and {human_count(SAMPLE_CONTEXT)} tokens of context", DIM, err=False))
+    adapters = sum(card["memory_bytes"] for card in report["adapters"])
+    beside = f", adapters of {human_bytes(adapters)}" if adapters else ""
+    counted = f"with the vision file{beside} and {human_count(SAMPLE_CONTEXT)} tokens of context"
+    row("", terminal.style(counted, DIM, err=False))

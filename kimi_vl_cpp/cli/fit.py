@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from .. import errors
 from ..wording import human_bytes, human_count, printable
-from . import exits, failures, opening, options
+from . import adapters, exits, failures, opening, options
 from .terminal import BOLD, DIM, Terminal
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def command(
         float | None,
         typer.Option("--bandwidth", metavar="GB/S", help="Memory bandwidth to plan for. Default: measured here."),
     ] = None,
+    lora: options.Lora = None,
     json: options.Json = False,
 ) -> options.Job:
     """Show which type of weights suits this machine: size, memory, context and expected speed of each.
@@ -45,15 +47,23 @@ def command(
     """
 
     def job(terminal: Terminal) -> int:
-        return run(file, ctx, memory, bandwidth, json, terminal)
+        return run(file, ctx, memory, bandwidth, adapters.always(lora), json, terminal)
 
     return job
 
 
 def run(
-    file: str | None, n_ctx: int, memory: str | None, bandwidth: float | None, as_json: bool, terminal: Terminal
+    file: str | None,
+    n_ctx: int,
+    memory: str | None,
+    bandwidth: float | None,
+    lora: Sequence[adapters.Scaled] | None,
+    as_json: bool,
+    terminal: Terminal,
 ) -> int:
     """Prints the table, or JSON. Raises KimiVLError."""
+    from ..adapters.card import read_cards
+
     with failures.needs_quantize("fit"):
         from kimi_vl_cpp.quantize import fit
     if n_ctx < 1:
@@ -62,18 +72,22 @@ def run(
         raise exits.UsageError(f"--bandwidth {bandwidth:g}: expected GB/s above 0")
     available = _available() if memory is None else opening.read_size("--memory", memory)
     speed = _bandwidth() if bandwidth is None else bandwidth
-    if file is None:
-        found = fit.fit(fit.full_size(), n_ctx, available, speed)
-    else:
+    shape, types = fit.full_size(), None
+    if file is not None:
         exits.check_readable(file, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "model_file.missing")
         shape, types = fit.shape_of(Path(file))
-        found = fit.fit(shape, n_ctx, available, speed, types)
+    cards = read_cards(lora or (), shape.matrices, shape.projector)
+    found = fit.fit(shape.with_adapters(cards), n_ctx, available, speed, types)
     if as_json:
-        terminal.print(json_module.dumps(found.to_dict(), indent=2))
+        terminal.print(json_module.dumps(found.to_dict() | {"adapters": [one.to_dict() for one in cards]}, indent=2))
         return errors.EXIT_OK
     free = "unknown" if available is None else human_bytes(available)
     terminal.print(terminal.style(printable(found.model, one_line=True), BOLD, err=False))
-    terminal.print(f"  memory {free}, bandwidth {speed:.1f} GB/s, context {human_count(n_ctx)} tokens\n")
+    terminal.print(f"  memory {free}, bandwidth {speed:.1f} GB/s, context {human_count(n_ctx)} tokens")
+    for card in cards:
+        size = human_bytes(card.memory_bytes)
+        terminal.print(f"  adapter {printable(str(card.path), one_line=True)}: {size}, twice that while it is loaded")
+    terminal.print("")
     terminal.print(f"  {'type':<10} {'files':>9} {'memory':>9} {'context':>9}  tokens/s")
     for one in found.options:
         mark = " <-" if one is found.chosen else "" if one.fits else " does not fit"
@@ -84,8 +98,8 @@ def run(
     name = "" if found.chosen is None else f"{found.chosen.type}: "
     terminal.print(f"\n  {name}{found.reason}.")
     terminal.say(
-        "files: text and vision (F16). memory: with that context and one picture of the largest size. context: the "
-        "most that fits. tokens/s: of an answer, by the bandwidth.",
+        "files: text and vision (F16). memory: with adapters, that context and one picture of the largest size. "
+        "context: the most that fits. tokens/s: of an answer, by the bandwidth.",
         DIM,
     )
     return errors.EXIT_OK

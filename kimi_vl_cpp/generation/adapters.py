@@ -129,7 +129,7 @@ def _load(engine: _core.Engine, sources: list[tuple[Path, float]]) -> LoadedAdap
         for path, scale in sources:
             opened.append(open_adapter(path, shapes, scale, projector))
             stack.callback(opened[-1].close)
-        n_bytes = sum(map(side_bytes, opened))
+        n_bytes = sum(sum(side_bytes(one).values()) for one in opened)
         free = free_bytes()
         if free is not None and 2 * n_bytes > free:  # what was read, and the core's copy
             raise OutOfMemory(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...wording import columns, human_bytes, human_count, padded, plural, printable
 from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+from .adapter import rows as adapter_rows
 
 if TYPE_CHECKING:
     from ..._core import TensorInfo
@@ -21,11 +22,13 @@ def print_card(report: dict[str, Any], terminal: Terminal) -> None:
     terminal.print(terminal.style(printable(name, one_line=True), BOLD, err=False))
     rows = list(_general_rows(report))
     if "text" in report:
-        rows += _text_rows(report["text"], "vision" in report)
+        rows += _text_rows(report["text"], "vision" in report, bool(report.get("adapters")))
     if "mmproj" in report:
         rows.append(("vision", report["mmproj"] or "none found beside this file"))
     if "vision" in report:
         rows += _vision_rows(report["vision"])
+    for adapter in report.get("adapters", ()):
+        rows += adapter_rows(adapter)
     for label, value in rows:
         terminal.print(f"  {terminal.style(label.ljust(14), DIM, err=False)}{printable(value, one_line=True)}")
     if "card" in report:
@@ -48,7 +51,7 @@ def _general_rows(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield ("" if index else "types"), f"{row['type']:8} {size:>9} in {plural(row['n_tensors'], 'tensor')}"
 
 
-def _text_rows(text: dict[str, Any], has_vision: bool) -> Iterable[tuple[str, str]]:
+def _text_rows(text: dict[str, Any], has_vision: bool, has_adapters: bool) -> Iterable[tuple[str, str]]:
     network = f"{text['layers']} layers, hidden size {text['hidden_size']}, {text['heads']} heads"
     if text["experts"]:
         network += f", {text['experts']} experts ({text['experts_used']} used + {text['experts_shared']} shared)"
@@ -59,7 +62,8 @@ def _text_rows(text: dict[str, Any], has_vision: bool) -> Iterable[tuple[str, st
     if text["memory_bytes"]:
         needs = human_bytes(text["memory_bytes"])
         alone = "" if has_vision else ", without the vision file"
-        yield "memory", f"about {needs} with {human_count(text['memory_context'])} tokens of context{alone}"
+        adapters = " and the adapters" if has_adapters else ""
+        yield "memory", f"about {needs} with {human_count(text['memory_context'])} tokens of context{adapters}{alone}"
     missing = len(text["special_tokens_missing"])
     special = f"{missing} special tokens missing" if missing else "special tokens present"
     kind = ", ".join(part for part in (text["tokenizer"], text["pre_tokenizer"]) if part) or "kind not given"
@@ -81,11 +85,12 @@ def _vision_rows(vision: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _print_findings(report: dict[str, Any], terminal: Terminal) -> None:
     what = "vision file" if report["kind"] == "vision file" else "file"
+    beside = " with these adapters" if "adapters" in report else ""
     if report["works"]:
         checked = " Every value in it is finite." if report.get("checked") else ""
-        terminal.print(terminal.style(f"This {what} works with Kimi-VL.{checked}", GREEN, err=False))
+        terminal.print(terminal.style(f"This {what} works with Kimi-VL{beside}.{checked}", GREEN, err=False))
     else:
-        terminal.print(terminal.style(f"This {what} does not work with Kimi-VL:", BOLD, RED, err=False))
+        terminal.print(terminal.style(f"This {what} does not work with Kimi-VL{beside}:", BOLD, RED, err=False))
     for finding in report["findings"]:
         label = terminal.style(finding["severity"].ljust(8), _COLOURS[finding["severity"]], err=False)
         terminal.print(f"  {label}{printable(finding['message'], one_line=True)}")

@@ -7,18 +7,21 @@ loads. Of large tensors these read one block each, so that a file of any size ta
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
+from ...adapters.opening import is_adapter
 from ...files import file_types, rules, variants
 from ...files.opening import open_gguf
 from ...files.rules import Finding
 from ...text.template_check import DEFAULT_SYSTEM_MESSAGE, OTHER_TEMPLATE, default_system_message
 from ...text.vocabulary import CHAT_TOKENS, MEDIA_TOKENS
 from .. import exits, opening
+from ..adapters import Scaled
 from ..progress import Progress
 from ..terminal import DIM, Terminal
 
@@ -28,27 +31,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `inspect`. file: None is the built-in model."""
+    """The command line of `inspect`. file: None is the built-in model. lora: adapters to judge beside it."""
 
     file: str | None
     json: bool = False
     tensors: bool = False
     check: bool = False
+    lora: tuple[Scaled, ...] = ()
 
 
 def run(options: Options, terminal: Terminal) -> int:
     """Prints the card; errors.EXIT_BAD_MODEL_FILE when Kimi-VL cannot run from the file, EXIT_OK otherwise. Raises
     KimiVLError."""
+    from . import adapter, values
     from . import card as inspect_card
-    from . import values
 
     if options.file is None:
         path = str(opening.choose_model(opening.Opening()).model)
     else:
         path = options.file
+        if os.path.isdir(path) and is_adapter(path):
+            return _adapter_alone(options, path, terminal)
         exits.check_readable(path, "model file", exits.MODEL_SUFFIXES, errors.BadModelFile, "gguf.open")
+        if is_adapter(path):
+            return _adapter_alone(options, path, terminal)
     gguf = open_gguf(path)
     report = make_report(gguf)
+    if options.lora:
+        if "text" not in report:
+            raise exits.UsageError(
+                f"--lora: {path} is no text model: an adapter is judged beside the model that it changes"
+            )
+        vision = open_gguf(report["mmproj"]) if report.get("mmproj") else None
+        report["adapters"], problems = adapter.beside(gguf, vision, options.lora)
+        report["findings"] = [asdict(Finding("error", problem)) for problem in problems] + report["findings"]
+        if report["text"]["memory_bytes"] is not None:
+            report["text"]["memory_bytes"] += sum(one["memory_bytes"] for one in report["adapters"])
     if options.check:
         bad = values.check_values(gguf, Progress(terminal))
         report["checked"] = True
@@ -66,6 +84,14 @@ def run(options: Options, terminal: Terminal) -> int:
         if options.file is None:
             terminal.say(f"This is the model that is built in; it is not Kimi-VL. {exits.HOW_TO_GET_A_MODEL}", DIM)
     return errors.EXIT_OK if report["works"] else errors.EXIT_BAD_MODEL_FILE
+
+
+def _adapter_alone(options: Options, path: str, terminal: Terminal) -> int:
+    from . import adapter
+
+    if options.lora:
+        raise exits.UsageError(f"{path} is an adapter itself: name the model first, and every adapter with --lora")
+    return adapter.inspect(path, options.json, options.tensors, options.check, terminal)
 
 
 def make_report(gguf: GGUFFile) -> dict[str, Any]:

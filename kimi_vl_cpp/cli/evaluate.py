@@ -89,6 +89,15 @@ def command(
             help="A public benchmark: mmmu, mathvista, infovqa, ocrbench, screenspot, screenspot-pro, mmlongbench-doc.",
         ),
     ] = None,
+    mapping: Annotated[
+        str,
+        typer.Option(
+            "--mapping",
+            metavar="KIND",
+            help="Of which picture --bench screenspot takes coordinates for shares: unpadded, padded, or both (two "
+            "tables from the same answers).",
+        ),
+    ] = "unpadded",
     images: Annotated[
         str | None,
         typer.Option(
@@ -157,11 +166,15 @@ def command(
             lora=adapters.always(lora),
         )
         runs = Runs(thinking, plot, votes, temp, pictures)
+        if bench is None and mapping != "unpadded":
+            raise exits.UsageError("--mapping is for benchmarks of pointing: --bench screenspot or screenspot-pro")
         if bench is None:
             return run(files, data, task or [], number, failures, max_tokens, json, terminal, runs)
         if task or failures or runs != Runs():
             raise exits.UsageError("--bench has a run of its own: leave out options for questions of your own")
-        return evaluate_bench.run(files, bench, data, images, journal, restart, number, max_tokens, json, terminal)
+        return evaluate_bench.run(
+            files, bench, data, images, journal, restart, number, max_tokens, json, terminal, mapping
+        )
 
     return job
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json as json_module
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..evaluation.boards.run import Answer
     from ..model import KimiVL
 
+MAPPINGS = {"unpadded": ("unpadded",), "padded": ("padded",), "both": ("unpadded", "padded")}
 _VARIANTS = {"instruct": "Instruct", "thinking": "Thinking", "thinking-2506": "Thinking-2506"}
 
 
@@ -33,12 +35,17 @@ def run(
     max_tokens: int | None,
     as_json: bool,
     terminal: Terminal,
+    mapping: str = "unpadded",
 ) -> int:
     """Asks what the journal has no answer to, and prints the table or one JSON object. Raises KimiVLError."""
     from ..evaluation.boards.board import board
     from ..tasks.journal import Journal
 
     chosen = board(name)
+    if mapping not in MAPPINGS:
+        raise exits.UsageError(f"--mapping {mapping}: expected one of {', '.join(MAPPINGS)}")
+    if mapping != "unpadded" and not chosen.points:
+        raise exits.UsageError(f"--mapping is for benchmarks of pointing, which {name} is not")
     if data is None:
         raise exits.UsageError(
             f"--bench {name} needs --data FILE: the benchmark's own file, with {chosen.needs}",
@@ -74,7 +81,7 @@ def run(
                 raise
             finally:
                 progress.clear()
-        _print(chosen, found, model, longest, as_json, terminal)
+        _print(chosen, found, model, longest, as_json, terminal, MAPPINGS[mapping])
     return errors.EXIT_OK
 
 
@@ -109,17 +116,39 @@ def _ask(
 
 
 def _print(
-    board: Board, found: list[tuple[Item, Answer]], model: KimiVL, longest: int, as_json: bool, terminal: Terminal
+    board: Board,
+    found: list[tuple[Item, Answer]],
+    model: KimiVL,
+    longest: int,
+    as_json: bool,
+    terminal: Terminal,
+    mappings: Sequence[str],
 ) -> None:
+    """A table for each reading of points; of other benchmarks there is one."""
     from ..evaluation.boards.run import table
 
-    report = table(board, found, model.variant)
-    report |= {"schema": "kimi-vl bench 1", "model": model.name, "variant": model.variant, "max_new_tokens": longest}
+    plan = model.loaded.processor.plan
+    tables = {how: table(board, found, model.variant, plan if how == "padded" else None) for how in mappings}
     if as_json:
+        report = {"schema": "kimi-vl bench 1", "model": model.name, "variant": model.variant, "max_new_tokens": longest}
+        report |= tables[mappings[0]] | ({"mapping": mappings[0]} if board.points else {})
+        report |= {how: tables[how] for how in mappings[1:]}
         terminal.print(json_module.dumps(report, indent=2))
         return
-    unit = " %" if board.scale == 100 else f" of {board.scale:g}"
     terminal.print(terminal.style(f"{board.title}: {printable(model.name, one_line=True)}", BOLD, err=False))
+    for how, report in tables.items():
+        if board.points:
+            terminal.print(f"  coordinates as shares of the {how} picture")
+        _print_rows(report, " %" if board.scale == 100 else f" of {board.scale:g}", terminal)
+    shown = ", ".join(f"{_VARIANTS[variant]} {value:g}" for variant, value in board.paper.items())
+    terminal.print(f"  {'the paper':<28} {shown}")
+    terminal.say(
+        f"Greedy, at most {longest} tokens; settings other than the paper's change the score. {board.note}",
+        DIM,
+    )
+
+
+def _print_rows(report: dict[str, Any], unit: str, terminal: Terminal) -> None:
     for name, row in (("all", report["all"]), *report["groups"].items()):
         if name == "":
             continue
@@ -128,9 +157,3 @@ def _print(
         failed = f"  {row['failed']} failed" if row["failed"] else ""
         label = printable(name, one_line=True)
         terminal.print(f"  {label:<28} {row['value']:6.1f}{unit}  [{low:.1f}, {high:.1f}]  n {row['n']}{open_}{failed}")
-    shown = ", ".join(f"{_VARIANTS[variant]} {value:g}" for variant, value in board.paper.items())
-    terminal.print(f"  {'the paper':<28} {shown}")
-    terminal.say(
-        f"Greedy, at most {longest} tokens; settings other than the paper's change the score. {board.note}",
-        DIM,
-    )

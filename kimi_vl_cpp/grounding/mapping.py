@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -12,13 +13,19 @@ Mapping = Literal["unpadded", "padded"]
 that fills it up to whole patches, which is what the model sees. They differ by up to 27 pixels of the scaled side."""
 
 
+Plan = Callable[[int, int], tuple[tuple[int, int], tuple[int, int]]]
+"""Width and height of a picture -> its size after scaling, and after padding: `ImageProcessor.plan`."""
+
+
+def unpadded(share: tuple[float, float], resized: tuple[int, int], padded: tuple[int, int]) -> tuple[float, float]:
+    """The shares of the picture that shares of the padded picture mean; above 1 in the margin. Sizes: width, height."""
+    return share[0] * padded[0] / resized[0], share[1] * padded[1] / resized[1]
+
+
 def to_pixel(share: tuple[float, float], seen: ProcessedImage, mapping: Mapping = "unpadded") -> tuple[int, int]:
     """The pixel (x, y) of the upright source that shares of width and height mean."""
     width, height = seen.original_size
-    x, y = share
-    if mapping == "padded":
-        x *= seen.pixels.shape[1] / seen.resized_size[0]
-        y *= seen.pixels.shape[0] / seen.resized_size[1]
+    x, y = unpadded(share, seen.resized_size, seen.pixels.shape[1::-1]) if mapping == "padded" else share
     return _pixel(x, width), _pixel(y, height)
 
 

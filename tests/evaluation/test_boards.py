@@ -195,3 +195,20 @@ def test_the_built_in_model_answers_a_benchmark(tmp_path: Path, capsys: pytest.C
     assert app.main([*arguments, "--journal", str(tmp_path / "j.jsonl"), "--max-tokens", "8"]) == 0
     shown = capsys.readouterr().out
     assert "InfographicVQA" in shown and "Instruct 83.2" in shown and "n 2" in shown
+
+
+def test_points_are_read_both_ways_from_the_same_answers(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "p.png").write_bytes(picture_bytes())  # 100 x 50 pixels, padded to 112 x 56
+    row = {"img_filename": "p.png", "instruction": "close", "bbox": [40, 20, 2, 2], "data_type": "icon"}
+    (tmp_path / "d.json").write_text(json.dumps([row]))
+    x, y = 41 / 112, 21 / 56
+    monkeypatch.setattr(run, "ask", lambda model, item, longest: run.Answer(f"click(x={x}, y={y})"))
+    line = ["eval", "--bench", "screenspot", "--data", f"{tmp_path}/d.json", "--journal", f"{tmp_path}/j", "--json"]
+    assert app.main([*line, "--mapping", "both"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["mapping"], report["all"]["value"], report["padded"]["all"]["value"]) == ("unpadded", 0, 100)
+    assert app.main([*line[:-1], "--mapping", "padded"]) == 0
+    assert "shares of the padded picture\n  all                           100.0 %" in capsys.readouterr().out
+    for bad in (["--mapping", "other"], ["--mapping", "both", "--bench", "ocrbench"]):
+        assert app.main([*line, *bad]) == 2 and "--mapping" in capsys.readouterr().err
+    assert app.main(["eval", "--mapping", "both"]) == 2

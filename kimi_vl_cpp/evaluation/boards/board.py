@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...errors import BadRequest, shown
 from ...grounding import prompts
+from ...grounding.mapping import Plan
 from ...media.open import open_image
 from . import rules
 from .rows import Pictures, Row, as_list, bad, read_rows
@@ -24,7 +25,8 @@ Paper = dict[str, float]
 @dataclass(frozen=True)
 class Item:
     """A question. content: texts and pictures in their order; document: a PDF whose pages come first. group: what it is
-    summed up under, beside the whole. gold: the right answer, for people."""
+    summed up under, beside the whole. gold: the right answer, for people. score_padded: of a point, by the other
+    reading of its shares (grounding/mapping.py)."""
 
     id: str
     content: tuple[str | Picture, ...]
@@ -33,12 +35,13 @@ class Item:
     score: Score
     document: Path | None = None
     system: str | None = None
+    score_padded: Callable[[str, Plan], float] | None = None
 
 
 @dataclass(frozen=True)
 class Board:
     """A benchmark. scale: of a perfect result, as the paper prints it. note: how its numbers differ from the official
-    script's. needs: what the file is."""
+    script's. needs: what the file is. points: whether answers are places in a picture."""
 
     name: str
     title: str
@@ -47,6 +50,7 @@ class Board:
     paper: Paper
     scale: float = 100.0
     note: str = ""
+    points: bool = False
 
     def items(self, path: Path, folder: Path) -> Iterator[Item]:
         """The questions of a file, their pictures from `folder`. Raises BadRequest "eval.data", Unsupported."""
@@ -165,12 +169,13 @@ def _screen(row: Row, pictures: Pictures, path: Path, *, corners: bool, group: s
     (picture,) = pictures.of(row, "img_filename")
     request = prompts.point_request(str(row["instruction"]), several=False, may_be_absent=False)
 
-    def score(answer: str) -> float:
-        return float(rules.inside(answer, box, open_image(picture).original_size))
+    def score(answer: str, plan: Plan | None = None) -> float:
+        return float(rules.inside(answer, box, open_image(picture).original_size, plan))
 
     gold = ", ".join(f"{one:g}" for one in box)
     item_id = str(row.get("id", row["index"]))
-    return Item(item_id, (picture, request), str(row.get(group, "")), gold, score, system=prompts.POINT_SYSTEM)
+    kind = str(row.get(group, ""))
+    return Item(item_id, (picture, request), kind, gold, score, system=prompts.POINT_SYSTEM, score_padded=score)
 
 
 def _screenspot(row: Row, pictures: Pictures, path: Path) -> Item:
@@ -231,6 +236,7 @@ BOARDS: dict[str, Board] = {
             "img_filename, instruction and bbox [x, y, width, height]",
             _screenspot,
             {"instruct": 92.8, "thinking-2506": 91.4},
+            points=True,
         ),
         Board(
             "screenspot-pro",
@@ -238,6 +244,7 @@ BOARDS: dict[str, Board] = {
             "img_filename, instruction and bbox [x0, y0, x1, y1]",
             _screenspot_pro,
             {"instruct": 34.5, "thinking-2506": 52.8},
+            points=True,
         ),
         Board(
             "mmlongbench-doc",

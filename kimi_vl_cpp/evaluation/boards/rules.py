@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import GroundingError
 from ...grounding import parse
+from ...grounding.mapping import Plan, unpadded
 
 UNANSWERABLE = "Not answerable"
 
@@ -103,14 +104,18 @@ def _list(text: str) -> object:
         return text
 
 
-def inside(answer: str, box: Sequence[float], size: tuple[int, int]) -> bool:
-    """ScreenSpot's: the point (of a box its middle) lies in x0, y0, x1, y1 of a picture of size width, height."""
+def inside(answer: str, box: Sequence[float], size: tuple[int, int], plan: Plan | None = None) -> bool:
+    """ScreenSpot's: the point (of a box its middle) lies in x0, y0, x1, y1 of a picture of size width, height. plan:
+    for shares of the picture with the margin that it adds; None for those of the picture."""
     try:
         found = parse.parse(answer, size)
     except GroundingError:
         return False
     x0, y0, x1, y1 = found.places[0].numbers
-    x, y = (x0 + x1) / 2 * size[0], (y0 + y1) / 2 * size[1]
+    share = (x0 + x1) / 2, (y0 + y1) / 2
+    if plan is not None:
+        share = unpadded(share, *plan(*size))
+    x, y = share[0] * size[0], share[1] * size[1]
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 

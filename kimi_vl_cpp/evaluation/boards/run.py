@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadImage, ContextFull
+from ...grounding.mapping import Plan
 from ..run import wilson
 from .board import Board, Item
 
@@ -76,9 +77,17 @@ def _ignore(stage: str, done: int, total: int) -> None:
     """The progress of one question is not shown: its number is."""
 
 
-def total(answers: Sequence[tuple[Item, Answer]]) -> Total:
-    """A failed answer is wrong."""
-    scores = [0.0 if answer.failure else item.score(answer.text) for item, answer in answers]
+def total(answers: Sequence[tuple[Item, Answer]], padded: Plan | None = None) -> Total:
+    """A failed answer is wrong. padded: reads points as shares of the picture with the margin that this adds."""
+
+    def score(item: Item, answer: Answer) -> float | None:
+        if answer.failure:
+            return 0.0
+        if padded is not None and item.score_padded is not None:
+            return item.score_padded(answer.text, padded)
+        return item.score(answer.text)
+
+    scores = [score(item, answer) for item, answer in answers]
     decided = [score for score in scores if score is not None]
     n, right = len(scores), sum(decided)
     undecided = n - len(decided)
@@ -93,16 +102,19 @@ def total(answers: Sequence[tuple[Item, Answer]]) -> Total:
     )
 
 
-def table(board: Board, answers: Sequence[tuple[Item, Answer]], variant: str) -> dict[str, Any]:
-    """Everything that was measured, as plain values: the whole, the groups, and the paper's number for the variant."""
+def table(
+    board: Board, answers: Sequence[tuple[Item, Answer]], variant: str, padded: Plan | None = None
+) -> dict[str, Any]:
+    """Everything that was measured, as plain values: the whole, the groups, and the paper's number for the variant.
+    padded: see `total`."""
     groups: dict[str, list[tuple[Item, Answer]]] = {}
     for item, answer in answers:
         groups.setdefault(item.group, []).append((item, answer))
     return {
         "bench": board.name,
         "scale": board.scale,
-        "all": total(answers).scaled(board.scale),
-        "groups": {name: total(ones).scaled(board.scale) for name, ones in sorted(groups.items())},
+        "all": total(answers, padded).scaled(board.scale),
+        "groups": {name: total(ones, padded).scaled(board.scale) for name, ones in sorted(groups.items())},
         "paper": board.paper.get(variant),
         "paper_by_variant": board.paper,
         "note": board.note,

@@ -27,6 +27,7 @@ from ..media.documents import open_pages
 from ..media.processor import ProcessedImage
 from ..text.chat_template import user_content
 from ..types import Response
+from .kept_adapter import adapter_from_dict, adapter_to_dict
 from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_field, turn_from_dict, turn_to_dict
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Conversation(NotPicklable):
 
     An answer that was cancelled (Ctrl-C, a closed stream) after its first token stays in the conversation as far as it
     got. One that failed or was cancelled before its first token leaves the conversation as if it had not been asked.
+
+    notices: what was worth knowing when it was read back.
     """
 
     _instead = "send its to_dict() and call Conversation.from_dict(model, data) where a model is open"
@@ -55,6 +58,7 @@ class Conversation(NotPicklable):
         model.loaded.adapters.pick(lora)
         self.turns: list[Turn] = []
         self.last: Response | None = None
+        self.notices: tuple[str, ...] = ()
         self._busy = False
 
     def close(self) -> None:
@@ -206,6 +210,7 @@ class Conversation(NotPicklable):
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "tokenizer": self._loaded.tokenizer.digest,
+            "adapter": adapter_to_dict(self._loaded.adapters, self.lora),
             "system": self.system,
             "turns": [turn_to_dict(turn) for turn in self.turns],
         }
@@ -213,14 +218,19 @@ class Conversation(NotPicklable):
     @classmethod
     def from_dict(cls, model: Opened, data: Mapping[str, Any], lora: str | None = None) -> Conversation:
         """The conversation that `to_dict` gave. Under a model with another vocabulary, or one that the data does not
-        name, the answers are encoded again from their texts. Raises BadRequest (code "conversation.invalid") naming
-        the field. lora: as for `KimiVL.conversation`; it is not part of the data."""
+        name, the answers are encoded again from their texts. lora: the adapter of the answers to come, as for
+        `KimiVL.conversation`; None is the one that the data names, and a notice says so where that is not loaded.
+        Raises BadRequest (code "conversation.invalid") naming the field."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise invalid("format", data.get("format") if isinstance(data, Mapping) else data, repr(FORMAT))
         if data.get("version") != FORMAT_VERSION:
             raise invalid("version", data.get("version"), str(FORMAT_VERSION))
         system = data.get("system")
+        notice = None
+        if lora is None:
+            lora, notice = adapter_from_dict(model.loaded.adapters, data)
         conversation = cls(model, system if system is None else text_field(data, "system", ""), lora)
+        conversation.notices = () if notice is None else (notice,)
         turns = data.get("turns")
         if not isinstance(turns, list):
             raise invalid("turns", turns, "a list")

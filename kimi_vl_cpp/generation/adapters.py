@@ -44,6 +44,11 @@ class LoadedAdapter:
     n_bytes: int
     notices: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """What to call it where it has no name."""
+        return ", ".join(path.name for path in self.paths)
+
 
 @dataclass(frozen=True)
 class Adapters:
@@ -65,6 +70,12 @@ class Adapters:
             return self.named[name]
         there = f"expected one of {', '.join(self.named)}" if self.named else "the model was opened without named ones"
         raise BadRequest(f"lora: there is no adapter {shown(name)}, {there}", "request.lora")
+
+    def with_digest(self, digest: bytes) -> tuple[str | None, LoadedAdapter] | None:
+        """The name by which an adapter of exactly these factors and scales is picked, and the adapter; None: none is
+        loaded."""
+        names = [(None, self.always), *self.named.items()]
+        return next(((name, one) for name, one in names if one is not None and one.digest == digest), None)
 
 
 def index_of(adapter: LoadedAdapter | None) -> int:

@@ -5,6 +5,7 @@ Oracles: models that `quantize` merged, the weights that PEFT itself merged (vec
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from checkpoint_files import TinyCheckpoint, write_checkpoint
 from reference import Network
 from vectors import VECTORS, assert_near, assert_same_bits
 
-from kimi_vl_cpp import BadModelFile, BadRequest, KimiVL, Unsupported
+from kimi_vl_cpp import BadModelFile, BadRequest, Conversation, KimiVL, Unsupported
 from kimi_vl_cpp._core import Engine, Session
 from kimi_vl_cpp.generation.adapters import load_adapters
 from kimi_vl_cpp.quantize import quantize
@@ -218,6 +219,40 @@ def test_a_conversation_keeps_its_adapter(quantized, named):
         assert refused.value.code == "request.lora"
         with pytest.raises(BadRequest, match="expected one of x, y, text"):
             model.chat("hi", lora="z")
+
+
+def test_a_kept_conversation_goes_on_with_the_adapter_that_answered_it(quantized, named):
+    with KimiVL(quantized.text, lora=named, n_ctx=1024) as model:
+        talks = {name: model.conversation(lora=name) for name in (None, "x", "text")}
+        for talk in talks.values():
+            talk.ask("hello", temperature=0, max_new_tokens=4)
+        kept = {name: json.loads(json.dumps(talk.to_dict())) for name, talk in talks.items()}
+        more = {name: talk.ask("more", temperature=0, max_new_tokens=4).token_ids for name, talk in talks.items()}
+        for name, data in kept.items():
+            talk = Conversation.from_dict(model, data)
+            assert (talk.lora, talk.notices, talk.to_dict()) == (name, (), data)
+            assert Conversation.from_dict(model, data, lora="y").lora == "y"
+    renamed = {"x": named["y"], "z": named["x"], "text": (named["text"], 0.5)}
+    with KimiVL(quantized.text, lora=renamed, n_ctx=1024) as model:
+        talk = Conversation.from_dict(model, kept["x"])
+        assert (talk.lora, talk.notices) == ("z", ()), "its weights count, not its name"
+        assert talk.ask("more", temperature=0, max_new_tokens=4).token_ids == more["x"]
+        talk = Conversation.from_dict(model, kept["text"])
+        assert talk.lora is None
+        (notice,) = talk.notices
+        assert "'text'" in notice and "loaded with other weights or another scale: the answers to come" in notice
+    with KimiVL(quantized.text, lora=named["x"], n_ctx=1024) as model:
+        assert Conversation.from_dict(model, kept["x"]).notices == ()
+        (notice,) = Conversation.from_dict(model, kept[None]).notices
+        assert notice == "this conversation was answered without an adapter: x.gguf answers now"
+        (notice,) = Conversation.from_dict(model, kept["text"]).notices
+        assert "'text', which answered this conversation, is not loaded: x.gguf answers now" in notice
+        older = {key: value for key, value in kept["x"].items() if key != "adapter"}
+        assert Conversation.from_dict(model, older).notices == ()
+    for wrong in (5, "x", {"name": "x"}, {"name": 1, "digest": "00"}, {"name": "x", "digest": "zz"}):
+        with pytest.raises(BadRequest) as refused, KimiVL(quantized.text, n_ctx=1024) as model:
+            Conversation.from_dict(model, kept["x"] | {"adapter": wrong})
+        assert refused.value.code == "conversation.invalid" and "adapter" in str(refused.value)
 
 
 def test_what_does_not_fit_is_refused_by_name(base, checkpoint, everything, tmp_path):

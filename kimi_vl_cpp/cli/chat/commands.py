@@ -148,6 +148,8 @@ def load(chat: Chat, rest: str) -> None:
     chat.last, chat.file = None, source
     if saved_with and saved_with != chat.model.name:
         chat.terminal.note(f"this conversation was held with another model, {saved_with}")
+    for notice in conversation.notices:
+        chat.terminal.note(notice)
     chat.terminal.say(f"Loaded {source}: {plural(len(conversation.turns), 'question')}.", DIM)
     if conversation.turns:
         chat.terminal.say(f"The last one was: {_shortened(conversation.turns[-1].text)}", DIM)

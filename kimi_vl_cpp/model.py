@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .grounding.ask import Box, Point
     from .media.documents import DocumentInput
     from .media.processor import ImageInput, LimitedImage
-    from .media.video import Video
+    from .media.timed import TimedVideo
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
     from .text.chat_template import Message
@@ -544,7 +544,7 @@ class KimiVL(NotPicklable):
 
     def frames(
         self,
-        video: Video | str | os.PathLike[str],
+        video: TimedVideo | str | os.PathLike[str],
         times: str | None = None,
         *,
         subtitles: str | os.PathLike[str] | None = None,

@@ -21,7 +21,7 @@ from .progress import Progress
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from ..media.video import Video
+    from ..media.timed import TimedVideo
 
 SUMMARY = "Split a video into scenes."
 _SUFFIXES = (".json", ".srt", ".md")
@@ -110,7 +110,7 @@ def run(options: Options, terminal: Terminal) -> int:
     return _ask(video, (start, end), path, out, options, terminal)
 
 
-def _write_sheet(name: str, video: Video, start: float, end: float, *, force: bool) -> None:
+def _write_sheet(name: str, video: TimedVideo, start: float, end: float, *, force: bool) -> None:
     from ..media import sampling
     from ..media.sheet import cell, contact_sheet
 
@@ -123,7 +123,9 @@ def _write_sheet(name: str, video: Video, start: float, end: float, *, force: bo
     contact_sheet(found).save(path)
 
 
-def _ask(video: Video, part: tuple[float, float], path: str, out: Path, options: Options, terminal: Terminal) -> int:
+def _ask(
+    video: TimedVideo, part: tuple[float, float], path: str, out: Path, options: Options, terminal: Terminal
+) -> int:
     from ..media import frames
     from ..tasks import scenes
     from ..tasks.journal import Journal
@@ -174,7 +176,7 @@ def _ask(video: Video, part: tuple[float, float], path: str, out: Path, options:
     return errors.EXIT_OK if found else errors.EXIT_FAILED
 
 
-def _about(video: Video, digest: Any) -> dict[str, Any]:
+def _about(video: TimedVideo, digest: Any) -> dict[str, Any]:
     width, height = video.size
     size = {"duration": round(video.duration, 3), "width": width, "height": height}
     return {"name": video.name, "sha256": digest, **size}

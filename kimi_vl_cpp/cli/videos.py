@@ -16,7 +16,7 @@ from . import exits, opening
 if TYPE_CHECKING:
     from ..media.frames import FrameChoice
     from ..media.subtitles import Cue
-    from ..media.video import Video
+    from ..media.timed import TimedVideo
     from ..model import KimiVL
 
 SUFFIXES = exits.VIDEO_SUFFIXES | {".ts", ".gif"}  # which are more often something else where no video is asked for
@@ -96,7 +96,7 @@ class FrameOptions:
 class Asked:
     """Times of one video that are asked about, and its subtitles. part: the range that the times are from."""
 
-    video: Video
+    video: TimedVideo
     times: list[float]
     part: tuple[float, float]
     cues: Sequence[Cue] = ()
@@ -116,7 +116,7 @@ def is_video(path: str) -> bool:
         return False
 
 
-def open_video(name: str) -> tuple[Video, float, float]:
+def open_video(name: str) -> tuple[TimedVideo, float, float]:
     """The video that -v names, and the range of its times. Raises BadVideo, Unsupported."""
     from ..media.frames import range_of
     from ..media.video import Video

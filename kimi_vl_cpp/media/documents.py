@@ -27,7 +27,7 @@ def is_document(file: BinaryIO) -> bool:
 
 
 def open_document(
-    source: str | os.PathLike[str] | bytes, password: str | None = None, *, name: str | None = None
+    source: str | os.PathLike[str] | bytes | BinaryIO, password: str | None = None, *, name: str | None = None
 ) -> PagedDocument:
     """Opens a PDF or a TIFF. Arguments and errors like `Document`."""
     if format_of(_head(source)) == "TIFF":
@@ -57,10 +57,15 @@ def open_pages(documents: Sequence[DocumentInput]) -> tuple[list[Page], list[str
     return found, notices
 
 
-def _head(source: str | os.PathLike[str] | bytes) -> bytes:
+def _head(source: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     """The first bytes of a regular file; b"" for what cannot be read, which opening it reports."""
     if isinstance(source, bytes):
         return source[:_HEAD_BYTES]
+    if not isinstance(source, (str, os.PathLike)):
+        source.seek(0)
+        head = source.read(_HEAD_BYTES)
+        source.seek(0)
+        return head
     path = os.path.expanduser(os.fspath(source))
     try:
         if not os.path.isfile(path):

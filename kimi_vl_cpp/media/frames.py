@@ -19,6 +19,7 @@ from . import cuts, sampling, subtitles
 from .named_part import split
 from .processor import ImageProcessor, ProcessedImage
 from .subtitles import Cue
+from .timed import TimedVideo
 from .times import TimeStyle, labels, parse_range
 from .video import Video
 
@@ -61,20 +62,20 @@ class FrameChoice:
                 raise BadRequest(f"{name}: got {shown(value)}, expected one of {listed}", f"request.{name}")
 
 
-def open_named(source: Video | str | os.PathLike[str]) -> tuple[Video, str | None]:
+def open_named(source: TimedVideo | str | os.PathLike[str]) -> tuple[TimedVideo, str | None]:
     """The video of a path, and the range of times that stands behind a "#" there."""
-    if isinstance(source, Video):
+    if isinstance(source, TimedVideo):
         return source, None
     path, named = split(os.fspath(source))
     return Video(path), named
 
 
-def range_of(video: Video, text: str | None) -> tuple[float, float]:
+def range_of(video: TimedVideo, text: str | None) -> tuple[float, float]:
     """The start and end, in seconds, that a text names; None is all of the video. Raises BadVideo."""
     return (0.0, video.duration) if text is None else parse_range(text, video.duration, video.name)
 
 
-def times_of(video: Video, start: float, end: float, choice: FrameChoice) -> list[float]:
+def times_of(video: TimedVideo, start: float, end: float, choice: FrameChoice) -> list[float]:
     """The times of [start, end) to look at. Raises BadVideo (code "video.frames") for a rate that gives too many."""
     choice.check()
     if choice.sampling == "rate":
@@ -91,7 +92,7 @@ def times_of(video: Video, start: float, end: float, choice: FrameChoice) -> lis
     return sampling.uniform(start, end, choice.n)
 
 
-def find_cuts(video: Video, start: float, end: float) -> list[float]:
+def find_cuts(video: TimedVideo, start: float, end: float) -> list[float]:
     """The times of cuts in [start, end)."""
     times: list[float] = []
 
@@ -104,14 +105,14 @@ def find_cuts(video: Video, start: float, end: float) -> list[float]:
     return cuts.find_cuts(times, small)
 
 
-def positions(video: Video, n: int, processor: ImageProcessor, patches: int) -> int:
+def positions(video: TimedVideo, n: int, processor: ImageProcessor, patches: int) -> int:
     """Positions that n frames take in a prompt, with the text and the template's tokens around each."""
     _, (width, height) = processor.limited(patches).plan(*video.size)
     return n * (width * height // (processor.patch_size * processor.merge) ** 2 + _AROUND)
 
 
 def pictures(
-    video: Video,
+    video: TimedVideo,
     processor: ImageProcessor,
     times: Sequence[float],
     choice: FrameChoice,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import os
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import BadDocument, BadImage, OutOfMemory, Unsupported
 from .decode import format_of, stranger
 from .paged import PagedDocument
-from .regular_file import open_regular
+from .regular_file import open_regular, opened
 
 MAX_BYTES = 1 << 30
 MAX_PAGES = 2000
@@ -51,15 +50,14 @@ class Document(PagedDocument):
     """A PDF document. Use it as a context manager, or leave closing to the garbage collector."""
 
     def __init__(
-        self, source: str | os.PathLike[str] | bytes, password: str | None = None, *, name: str | None = None
+        self, source: str | os.PathLike[str] | bytes | BinaryIO, password: str | None = None, *, name: str | None = None
     ) -> None:
-        """source: a path (`~` is expanded) or the bytes of a file. password: of a protected document. name: what
-        messages and markers call it; None is the file's name.
+        """source: a path (`~` is expanded), the bytes of a file, or an open file. password: of a protected document.
+        name: what messages and markers call it; None is the file's name.
 
         Raises BadDocument (codes document.*), Unsupported (code "unsupported.extra") without pypdfium2.
         """
-        self.name = name or ("document" if isinstance(source, bytes) else os.path.basename(os.fspath(source)))
-        self._file = io.BytesIO(source) if isinstance(source, bytes) else _open_file(source)
+        self.name, self._file = opened(source, name or "", "document", _open_file)
         try:
             self._check_head()
             with _lock:

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Callable
+from typing import BinaryIO
 
 from ..errors import BadImage, shown
 
@@ -36,3 +37,17 @@ def open_regular(
         os.close(handle)
         raise refuse(f"{shown(name)}: {problem[0]}", problem[1])
     return os.fdopen(handle, "rb")
+
+
+def opened(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    name: str,
+    nameless: str,
+    open_path: Callable[[str | os.PathLike[str]], BinaryIO],
+) -> tuple[str, BinaryIO]:
+    """What messages call a source, and the file to read it from. name: "" for the file's own, or `nameless`."""
+    if isinstance(source, bytes):
+        return name or nameless, io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        return name or os.path.basename(os.fspath(source)), open_path(source)
+    return name or nameless, source

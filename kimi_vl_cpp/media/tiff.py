@@ -21,7 +21,7 @@ from .open import MAX_BYTES, MAX_PIXELS
 from .paged import PagedDocument
 from .pdf import MAX_PAGES
 from .processor import scaled
-from .regular_file import open_regular
+from .regular_file import open_regular, opened
 from .rgb import to_rgb, upright
 
 _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274  # tags
@@ -55,18 +55,17 @@ class _Layout:
 class TiffDocument(PagedDocument):
     """A TIFF file as a document. Previews and masks are no pages. All of it is held in memory."""
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> None:
-        """source: a path (`~` is expanded) or the bytes of a file. name: what messages and markers call it; None is the
-        file's name.
+    def __init__(self, source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str | None = None) -> None:
+        """source: a path (`~` is expanded), the bytes of a file, or an open file. name: what messages and markers call
+        it; None is the file's name.
 
         Raises BadDocument (codes document.*).
         """
-        self.name = name or ("document" if isinstance(source, bytes) else os.path.basename(os.fspath(source)))
-        if isinstance(source, bytes):
-            self._data = source
-        else:
-            with open_regular(source, MAX_BYTES, _refused, "a TIFF file") as file:
-                self._data = file.read()
+        self.name, file = opened(source, name or "", "document", _open_file)
+        with file:
+            self._data = source if isinstance(source, bytes) else file.read(MAX_BYTES + 1)
+        if len(self._data) > MAX_BYTES:
+            raise BadDocument(f"{self.name}: more than {MAX_BYTES} bytes: split the file", "document.too_large")
         if format_of(self._data[:64]) != "TIFF":
             raise BadDocument(f"{self.name}: not a TIFF file: give it as a picture or a PDF", "document.format")
         self._layout = _layout(self._data)
@@ -180,5 +179,5 @@ def _directory(file: BinaryIO, layout: _Layout, at: int) -> _Directory | None:
     return _Directory(at, at + layout.count + n * size, follows, seen, not values[_SUBFILE] & _NO_PAGE)
 
 
-def _refused(text: str, problem: str) -> BadImage:
-    return BadDocument(text, f"document.{problem}")
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    return open_regular(path, MAX_BYTES, lambda text, problem: BadDocument(text, f"document.{problem}"), "a TIFF file")

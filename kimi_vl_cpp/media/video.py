@@ -8,21 +8,21 @@ decodes from the key frame before its target; times are those of the frames, nev
 from __future__ import annotations
 
 import importlib
-import io
+import importlib.util
 import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import NotPicklable
 from ..errors import BadVideo, Unsupported
+from . import hdr
 from .decode import format_of
-from .regular_file import open_regular
+from .regular_file import open_regular, opened
+from .timed import Shape, TimedVideo
 
 MAX_BYTES = 1 << 40
 MAX_SIDE = 8192
@@ -34,12 +34,19 @@ _HEADS = re.compile(
     rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11",
     re.DOTALL,
 )
-_HDR = {16: "PQ", 18: "HLG"}  # AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free")
+_HDR: dict[int, hdr.Curve] = {16: "PQ", 18: "HLG"}  # AVCOL_TRC_SMPTE2084, AVCOL_TRC_ARIB_STD_B67
+# Samples that are encrypted: entries of MP4's stsd, the encryption of a Matroska track, two objects of ASF.
+_ENCRYPTED = re.compile(
+    rb"stsd.{12}(?:encv|drmi)|\x6d\x80.{1,8}\x62\x40.{1,32}\x50\x33\x81\x01"
+    rb"|\xfb\xb3\x11\x22\x23\xbd\xd2\x11\xb4\xb7\x00\xa0\xc9\x55\xfc\x6e"
+    rb"|\x14\xe6\x8a\x29\x22\x26\x17\x4c\xb9\x35\xda\xe0\x7e\xe9\x28\x9c",
+    re.DOTALL,
+)
+_MOST_BOXES = 1 << 18  # two for each second, or so, of a video in fragments
+_MOST_INDEX = 64 << 20  # bytes in which encryption is looked for
 _SEEK_KEY_FRAMES = 3  # a gap of so many is jumped over
 _MOST_ERRORS = 0.5  # of the packets, above which a video counts as damaged
-
-Shape = Callable[[int, int], tuple[int, int]]
-"""(width, height) of the upright frame -> the size it is scaled to."""
 
 
 def is_video(head: bytes) -> bool:
@@ -47,27 +54,21 @@ def is_video(head: bytes) -> bool:
     return _HEADS.match(head) is not None and format_of(head) is None
 
 
-class Video(NotPicklable):
-    """A video file. Use it as a context manager, or leave closing to the garbage collector.
+class Video(TimedVideo):
+    """A video file. Use it as a context manager, or leave closing to the garbage collector."""
 
-    duration: seconds. size: width and height of the upright frame with square pixels. has_audio: whether there is
-    sound, which nothing here hears. notices: what is worth knowing about the file.
-    """
-
-    _instead = "open the file in the other process"
-
-    def __init__(self, source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> None:
-        """source: a path (`~` is expanded) or the bytes of a file. name: what messages call it, None for the
-        file's name.
+    def __init__(self, source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str | None = None) -> None:
+        """source: a path (`~` is expanded), the bytes of a file, or an open file. name: what messages call it, None for
+        the file's name.
 
         Raises BadVideo (codes video.*), Unsupported (code "unsupported.extra") without PyAV.
         """
         self._av = _pyav()
-        self.name = name or ("video" if isinstance(source, bytes) else os.path.basename(os.fspath(source)))
-        self._file = io.BytesIO(source) if isinstance(source, bytes) else _open_file(source)
+        self.name, self._file = opened(source, name or "", "video", _open_file)
         self.notices: list[str] = []
         self._can_seek = True
         try:
+            self._check_encryption()
             self._index()
             self._look()
         except BaseException:
@@ -75,25 +76,9 @@ class Video(NotPicklable):
             raise
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Video {self.name!r}, {self.duration:.1f} s, {self.size[0]} x {self.size[1]}>"
-
     def frames(self, times: Sequence[float], shape: Shape) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """The frames nearest to the times, in one pass: their own times and uint8 [height, width, 3].
-
-        times: seconds from the beginning, ascending. Raises BadVideo (code "video.damaged").
-        """
         waiting = list(reversed(times))
         last: tuple[float, Any] | None = None
         for time, frame in self._decoded(lambda: waiting[-1] if waiting else None):
@@ -108,7 +93,6 @@ class Video(NotPicklable):
             yield last[0], self._pixels(last[1], shape)
 
     def every(self, start: float, end: float, fps: float, shape: Shape) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """All frames of [start, end), at most fps a second, with their times."""
         due = [start]
         for time, frame in self._decoded(lambda: due[0] if due[0] < end else None):
             if time >= end:
@@ -119,6 +103,14 @@ class Video(NotPicklable):
 
     # Inside
 
+    def _check_encryption(self) -> None:
+        if _ENCRYPTED.search(_index_of(self._file)):
+            raise BadVideo(
+                f"{self.name}: protected against copying (DRM), its frames are encrypted: give a copy without "
+                "protection, or screenshots of it as pictures",
+                "video.drm",
+            )
+
     def _open(self) -> tuple[Any, Any]:
         self._file.seek(0)
         try:
@@ -128,6 +120,8 @@ class Video(NotPicklable):
         if not set(container.format.name.split(",")) & set(_CONTAINERS):
             raise BadVideo(f"{self.name}: {container.format.name} is not a video format: {_EXPECTED}", "video.format")
         streams = [one for one in container.streams.video if not _is_cover(one)]
+        if (not streams or streams[0].codec_context is None) and _is_cut(self._file):
+            raise self._no_index()
         if not streams:
             raise BadVideo(f"{self.name}: it has no pictures, only sound: give a video", "video.none")
         stream = streams[0]
@@ -178,9 +172,8 @@ class Video(NotPicklable):
             )
         if self.has_audio:
             self.notices.append(f"{self.name}: the sound is not used")
-        if int(getattr(frame, "color_trc", 0) or 0) in _HDR:
-            name = _HDR[int(frame.color_trc)]
-            self.notices.append(f"{self.name}: HDR ({name}) is shown without tone mapping and looks washed out")
+        if curve := _curve(frame):
+            self.notices.append(f"{self.name}: HDR ({curve}) is tone mapped to the range of ordinary pictures")
 
     def _decoded(self, wanted: Callable[[], float | None]) -> Iterator[tuple[float, Any]]:
         """Frames with their times, in order, until `wanted` returns None. A long gap before the time that it returns is
@@ -235,7 +228,10 @@ class Video(NotPicklable):
         turns = _turns(frame)
         width, height = round(frame.width * self._aspect), frame.height
         size = shape(height, width)[::-1] if turns % 2 else shape(width, height)
-        scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="BICUBIC").to_ndarray()
+        curve = _curve(frame)
+        depth = "rgb24" if curve is None else "rgb48le"
+        scaled = frame.reformat(width=size[0], height=size[1], format=depth, interpolation="BICUBIC").to_ndarray()
+        scaled = scaled if curve is None else hdr.to_sdr(scaled, curve)
         return np.ascontiguousarray(np.rot90(scaled, turns))
 
     def _check_errors(self, n: int, error: Exception) -> None:
@@ -247,14 +243,18 @@ class Video(NotPicklable):
     def _not_opened(self, error: Exception) -> BadVideo:
         self._file.seek(0)
         head = self._file.read(_HEAD_BYTES)
+        if not head:
+            return BadVideo(f"{self.name}: the file is empty: download or save it again", "video.damaged")
         if head[4:8] in (b"ftyp", b"mdat"):
-            return BadVideo(
-                f"{self.name}: cut off: its index, which stands at the end, is not there: download it again",
-                "video.index",
-            )
+            return self._no_index()
         if is_video(head):
             return self._damaged(str(error))
         return BadVideo(f"{self.name}: not a video: {_EXPECTED}", "video.format")
+
+    def _no_index(self) -> BadVideo:
+        return BadVideo(
+            f"{self.name}: cut off: its index, which stands at the end, is not there: download it again", "video.index"
+        )
 
     def _damaged(self, reason: str) -> BadVideo:
         return BadVideo(f"{self.name}: damaged: {reason}: download it again, or convert it", "video.damaged")
@@ -263,9 +263,45 @@ class Video(NotPicklable):
 _EXPECTED = "expected MP4, MOV, MKV, WebM, AVI, MPEG, FLV, ASF, Ogg or GIF"
 
 
+def _curve(frame: Any) -> hdr.Curve | None:
+    """The transfer curve of an HDR frame."""
+    return _HDR.get(int(getattr(frame, "color_trc", 0) or 0))
+
+
 def _turns(frame: Any) -> int:
     """Quarter turns counter-clockwise that make the frame upright."""
     return round((frame.rotation or 0) / 90) % 4
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """The kinds of an MP4 or MOV file's outermost boxes, where they begin, and where they say that they end. Nothing
+    for other files."""
+    end = file.seek(0, os.SEEK_END)
+    at = 0
+    for _ in range(_MOST_BOXES):
+        file.seek(at)
+        head = file.read(16)
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        size = end - at if size == 0 else size
+        if at >= end or size < 8 or (at == 0 and kind not in _FIRST_BOXES):
+            return
+        yield kind, at, at + size
+        at += size
+
+
+def _is_cut(file: BinaryIO) -> bool:
+    """Whether an MP4 or MOV file ends before its last box does."""
+    length = file.seek(0, os.SEEK_END)
+    return max((end for _, _, end in _boxes(file)), default=length) > length
+
+
+def _index_of(file: BinaryIO) -> bytes:
+    """What says how the samples of a file are kept: its index, or its beginning."""
+    at, size = next(((at, end - at) for kind, at, end in _boxes(file) if kind == b"moov"), (0, _HEAD_BYTES << 6))
+    file.seek(at)
+    return file.read(min(size, _MOST_INDEX))
 
 
 def _is_cover(stream: Any) -> bool:
@@ -277,8 +313,18 @@ def _pyav() -> Any:
     try:
         return importlib.import_module("av")
     except ImportError:
-        raise Unsupported("reading a video needs PyAV: pip install 'kimi-vl-cpp[video]'", "unsupported.extra") from None
+        raise _not_installed() from None
 
 
-def _open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+def check_installed() -> None:
+    """Raises Unsupported (code "unsupported.extra") without PyAV, which it does not load."""
+    if importlib.util.find_spec("av") is None:
+        raise _not_installed()
+
+
+def _not_installed() -> Unsupported:
+    return Unsupported("reading a video needs PyAV: pip install 'kimi-vl-cpp[video]'", "unsupported.extra")
+
+
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return open_regular(path, MAX_BYTES, lambda text, problem: BadVideo(text, f"video.{problem}"), "a video file")

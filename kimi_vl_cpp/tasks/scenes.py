@@ -19,7 +19,7 @@ from .journal import Journal
 
 if TYPE_CHECKING:
     from ..media.frames import FrameChoice
-    from ..media.video import Video
+    from ..media.timed import TimedVideo
     from ..model import KimiVL
 
 WINDOW = 32
@@ -52,7 +52,7 @@ class Scene:
     snapped: bool = False
 
 
-def window_size(model: KimiVL, video: Video, patches: int) -> int:
+def window_size(model: KimiVL, video: TimedVideo, patches: int) -> int:
     """Frames of one request: WINDOW, or as many as fit into the context beside an answer."""
     room = model.n_ctx - _longest(model) - len(model.tokenize(REQUEST)) - _TEMPLATE_TOKENS
     return max(1, min(WINDOW, room // frames.positions(video, 1, model.loaded.processor, patches)))
@@ -69,7 +69,7 @@ def windows(start: float, end: float, fps: float, size: int = WINDOW) -> list[li
 
 def read_windows(
     model: KimiVL,
-    video: Video,
+    video: TimedVideo,
     parts: Sequence[Sequence[float]],
     choice: FrameChoice,
     journal: Journal,

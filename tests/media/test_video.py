@@ -121,12 +121,23 @@ def test_a_video_cut_off_behind_its_index_gives_its_beginning():
     assert [videos.number_of(pixels) for _, pixels in video.frames([0, 1], same)] == [0, 10]
 
 
+WHOLE = videos.video(coded(30))
+MATROSKA = videos.video(coded(3), container="mkv")
+ASF_PROTECTION = bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e")
 REFUSED = {
-    "empty": (b"", "video.format"),
+    "empty": (b"", "video.damaged"),
     "text": (b"hello", "video.format"),
     "a list of files": (b"ffconcat version 1.0\nfile '/etc/hostname'\n", "video.format"),
     "a playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\n", "video.format"),
     "cut off before its index": (videos.video(coded(30))[:2000], "video.index"),
+    "cut off in its index": (WHOLE[: WHOLE.index(b"stsd")], "video.index"),
+    "cut off in what its codec is": (WHOLE[: WHOLE.index(b"stsd") + 12], "video.index"),
+    "protected, MP4": (WHOLE.replace(b"mp4v", b"encv"), "video.drm"),
+    "protected, Matroska": (
+        MATROSKA[: MATROSKA.index(b"V_MPEG4")] + bytes.fromhex("6d80866240 8350338101") + MATROSKA[200:],
+        "video.drm",
+    ),
+    "protected, ASF": (bytes.fromhex("3026b2758e66cf11") + bytes(92) + ASF_PROTECTION, "video.drm"),
 }
 
 

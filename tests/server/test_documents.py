@@ -70,7 +70,7 @@ def test_a_document_that_hangs_or_crashes_its_process_is_400_and_the_next_is_rea
 
     class Crashing(IsolatedDocument):
         def draw(self, number, width, height):
-            self._child.kill()
+            self._process._child.kill()
             return super().draw(number, width, height)
 
     monkeypatch.setattr(server_documents, "IsolatedDocument", Crashing)

@@ -36,15 +36,15 @@ from .files.model_files import ModelFiles
 from .files.variants import Variant
 from .generation import sampling
 from .generation.adapters import Lora, index_of
-from .generation.fitting import fit_images
+from .generation.fitting import limit_images
 from .generation.generation import Generation, Request, encode_cached
 from .generation.loaded import DEFAULT_IMAGE_CACHE_BYTES, DEFAULT_MAX_PARALLEL, LoadOptions, load
 from .generation.model_cache import ModelCache
 from .generation.parts import Part, prepare_parts
 from .generation.raw import RawModel
-from .generation.request import build_request, build_text_request, check_images
+from .generation.request import Question, build_request, build_text_request, check_images
 from .generation.sampling import SamplingOptions
-from .generation.several import MAX_ANSWERS, Answers, AnswersStream, answer_seed
+from .generation.several import MAX_ANSWERS, Answers, AnswersStream, answers_to
 from .generation.stream import PieceStream
 from .media.documents import open_pages
 from .media.drawn import text_around
@@ -366,8 +366,7 @@ class KimiVL(NotPicklable):
         OutOfMemory.
         """
         started = time.perf_counter()
-        longest = sampling_options.get("max_new_tokens")
-        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system, longest)
+        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system)
         answer = self.start(messages, pictures, progress=progress, started=started, **sampling_options)
         answer.add_notices(notices)
         return answer if stream else answer.drain()
@@ -444,17 +443,10 @@ class KimiVL(NotPicklable):
         """
         started = time.perf_counter()
         check_int("n", n, 1, MAX_ANSWERS)
-        longest = sampling_options.get("max_new_tokens")
-        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system, longest)
-        seen = [self.loaded.kept_image(picture) for picture in pictures]
-        first = self.start(messages, seen, progress=progress, started=started, **sampling_options)
-        streams = [first]
-        for index in range(1, n):
-            options: SamplingOptions = {**sampling_options, "seed": answer_seed(first.seed, index)}
-            streams.append(self.start(messages, seen, started=started, **options))
-        for one in streams:
-            one.add_notices(notices)
-        found = AnswersStream(streams, vote=vote)
+        messages, pictures, notices = self._question(prompt, images, documents, image_patches, system)
+        first = self.start(messages, pictures, progress=progress, started=started, **sampling_options)
+        first.add_notices(notices)
+        found = AnswersStream(answers_to(first, n), vote=vote)
         return found if stream else found.drain()
 
     def start(
@@ -468,7 +460,7 @@ class KimiVL(NotPicklable):
         tools: ToolUse | None = None,
         **sampling_options: Unpack[SamplingOptions],
     ) -> PieceStream:
-        """Checks a whole conversation (see prompt.build_prompt; images by index) and returns its answer's stream.
+        """Checks a whole conversation (see text/chat_template.py, `Message`) and returns its answer's stream.
 
         What `chat` and `create_chat_completion` are made of. Pages of documents without a limit of their own are drawn
         as large as all of them fit. started: the time.perf_counter() from which first_token_s counts. continue_final:
@@ -476,16 +468,8 @@ class KimiVL(NotPicklable):
         like `chat`.
         """
         started = time.perf_counter() if started is None else started
-        options = dict(sampling_options)
-        request = build_request(
-            self.loaded,
-            messages,
-            images,
-            options=options,
-            started=started,
-            continue_final=continue_final,
-            tools=tools,
-        )
+        question = Question(messages=messages, images=images, continue_final=continue_final, tools=tools)
+        request = build_request(self.loaded, question, options=dict(sampling_options), started=started)
         return self._stream(request, progress)
 
     def start_text(
@@ -723,23 +707,16 @@ class KimiVL(NotPicklable):
         documents: Sequence[DocumentInput],
         image_patches: int | None,
         system: str | None,
-        max_new_tokens: int | None,
     ) -> tuple[list[Any], list[ImageInput | LimitedImage | ProcessedImage], list[str]]:
-        """The messages of one question, its pictures in the size that they get, pages first, and notices on them."""
+        """The messages of one question, its pictures, pages first, and notices on its documents."""
         check_text("prompt", prompt)
         pages, notices = open_pages(documents)
-        pictures, fitted = fit_images(
-            self.loaded,
-            [*pages, *check_images(images)],
-            image_patches,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-        )
+        pictures = limit_images(self.loaded, [*pages, *check_images(images)], image_patches)
         content = user_content(prompt, [text_around(picture) for picture in pictures])
         messages: list[Any] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": check_text("system", system)})
-        return messages, pictures, [*notices, *fitted]
+        return messages, pictures, notices
 
     def require_vision(self) -> None:
         """Raises BadRequest (code "model.no_vision") when the model was loaded without a vision file."""

@@ -137,6 +137,18 @@ class Positions:
     def __len__(self) -> int:
         return len(self._tags)
 
+    def copy(self) -> Positions:
+        """The same positions, to grow by themselves."""
+        other = Positions(self.root, ())
+        other._tags[:], other._values[:] = self._tags, self._values
+        other._pictures, other._keys = list(self._pictures), list(self._keys)
+        return other
+
+    @property
+    def pictures(self) -> list[tuple[int, Picture]]:
+        """Every picture, with the position at which it begins."""
+        return list(self._pictures)
+
     def same_as(self, other: Positions) -> bool:
         """Whether the same stands at every position of both."""
         return (

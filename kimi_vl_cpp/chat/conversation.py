@@ -19,11 +19,12 @@ from ..cache.keys import Positions
 from ..cache.saved import load_pages, save_pages
 from ..checks import NotPicklable, check_text
 from ..errors import BadRequest
-from ..generation.fitting import fit_images
+from ..generation.fitting import limit_images
 from ..generation.generation import Generation, Request
-from ..generation.request import build_request, check_images
+from ..generation.request import Question, build_request, check_images
 from ..generation.stream import PieceStream
 from ..media.documents import open_pages
+from ..media.drawn import text_around
 from ..media.processor import ProcessedImage
 from ..text.chat_template import user_content
 from ..types import Response
@@ -33,7 +34,7 @@ from .turns import FORMAT, FORMAT_VERSION, Turn, invalid, shown_content, text_fi
 if TYPE_CHECKING:
     from ..generation.loaded import Opened
     from ..media.documents import DocumentInput
-    from ..media.processor import ImageInput
+    from ..media.processor import ImageInput, LimitedImage
 
 
 class Conversation(NotPicklable):
@@ -153,16 +154,8 @@ class Conversation(NotPicklable):
         self._check_free()
         check_text("text", text)
         pages, notices = open_pages(documents)
-        given, fitted = fit_images(
-            self._loaded,
-            [*pages, *check_images(images)],
-            image_patches,
-            prompt=text,
-            max_new_tokens=sampling.get("max_new_tokens"),
-            n_other=self.n_positions if pages else 0,
-        )
-        pictures = [self._loaded.kept_image(image) for image in given]
-        return self._answer(Turn(text, pictures), self.turns, stream, started, sampling, [*notices, *fitted])
+        given = limit_images(self._loaded, [*pages, *check_images(images)], image_patches)
+        return self._answer(text, given, self.turns, stream, started, sampling, notices)
 
     @overload
     def regenerate(self, *, stream: Literal[False] = False, **sampling: Any) -> Response: ...
@@ -181,7 +174,7 @@ class Conversation(NotPicklable):
         if not self.turns:
             raise BadRequest("nothing was asked yet: there is no answer to replace", "conversation.empty")
         last = self.turns[-1]
-        return self._answer(Turn(last.text, last.images), self.turns[:-1], stream, started, sampling)
+        return self._answer(last.text, last.images, self.turns[:-1], stream, started, sampling)
 
     def undo(self) -> bool:
         """Forgets the last question and its answer. False when there is none."""
@@ -261,8 +254,8 @@ class Conversation(NotPicklable):
         """Of everything that was said."""
         if not self.turns:
             return Positions(self._loaded.page_root(self._loaded.adapters.pick(self.lora)), [])
-        request = self._request(self.turns[-1], self.turns[:-1], time.perf_counter(), {})
-        positions = Positions(self._loaded.page_root(request.adapter), request.items, request.is_answer)
+        last = self.turns[-1]
+        positions = self._request(last.text, last.images, self.turns[:-1], time.perf_counter(), {}).positions
         for token in self.turns[-1].token_ids or ():
             positions.append(token)
         return positions
@@ -276,7 +269,8 @@ class Conversation(NotPicklable):
 
     def _answer(
         self,
-        turn: Turn,
+        text: str,
+        images: Sequence[ImageInput | LimitedImage | ProcessedImage],
         before: list[Turn],
         stream: bool,
         started: float,
@@ -284,7 +278,8 @@ class Conversation(NotPicklable):
         notices: Sequence[str] = (),
     ) -> Response | PieceStream:
         progress = options.pop("progress", None) or self._loaded.progress
-        request = self._request(turn, before, started, options)
+        request = self._request(text, images, before, started, options)
+        turn = Turn(text, request.seen[len(request.seen) - len(images) :])
 
         def on_end(response: Response) -> None:
             self.last = response
@@ -298,22 +293,33 @@ class Conversation(NotPicklable):
         answer.add_notices(notices)
         return answer if stream else answer.drain()
 
-    def _request(self, turn: Turn, before: list[Turn], started: float, options: dict[str, Any]) -> Request:
-        """The question of `turn` after those before it."""
+    def _request(
+        self,
+        text: str,
+        new_images: Sequence[ImageInput | LimitedImage | ProcessedImage],
+        before: list[Turn],
+        started: float,
+        options: dict[str, Any],
+    ) -> Request:
+        """The question with its pictures after the turns before it."""
         options = {"lora": self.lora} | options
         messages: list[Any] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        images: list[ProcessedImage] = []
+        images: list[ImageInput | LimitedImage | ProcessedImage] = []
         answers: dict[int, tuple[int, ...]] = {}
-        for index, past in enumerate([*before, turn]):
-            content = user_content(past.text, [(image.label, image.caption) for image in past.images], len(images))
-            images.extend(past.images)
+
+        def ask(text: str, given: Sequence[ImageInput | LimitedImage | ProcessedImage]) -> None:
+            content = user_content(text, [text_around(image) for image in given], len(images))
+            images.extend(given)
             messages.append({"role": "user", "content": content})
-            if past is turn:
-                break
+
+        for index, past in enumerate(before):
+            ask(past.text, past.images)
             if past.token_ids is not None:
                 answers[index] = past.token_ids
             messages.append({"role": "assistant", "content": past.spoken if past.token_ids is None else ""})
-        return build_request(self._loaded, messages, images, options=options, started=started, answers=answers)
+        ask(text, new_images)
+        question = Question(messages=messages, images=images, answers=answers, keep=self._loaded.kept_image)
+        return build_request(self._loaded, question, options=options, started=started)
 
     @contextmanager
     def _hold(self) -> Iterator[None]:

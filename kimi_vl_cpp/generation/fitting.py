@@ -38,18 +38,15 @@ def limit_images(
 def fit_images(
     model: LoadedModel,
     images: Sequence[ImageInput | LimitedImage | ProcessedImage],
-    patches: int | None,
-    *,
-    prompt: str,
+    n_text: int,
     max_new_tokens: int | None,
-    n_other: int = 0,
 ) -> tuple[list[ImageInput | LimitedImage | ProcessedImage], list[str]]:
-    """The pictures of a request in the size that they get, and notices about it: see `limit_images` where `patches` is
-    given, and `fit_pages` for the pages among them where it is not. n_other: positions that the prompt holds already.
+    """The pictures of a request with the pages among them in the size that they get, see `fit_pages`, and notices about
+    it. n_text: positions of what else is in the prompt.
     """
     pages = [image for image in images if isinstance(image, Drawn)]
-    if patches is not None or not pages:
-        return list(limit_images(model, images, patches)), []
+    if not pages:
+        return list(images), []
     model.require_vision()
     found: list[ImageInput | LimitedImage | ProcessedImage] = []
     for index, image in enumerate(images):
@@ -57,8 +54,8 @@ def fit_images(
             if isinstance(image, Drawn):
                 _ = image.size  # which raises for a page that cannot be drawn
             found.append(image if isinstance(image, Drawn) else model.processor(image))
-    n_other += sum(image.n_tokens for image in found if isinstance(image, ProcessedImage))
-    chosen, notices = fit_pages(model, pages, prompt, max_new_tokens, n_other)
+    n_beside = n_text + sum(image.n_tokens for image in found if isinstance(image, ProcessedImage))
+    chosen, notices = fit_pages(model, pages, n_beside, max_new_tokens)
     return [LimitedImage(image, chosen) if isinstance(image, Drawn) else image for image in found], notices
 
 
@@ -77,35 +74,45 @@ def positions_needed(
     patches: int | None = None,
     n_other: int = 0,
 ) -> int:
-    """Positions of a request for these pages at `patches` each (None: the model's limit), its answer included.
+    """Positions of a request for these pages at `patches` each (None: the model's limit), its answer included; a little
+    more than it will take.
 
     n_other: positions of what else is in the prompt.
     """
     limit = budget.largest(model.processor, images, budget.DOCUMENT_FLOOR) if patches is None else patches
     taken = budget.tokens_at(model.processor, images, limit)
-    return taken + _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
+    return taken + text_needed(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
+
+
+def text_needed(model: LoadedModel, images: Sequence[Drawn], text: str = "") -> int:
+    """Positions of text, labels and template of a request that is still to be written; a little more than it will
+    take."""
+    return _TEMPLATE_TOKENS + len(model.tokenizer.encode(text)) + sum(_n_around(model, image) for image in images)
 
 
 def fit_pages(
-    model: LoadedModel, images: Sequence[Drawn], text: str, max_new_tokens: int | None, n_other: int = 0
+    model: LoadedModel, pages: Sequence[Drawn], n_beside: int, max_new_tokens: int | None
 ) -> tuple[int, list[str]]:
-    """Patches a page so that all pages fit into the context beside text and answer, and notices when that is less than
-    the model's limit.
+    """Patches a page so that all pages fit into the context beside n_beside positions and the answer, and notices when
+    that is less than the model's limit.
 
     Raises ContextFull (code "context.full") with what would fit when not even the lowest rung does.
     """
     processor, top = model.processor, model.processor.in_token_limit
-    around = _n_around(model, images, text) + n_other + answer_reserve(model, max_new_tokens)
-    room = model.n_ctx - around
-    patches = budget.fit(processor, images, room, budget.DOCUMENT_FLOOR)
+    around = n_beside + answer_reserve(model, max_new_tokens)
+    patches = budget.fit(processor, pages, model.n_ctx - around, budget.DOCUMENT_FLOOR)
     if patches is None:
-        each = around // max(len(images), 1)
+        each = around // max(len(pages), 1)
+        labels = [_n_around(model, page) for page in pages]
         fits = []
-        for rung in budget.rungs(budget.LADDER[0], budget.largest(processor, images, budget.DOCUMENT_FLOOR)):
-            n = next((n for n in range(len(images), 0, -1) if _fits(model, images[:n], text, rung)), 0)
-            fits.append(f"{n} at {rung}")
+        for rung in budget.rungs(budget.LADDER[0], budget.largest(processor, pages, budget.DOCUMENT_FLOOR)):
+            n_fit, room = len(pages), model.n_ctx - around
+            while n_fit and budget.tokens_at(processor, pages[:n_fit], rung) > room:
+                n_fit -= 1
+                room += labels[n_fit]
+            fits.append(f"{n_fit} at {rung}")
         raise ContextFull(
-            f"{len(images)} pages do not fit into the context of {model.n_ctx} tokens at "
+            f"{len(pages)} pages do not fit into the context of {model.n_ctx} tokens at "
             f"{min(budget.DOCUMENT_FLOOR, top)} patches a page, below which print is hard to read (about {each} tokens "
             f"a page go to template, text and answer). Pages that fit by patches a page (image_patches): "
             f"{', '.join(fits)}. Give fewer pages, a larger n_ctx (up to {model.context_length}), or smaller pages",
@@ -114,18 +121,11 @@ def fit_pages(
     if patches == top:
         return patches, []
     return patches, [
-        f"{len(images)} pages are seen at {patches} patches each, not {top}, so that all of them fit into the context"
+        f"{len(pages)} pages are seen at {patches} patches each, not {top}, so that all of them fit into the context"
     ]
 
 
-def _fits(model: LoadedModel, images: Sequence[Drawn], text: str, patches: int) -> bool:
-    around = _n_around(model, images, text) + answer_reserve(model, None)
-    return budget.tokens_at(model.processor, images, patches) + around <= model.n_ctx
-
-
-def _n_around(model: LoadedModel, images: Sequence[Drawn], text: str) -> int:
-    """Tokens of text, labels and template."""
+def _n_around(model: LoadedModel, page: Drawn) -> int:
+    """Tokens of the text that belongs to a page, and of the template around it."""
     encode = model.tokenizer.encode
-    frame = len(encode("image")) + 3  # the template's tokens around a picture
-    around = sum(len(encode(words)) + 1 for image in images for words in text_around(image))
-    return _TEMPLATE_TOKENS + len(encode(text)) + frame * len(images) + around
+    return len(encode("image")) + 3 + sum(len(encode(words)) + 1 for words in text_around(page))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..cache.keys import Item, Picture, Positions, n_positions
+from ..cache.keys import Positions
 from ..errors import BadRequest, Cancelled
 from ..scheduler.job import MAX_AHEAD, Job
 from ..text.thinking import ThinkingSplitter
@@ -29,23 +29,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..media.processor import ProcessedImage
+
 
 @dataclass
 class Request:
     """A request that has passed every check and fits into the context.
 
-    items: the prompt as tokens and pictures. is_answer: bool [n_prompt], True for the contents of assistant turns.
-    pixels: digest -> what returns the picture's uint8 [H, W, 3]. max_new_tokens: already limited by the context.
-    prepare_s: what it took to get here. begun: the beginning of the reply that the prompt holds already. grammar:
-    what the reply has to follow. n_dropped: positions of turns that were left out. adapter: what is added to the
-    weights for it.
+    positions: of the prompt. pixels: digest -> what returns the picture's uint8 [H, W, 3]. seen: the pictures, for a
+    caller that keeps them. max_new_tokens: already limited by the context. prepare_s: what it took to get here. begun:
+    the beginning of the reply that the prompt holds already. grammar: what the reply has to follow, at its beginning.
+    n_dropped: positions of turns that were left out. adapter: what is added to the weights for it.
     """
 
-    items: list[Item]
-    is_answer: NDArray[np.bool_]
+    positions: Positions
     params: SamplingParams
     max_new_tokens: int
     pixels: Mapping[str, Callable[[], NDArray[np.uint8]]] = field(default_factory=dict)
+    seen: list[ProcessedImage] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     prepare_s: float = 0.0
     stop_ids: frozenset[int] = frozenset()
@@ -58,12 +59,16 @@ class Request:
     @property
     def n_prompt(self) -> int:
         """Positions of the prompt."""
-        return n_positions(self.items)
+        return len(self.positions)
 
     @property
     def n_image(self) -> int:
         """Positions of the prompt that are pictures."""
-        return sum(item.n_tokens for item in self.items if isinstance(item, Picture))
+        return sum(picture.n_tokens for _, picture in self.positions.pictures)
+
+    def again(self, seed: int) -> Request:
+        """The same request with another seed: nothing of it is checked or written again."""
+        return replace(self, params=replace(self.params, seed=seed), notices=list(self.notices))
 
 
 class Generation:
@@ -104,10 +109,11 @@ class Generation:
         self._pending: list[TokenLogprob] = []  # of the answer, not carried by a piece yet
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob | None] = [] if params.prompt_logprobs is None else [None]
-        decides = limit is not None or self._guard is not None or request.grammar is not None  # after each token
+        self._grammar = None if request.grammar is None else request.grammar.copy()
+        decides = limit is not None or self._guard is not None or self._grammar is not None  # after each token
         self._job = Job(
-            Positions(host.page_root(request.adapter, params.cache_salt), request.items, request.is_answer),
-            chooser=TokenChooser(params, request.stop_ids, request.grammar),
+            request.positions.copy(),
+            chooser=TokenChooser(params, request.stop_ids, self._grammar),
             stop_ids=request.stop_ids,
             max_new_tokens=request.max_new_tokens,
             max_ahead=1 if decides else MAX_AHEAD,
@@ -118,6 +124,10 @@ class Generation:
             priority=params.priority,
             adapter=index_of(request.adapter),
         )
+
+    def again(self, seed: int, progress: Progress | None = None) -> Generation:
+        """Another answer to the same prompt, in no conversation."""
+        return Generation(self.host, self.request.again(seed), progress or self.host.progress)
 
     def cancel(self) -> None:
         """Ends the answer at its next token, whatever is being computed. From any thread, also before it has begun."""
@@ -221,9 +231,8 @@ class Generation:
         """The log probabilities of the prompt's tokens after the positions of these rows."""
         n_top = self.request.params.prompt_logprobs or 0
         del self._prompt_logprobs[start + 1 :]  # a prompt that lost its memory begins again
-        for row, item in zip(logits, self.request.items[start + 1 :], strict=False):
-            assert isinstance(item, int)
-            self._prompt_logprobs.append(token_logprob(row, item, n_top))
+        for row, token in zip(logits, self.request.positions.tokens(start + 1), strict=False):
+            self._prompt_logprobs.append(token_logprob(row, token, n_top))
 
     def _loop(self) -> Generator[Piece, None, None]:
         conductor, job = self.host.conductor, self._job
@@ -243,7 +252,7 @@ class Generation:
 
     def _ended(self, token: int) -> bool:
         """Whether the reply ends behind this token. Decides too what is forced to come next."""
-        grammar = self.request.grammar
+        grammar = self._grammar
         if self.stop_string is not None or (grammar is not None and grammar.complete):
             self.finish = "stop"
         elif len(self._ids) >= self.request.max_new_tokens:

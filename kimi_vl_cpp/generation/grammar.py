@@ -115,6 +115,10 @@ class GrammarMatcher:
         self._matcher = matcher
         self._n_vocab = n_vocab
 
+    def copy(self) -> GrammarMatcher:
+        """The same state, of another reply."""
+        return GrammarMatcher(self._matcher.deep_copy(), self._n_vocab)
+
     @property
     def complete(self) -> bool:
         """Whether nothing may follow."""

@@ -12,7 +12,7 @@ from ..cache.disk import DiskNotice, DiskStore
 from ..cache.keys import Positions
 from ..types import Usage
 from .generation import Generation
-from .request import build_request
+from .request import Question, build_request
 from .stream import PieceStream
 
 if TYPE_CHECKING:
@@ -139,9 +139,10 @@ class ModelCache:
     def _prefetch(self, messages: Sequence[Any], images: Sequence[Any]) -> tuple[Positions, Usage]:
         started = time.perf_counter()
         loaded = self._loaded
-        request = build_request(loaded, messages, images, options={"prompt_only": True}, started=started)
+        question = Question(messages=messages, images=images)
+        request = build_request(loaded, question, options={"prompt_only": True}, started=started)
         usage = PieceStream(Generation(loaded, request, loaded.progress)).drain().usage
-        return Positions(loaded.page_root(request.adapter), request.items, request.is_answer), usage
+        return request.positions, usage
 
 
 def _disk_info(store: DiskStore) -> DiskInfo:

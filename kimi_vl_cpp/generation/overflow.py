@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..cache.keys import Item, Picture, n_positions
 
 if TYPE_CHECKING:
-    from ..text.tokenizer import Tokenizer
+    from ..text.chat_template import Span
 
 LEFT = 0.6
 """The share of the context that the rest of a conversation takes at most when turns were dropped."""
@@ -21,33 +21,39 @@ LEFT = 0.6
 
 @dataclass(frozen=True)
 class Shortened:
-    """A prompt without its oldest turns, of which there were n_turns with n_tokens positions and n_pictures."""
+    """A prompt without its oldest turns, of which there were n_turns with n_tokens positions and n_pictures. messages:
+    where the others lie in it."""
 
     items: list[Item]
+    messages: list[Span]
     n_turns: int = 0
     n_tokens: int = 0
     n_pictures: int = 0
 
     @property
     def notice(self) -> str:
-        """What a person should know about it."""
+        """What the user should know about it."""
         questions = f"the oldest {self.n_turns} questions" if self.n_turns > 1 else "the oldest question"
         answers = "their answers" if self.n_turns > 1 else "its answer"
         pictures = f", {self.n_pictures} of them pictures" if self.n_pictures else ""
         return f"{questions} and {answers} ({self.n_tokens} tokens{pictures}) were left out to fit into the context"
 
 
-def drop_turns(tokenizer: Tokenizer, items: Sequence[Item], n_ctx: int) -> Shortened:
+def drop_turns(items: Sequence[Item], messages: Sequence[Span], n_ctx: int) -> Shortened:
     """The prompt of a conversation, without the oldest turns where it would not fit into n_ctx tokens with one more.
 
-    What stands before the first question, and the last question, always stay. Goes through the conversation as it was
-    held: whenever a question did not fit, turns go until LEFT of the context is taken.
+    messages: where they lie in it. What stands before the first question, and the last question, always stay. Goes
+    through the conversation as it was held: whenever a question did not fit, turns go until LEFT of the context is
+    taken.
     """
-    head, turns = _turns(tokenizer, items)
-    n_head = n_positions(head)
-    whole = [n_positions(turn) for turn in turns]
-    asked = [n_positions(_question(tokenizer, turn)) for turn in turns]
-    if turns:
+    starts = [span.start for span in messages if span.role == "user"]
+    ends = [*starts[1:], len(items)]
+    n_head = n_positions(items[: starts[0]] if starts else items)
+    whole = [n_positions(items[start:end]) for start, end in zip(starts, ends, strict=False)]
+    asked = [
+        n_positions(items[start : _answer_in(messages, start, end)]) for start, end in zip(starts, ends, strict=False)
+    ]
+    if starts:
         asked[-1] = whole[-1]  # as it is asked now, perhaps with the beginning of its answer
     first = 0
     for index, n_asked in enumerate(asked):
@@ -56,27 +62,18 @@ def drop_turns(tokenizer: Tokenizer, items: Sequence[Item], n_ctx: int) -> Short
             while first < index and n > LEFT * n_ctx:
                 n -= whole[first]
                 first += 1
-    kept = [*head, *(item for turn in turns[first:] for item in turn)]
-    n_pictures = sum(isinstance(item, Picture) for turn in turns[:first] for item in turn)
-    return Shortened(kept, first, sum(whole[:first]), n_pictures)
+    if not first:
+        return Shortened(list(items), list(messages))
+    gone = range(starts[0], starts[first])
+    return Shortened(
+        [*items[: gone.start], *items[gone.stop :]],
+        [span if span.start < gone.start else span.moved(-len(gone)) for span in messages if span.start not in gone],
+        first,
+        sum(whole[:first]),
+        sum(isinstance(item, Picture) for item in items[gone.start : gone.stop]),
+    )
 
 
-def _turns(tokenizer: Tokenizer, items: Sequence[Item]) -> tuple[list[Item], list[list[Item]]]:
-    """What stands before the first question, and every question with what follows it up to the next."""
-    head: list[Item] = []
-    turns: list[list[Item]] = []
-    for item in items:
-        if item == tokenizer.im_user_id:
-            turns.append([])
-        (turns[-1] if turns else head).append(item)
-    return head, turns
-
-
-def _question(tokenizer: Tokenizer, turn: Sequence[Item]) -> list[Item]:
-    """A turn up to where its answer begins."""
-    answers = False
-    for index, item in enumerate(turn):
-        answers = answers or item == tokenizer.im_assistant_id
-        if answers and item == tokenizer.im_middle_id:
-            return list(turn[: index + 1])
-    return list(turn)
+def _answer_in(messages: Sequence[Span], start: int, end: int) -> int:
+    """Where the answer begins in a turn from item `start` to `end`; its end where there is none."""
+    return next((span.content for span in messages if span.role == "assistant" and start <= span.start < end), end)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ..cache.keys import Item, Picture, n_positions
+from ..cache.keys import Item, Picture, Positions, n_positions
 from ..checks import about_argument
 from ..errors import BadRequest, ContextFull, shown
 from ..files.variants import REASONING
-from ..text.chat_template import ImagePart, build_prompt, text_of
+from ..text.chat_template import ImagePart, find_answers, text_of, write_prompt
 from ..text.thinking import NO_THINKING
 from . import sampling
 from .fitting import fit_images
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..media.processor import ImageInput, LimitedImage, ProcessedImage
-    from ..text.chat_template import Message, Part
-    from ..text.tokenizer import Tokenizer
+    from ..text.chat_template import Message, Part, Prompt, Span
     from ..types import Reasoning
+    from .adapters import LoadedAdapter
     from .loaded import LoadedModel
     from .tools import ToolUse
 
@@ -45,83 +47,111 @@ def check_images(images: Any) -> list[Any]:
     return list(images)
 
 
-def build_request(
-    model: LoadedModel,
-    messages: Sequence[Message],
-    images: Sequence[ImageInput | LimitedImage | ProcessedImage],
-    *,
-    options: dict[str, Any],
-    started: float,
-    answers: Mapping[int, Sequence[int]] | None = None,
-    continue_final: bool = False,
-    tools: ToolUse | None = None,
-) -> Request:
-    """Checks a request and writes its prompt.
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of a model in the form of the chat template.
 
     images: what the messages' image parts count through. answers: assistant turn (0 is the first) -> the token ids it
     was given in, used instead of its text, which would not always be cut into the same tokens again. continue_final:
-    the answer continues the last message, an assistant's. tools: the functions that the answer may call.
+    the answer continues the last message, an assistant's. tools: the functions that the answer may call. keep: opens
+    pictures for a caller that keeps them, as `Request.seen`; None where the request alone needs them.
+    """
+
+    messages: Sequence[Message]
+    images: Sequence[ImageInput | LimitedImage | ProcessedImage] = ()
+    answers: Mapping[int, Sequence[int]] | None = None
+    continue_final: bool = False
+    tools: ToolUse | None = None
+    keep: Callable[[ImageInput | LimitedImage | ProcessedImage], ProcessedImage] | None = None
+
+
+def build_request(model: LoadedModel, question: Question, *, options: dict[str, Any], started: float) -> Request:
+    """Checks a request and writes its prompt. options: those of sampling. started: the time.perf_counter() of its
+    arrival.
 
     Raises BadRequest, BadImage, ContextFull.
     """
     model.gate.check()
     params = sampling.resolve(model.defaults, **options)
     adapter = model.adapters.pick(params.lora)
-    if tools is not None and continue_final:
-        raise BadRequest("tools: a message that is continued cannot call functions: leave tools out", "request.tools")
-    tokenizer = model.tokenizer
-    reasoning = REASONING[model.variant]
-    opening = NO_THINKING if params.thinking_budget == 0 and reasoning != "no" and not continue_final else ""
-    instructions = "" if tools is None else tools.instructions
-    prompt = build_prompt(
-        tokenizer, messages, continue_final=continue_final, opening=opening, instructions=instructions
-    )
-    parts = splice_answers(tokenizer, prompt, answers or {})
-    if len(images) > MAX_PICTURES:
-        raise BadRequest(
-            f"images: got {len(images)} pictures, expected at most {MAX_PICTURES} in one request", "request.images"
-        )
-    if images:
-        model.require_vision()
-        if params.prompt_logprobs is not None:
-            raise BadRequest(
-                "prompt_logprobs: got a request with pictures, whose positions are not tokens: leave one of them out",
-                "request.prompt_logprobs",
-            )
-    _check_indices(parts, len(images))
-    text = "".join(map(text_of, messages))
-    images, notices = fit_images(model, images, None, prompt=text, max_new_tokens=params.max_new_tokens)
-    pictures: list[Picture] = []
-    pixels = PixelSource(model.processor)
-    for index, image in enumerate(images):
-        with about_argument(f"images[{index}]"):
-            seen = model.processor(image)
-        digest = model.picture_key(seen, adapter, params.cache_salt)
-        pictures.append(Picture(digest, seen.n_tokens))
-        notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
-        pixels.add(digest, image, seen)
-    items = placed(parts, pictures)
+    prompt, opening = _written(model, question, params)
+    _check_pictures(model, prompt.parts, len(question.images), params)
+    pictures = _opened(model, question, params, adapter, prompt.n_tokens)
+    items, spans = placed(prompt.parts, pictures.places), prompt.messages
     n_dropped = 0
     if model.overflow == "drop_turns":
-        shortened = drop_turns(tokenizer, items, model.n_ctx)
-        items, n_dropped = shortened.items, shortened.n_tokens
+        shortened = drop_turns(items, spans, model.n_ctx)
+        items, spans, n_dropped = shortened.items, shortened.messages, shortened.n_tokens
         if n_dropped:
-            notices.append(shortened.notice)
+            pictures.notices.append(shortened.notice)
     return _finish_request(
         model,
         items,
+        spans,
         params,
         n_dropped=n_dropped,
         length_given=options.get("max_new_tokens") is not None,
-        pixels=pixels.getters,
-        notices=notices,
+        pixels=pictures.pixels.getters,
+        seen=pictures.kept,
+        notices=pictures.notices,
         prepare_s=time.perf_counter() - started,
-        reasoning=reasoning,
-        begun=text_of(messages[-1]) if continue_final else opening,
+        reasoning=REASONING[model.variant],
+        begun=text_of(question.messages[-1]) if question.continue_final else opening,
         may_reason=not opening,
-        tools=tools,
+        tools=question.tools,
         adapter=adapter,
     )
+
+
+def _written(model: LoadedModel, question: Question, params: sampling.SamplingParams) -> tuple[Prompt, str]:
+    """The prompt, and the text of the answer that it begins already."""
+    tools, continued = question.tools, question.continue_final
+    if tools is not None and continued:
+        raise BadRequest("tools: a message that is continued cannot call functions: leave tools out", "request.tools")
+    reasons = REASONING[model.variant] != "no"
+    opening = NO_THINKING if params.thinking_budget == 0 and reasons and not continued else ""
+    prompt = write_prompt(
+        model.tokenizer,
+        question.messages,
+        continue_final=continued,
+        opening=opening,
+        instructions="" if tools is None else tools.instructions,
+        answers=question.answers,
+    )
+    return prompt, opening
+
+
+@dataclass
+class _Pictures:
+    """The pictures of a request. places: what stands for each in the prompt. kept: for Request.seen."""
+
+    pixels: PixelSource
+    notices: list[str]
+    places: list[Picture] = field(default_factory=list)
+    kept: list[ProcessedImage] = field(default_factory=list)
+
+
+def _opened(
+    model: LoadedModel,
+    question: Question,
+    params: sampling.SamplingParams,
+    adapter: LoadedAdapter | None,
+    n_text: int,
+) -> _Pictures:
+    """The pictures of a request, pages as large as all of them fit beside n_text tokens. Raises BadImage,
+    ContextFull."""
+    images, notices = fit_images(model, question.images, n_text, params.max_new_tokens)
+    found, keep = _Pictures(PixelSource(model.processor), notices), question.keep
+    for index, image in enumerate(images):
+        with about_argument(f"images[{index}]"):
+            seen = (keep or model.processor)(image)
+        digest = model.picture_key(seen, adapter, params.cache_salt)
+        found.places.append(Picture(digest, seen.n_tokens))
+        found.notices.extend(f"picture {index + 1}: {notice}" for notice in seen.notices)
+        found.pixels.add(digest, seen if keep else image, seen)
+        if keep:
+            found.kept.append(seen)
+    return found
 
 
 def build_text_request(
@@ -140,6 +170,7 @@ def build_text_request(
     return _finish_request(
         model,
         list(ids),
+        find_answers(model.tokenizer, ids),
         params,
         length_given=options.get("max_new_tokens") is not None,
         prepare_s=time.perf_counter() - started,
@@ -160,6 +191,7 @@ def check_ids(name: str, ids: Iterable[Any], n_vocab: int) -> None:
 def _finish_request(
     model: LoadedModel,
     items: list[Item],
+    messages: Sequence[Span],
     params: sampling.SamplingParams,
     *,
     length_given: bool,
@@ -167,7 +199,8 @@ def _finish_request(
     tools: ToolUse | None = None,
     **fields: Any,
 ) -> Request:
-    """The request of a complete prompt, when it fits into the context. length_given: max_new_tokens is the caller's."""
+    """The request of a complete prompt, when it fits into the context. messages: where they lie in it. length_given:
+    max_new_tokens is the caller's."""
     tokenizer, n_ctx = model.tokenizer, model.n_ctx
     check_ids("logit_bias", (token for token, _ in params.logit_bias), model.n_vocab)
     check_ids("stop_token_ids", params.stop_token_ids, model.n_vocab)
@@ -190,8 +223,9 @@ def _finish_request(
         sizes = [item.n_tokens for item in items if isinstance(item, Picture)]
         raise context_full(n_prompt - sum(sizes), sizes, n_ctx, model)
     return Request(
-        items=items,
-        is_answer=answer_positions(tokenizer, items),
+        positions=Positions(
+            model.page_root(fields["adapter"], params.cache_salt), items, answer_positions(items, messages)
+        ),
         params=params,
         notices=notices,
         max_new_tokens=min(params.max_new_tokens, n_ctx - n_prompt),
@@ -200,8 +234,20 @@ def _finish_request(
     )
 
 
-def _check_indices(parts: Sequence[Part], n_images: int) -> None:
-    """Raises BadRequest unless the messages place every picture that is given, and no other."""
+def _check_pictures(model: LoadedModel, parts: Sequence[Part], n_images: int, params: sampling.SamplingParams) -> None:
+    """Raises BadRequest unless the model takes pictures, so many of them, with these options, and the messages place
+    every one that is given, and no other."""
+    if n_images > MAX_PICTURES:
+        raise BadRequest(
+            f"images: got {n_images} pictures, expected at most {MAX_PICTURES} in one request", "request.images"
+        )
+    if n_images:
+        model.require_vision()
+        if params.prompt_logprobs is not None:
+            raise BadRequest(
+                "prompt_logprobs: got a request with pictures, whose positions are not tokens: leave one of them out",
+                "request.prompt_logprobs",
+            )
     named = {part.index for part in parts if isinstance(part, ImagePart)}
     given = f"{n_images} picture{'' if n_images == 1 else 's'} given"
     if named and max(named) >= n_images:
@@ -226,58 +272,16 @@ def placed(parts: Sequence[Part], pictures: Sequence[Picture]) -> list[Item]:
     return items
 
 
-def answer_positions(tokenizer: Tokenizer, items: Sequence[Item]) -> NDArray[np.bool_]:
-    """bool [n_positions(items)]: True for the contents of assistant turns.
-
-    Found by the template's own tokens, which no text can write: `<|im_assistant|>` ... `<|im_middle|>` content
-    `<|im_end|>`.
-    """
+def answer_positions(items: Sequence[Item], messages: Iterable[Span]) -> NDArray[np.bool_]:
+    """bool [n_positions(items)]: True for the contents of assistants' messages."""
     import numpy as np
 
-    opens, middle, ends = tokenizer.im_assistant_id, tokenizer.im_middle_id, tokenizer.im_end_id
-    flags = bytearray()
-    role = content = False
-    for item in items:
-        if content and item == ends:
-            content = False
-        flags += bytes([content]) * (item.n_tokens if isinstance(item, Picture) else 1)
-        if not content:
-            content = role and item == middle
-            role = (role or item == opens) and not content
-    return np.frombuffer(flags, dtype=np.bool_)
-
-
-def splice_answers(tokenizer: Tokenizer, parts: Sequence[Part], answers: Mapping[int, Sequence[int]]) -> list[Part]:
-    """Puts the ids of `answers` in place of the contents of those assistant turns.
-
-    Works on the template's own tokens, which no text can spell: `<|im_assistant|>` ... `<|im_middle|>` content
-    `<|im_end|>`.
-    """
-    if not answers:
-        return list(parts)
-    opens, middle, ends = tokenizer.im_assistant_id, tokenizer.im_middle_id, tokenizer.im_end_id
-    result: list[Part] = []
-    turn = -1
-    state = "outside"  # -> "role" -> "content" of an answer that is replaced -> "outside"
-    for part in parts:
-        if isinstance(part, ImagePart):
-            result.append(part)
-            continue
-        ids: list[int] = []
-        for token in part:
-            if token == opens:
-                turn += 1
-                state = "role" if turn in answers else "outside"
-            elif state == "content" and token != ends:
-                continue
-            elif state == "content":
-                state = "outside"
-            ids.append(token)
-            if state == "role" and token == middle:
-                ids.extend(answers[turn])
-                state = "content"
-        result.append(ids)
-    return result
+    starts = [0, *accumulate(item.n_tokens if isinstance(item, Picture) else 1 for item in items)]
+    flags = np.zeros(starts[-1], dtype=np.bool_)
+    for span in messages:
+        if span.role == "assistant":
+            flags[starts[span.content] : starts[span.end]] = True
+    return flags
 
 
 def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: LoadedModel) -> ContextFull:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ..checks import NotPicklable
-from ..types import Piece, Response
+from ..types import Piece, Progress, Response
 from .stream import PieceStream
 
 MAX_ANSWERS = 64
@@ -23,6 +23,12 @@ def answer_seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
+
+
+def answers_to(first: PieceStream, n: int, progress: Progress | None = None) -> list[PieceStream]:
+    """The streams of n answers to the prompt of the first, with seeds that follow from its own. progress: the callback
+    of the others, None for the model's."""
+    return [first, *(first.again(answer_seed(first.seed, index), progress) for index in range(1, n))]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import NotPicklable
 from ..errors import Cancelled
-from ..types import Piece, Response
+from ..types import Piece, Progress, Response
 
 if TYPE_CHECKING:
     from .generation import Generation
@@ -34,6 +34,11 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     def result(self) -> Response | None:
         """The response, or None while the stream has not ended."""
         return self._result
+
+    def again(self, seed: int, progress: Progress | None = None) -> PieceStream:
+        """The stream of another answer to the same prompt, which is neither checked nor written again. It is not part
+        of a conversation."""
+        return PieceStream(self._generation.again(seed, progress))
 
     def begin(self) -> None:
         """Puts the request into the model's queue without waiting for anything: requests that begin before the first
@@ -74,20 +79,13 @@ class PieceStream(NotPicklable, Generator[Piece, None, Response]):
     @property
     def pictures(self) -> list[tuple[str, int]]:
         """Of every picture of the prompt, what it is cached under and the position behind it."""
-        found, position = [], 0
-        for item in self._generation.request.items:
-            position += 1 if isinstance(item, int) else item.n_tokens
-            if not isinstance(item, int):
-                found.append((item.digest, position))
-        return found
+        placed = self._generation.request.positions.pictures
+        return [(picture.digest, start + picture.n_tokens) for start, picture in placed]
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """The token ids of the prompt, -1 for every position of a picture."""
-        ids: list[int] = []
-        for item in self._generation.request.items:
-            ids += [item] if isinstance(item, int) else [-1] * item.n_tokens
-        return tuple(ids)
+        return tuple(self._generation.request.positions.tokens(0))
 
     @property
     def seed(self) -> int:

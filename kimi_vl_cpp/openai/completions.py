@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from ..checks import NotPicklable
-from ..generation.several import answer_seed, read_together
+from ..generation.several import answers_to, read_together
 from ..generation.stream import PieceStream
 from ..types import Response
 from .choices import ChoiceChunks, ChoiceStyle, choice_of
@@ -87,21 +87,17 @@ def create(
     read = read_options(options)
     refuse_unknown(read)
     translated = translate_messages(messages, allow_local_images=allow_local_images, continue_final=read.continue_final)
-    sampling = {**read.sampling, "progress": progress}
-
-    def begin(seed: int | None) -> PieceStream:
-        with translated.placing_errors():
-            return start(
-                translated.messages,
-                translated.images,
-                started=started,
-                continue_final=translated.continue_final,
-                tools=read.tools,
-                **{**sampling, "seed": seed},
-            )
-
-    first = begin(sampling.get("seed"))
-    streams = [first, *(begin(answer_seed(first.seed, index)) for index in range(1, read.n))]
+    with translated.placing_errors():
+        first = start(
+            translated.messages,
+            translated.images,
+            progress=progress,
+            started=started,
+            continue_final=translated.continue_final,
+            tools=read.tools,
+            **read.sampling,
+        )
+    streams = answers_to(first, read.n, progress)
     head = {"id": new_id(), "created": int(time.time()), "model": read.model or model_name}
     style = ChoiceStyle(
         token_bytes,

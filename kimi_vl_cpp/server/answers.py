@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..generation.stream import PieceStream
 
 Prepare = Callable[[int, Callable[[str, int, int], None], int | None], "PieceStream"]
-"""prepare(index, progress, seed): checks a request and returns the stream of answer `index` to it."""
+"""prepare(number, progress, seed): checks a request and returns the stream of the first answer to prompt `number`."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Answer:
 
         async def prepared() -> list[PieceStream]:
             await asked.read()
-            return await self.engine.prepare(lambda: self._prepare(lambda _, tick, seed: asked.stream(tick, seed)))
+            return self._prepare(lambda number, progress, seed: asked.stream(progress))
 
         await self._start(prepared, progress)
         self.images += asked.images
@@ -100,11 +100,15 @@ class Answer:
             self._timer = asyncio.get_running_loop().call_later(delay, self.end, "timeout")
 
     def _prepare(self, prepare: Prepare) -> list[PieceStream]:
-        """The streams of all answers, in a worker. Each draws from a seed of its own, known from the first."""
-        streams = [prepare(0, self.runs[0].progress, self.seed)]
-        for run in self.runs[1:]:
-            seed = answer_seed(streams[0].seed, run.index % self.per_prompt)
-            streams.append(prepare(run.index, run.progress, seed))
+        """The streams of all answers. Each draws from a seed of its own, known from the first."""
+        streams: list[PieceStream] = []
+        for run in self.runs:
+            number, index = divmod(run.index, self.per_prompt)
+            if index:
+                first = streams[number * self.per_prompt]
+                streams.append(first.again(answer_seed(first.seed, index), run.progress))
+            else:
+                streams.append(prepare(number, run.progress, streams[0].seed if streams else self.seed))
         return streams
 
     def end(self, reason: str) -> None:

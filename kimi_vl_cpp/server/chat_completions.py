@@ -158,7 +158,7 @@ async def input_tokens(request: Request) -> HttpResponse:
 
     async def count() -> dict[str, Any]:
         await asked.read()
-        stream = await state.ready.prepare(asked.stream)
+        stream = asked.stream()
         stream.close()
         return {"object": "response.input_tokens", "input_tokens": stream.n_prompt, "image_tokens": stream.n_image}
 

@@ -1,31 +1,30 @@
 """From the body of a chat request to the stream of its answer, for every door that asks for chat completions.
 
-Owns the order: options under the server's settings, messages and their documents, fetching of pictures, opening of
-pictures, the stream.
+Owns the order: options under the server's settings, messages and their documents, fetching of pictures, the request
+with its pictures, the stream.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import about_argument
-from ..generation.fitting import fit_images
+from ..generation.generation import Generation, Request
+from ..generation.request import Question, build_request
+from ..generation.stream import PieceStream
 from ..openai.documents import OpenDocument, has_documents, open_here
 from ..openai.fields import bad
 from ..openai.messages import Translated, translate_messages
 from ..openai.options import AnswerOptions, read_options, refuse_unknown
-from ..text.chat_template import text_of
 from .state import State
 
 if TYPE_CHECKING:
-    from ..generation.stream import PieceStream
+    from ..generation.loaded import LoadedModel
     from ..media.processor import ProcessedImage
-    from ..model import KimiVL
 
 
 def options_of(state: State, body: dict[str, Any]) -> AnswerOptions:
@@ -53,10 +52,9 @@ def apply_settings(state: State, options: AnswerOptions, body: dict[str, Any]) -
 
 
 class ChatRequest:
-    """A chat request on its way to its streams: `read`, then `stream` once for every answer.
+    """A chat request on its way to its stream: `read`, then `stream`.
 
-    images: what is known of its pictures, and notices: what the client should know of them and of its documents, once
-    the first stream is there.
+    images: what is known of its pictures, and notices: what the client should know of its documents, once it is read.
     """
 
     def __init__(self, state: State, options: AnswerOptions, body: dict[str, Any], key: str) -> None:
@@ -68,21 +66,21 @@ class ChatRequest:
         self._body = body
         self._owner = (key, options.sampling.get("cache_salt", ""))
         self._started = time.perf_counter()
-        self._translated = Translated()
-        self._opened: list[ProcessedImage] | None = None
-        self._kept = False
+        self._request: Request | None = None
 
     async def read(self) -> None:
-        """Reads the messages and fetches what they name. Raises BadRequest, BadImage, Unsupported."""
+        """Reads the messages, fetches what they name and writes the prompt. Raises BadRequest, BadImage, Unsupported,
+        ContextFull."""
         state = self._state
         if not has_documents(self._body.get("messages")):
-            self._translated = await state.ready.prepare(self._translate)
-            await state.pictures.fetch(self._translated.pictures)
+            translated = await state.ready.prepare(self._translate)
+            await state.pictures.fetch(translated.pictures)
+            await state.ready.prepare(lambda: self._build(translated))
             return
         with state.documents.request() as documents:
-            self._translated = await documents.prepare(lambda: self._translate(documents.open))
-            await state.pictures.fetch(self._translated.pictures)
-            self._opened = await documents.prepare(self._open)
+            translated = await documents.prepare(lambda: self._translate(documents.open))
+            await state.pictures.fetch(translated.pictures)
+            await documents.prepare(lambda: self._build(translated))
 
     def _translate(self, open_document: OpenDocument = open_here) -> Translated:
         pictures = self._state.pictures
@@ -102,51 +100,44 @@ class ChatRequest:
             )
         return translated
 
-    def stream(self, progress: Callable[[str, int, int], None] | None = None, seed: int | None = None) -> PieceStream:
-        """The stream of one answer. In a worker; the pictures are opened once for all of them."""
-        model, translated = self._state.model, self._translated
-        first = not self._kept
-        if self._opened is None:
-            self._opened = self._open()
-        stream = model.start(
-            translated.messages,
-            self._opened,
-            progress=progress,
-            started=self._started,
+    def _build(self, translated: Translated) -> None:
+        """The request, its pictures as the model sees them. They stay with the key, which may name them later."""
+        loaded = self._state.model.loaded
+        question = Question(
+            messages=translated.messages,
+            images=translated.images,
             continue_final=translated.continue_final,
             tools=self._options.tools,
-            **{**self._options.sampling, "seed": self._options.sampling.get("seed") if seed is None else seed},
+            keep=_Keeper(loaded),
         )
-        for image in self._opened if first else ():  # they fit into the context, so that they have their pixels
-            self._state.pictures.earlier.put(self._owner, image)
-        self._kept = True
-        return stream
-
-    def _open(self) -> list[ProcessedImage]:
-        """The pictures as the model sees them, pages as large as all of them fit."""
-        model, translated = self._state.model, self._translated
-        longest = self._options.sampling.get("max_new_tokens")
-        text = "".join(map(text_of, translated.messages))
         with translated.placing_errors():
-            images, notices = fit_images(model.loaded, translated.images, None, prompt=text, max_new_tokens=longest)
-            opened = open_pictures(model, images)
-        self.images = [_about(image) for image in opened]
-        self.notices = [*translated.notices, *notices]
-        return opened
+            request = build_request(loaded, question, options=dict(self._options.sampling), started=self._started)
+        for image in request.seen:
+            self._state.pictures.earlier.put(self._owner, image)
+        self.images = [_about(image) for image in request.seen]
+        self.notices = list(translated.notices)
+        self._request = request
+
+    def stream(self, progress: Callable[[str, int, int], None] | None = None) -> PieceStream:
+        """The stream of the answer; those of other answers are `again` of it."""
+        assert self._request is not None
+        model = self._state.model
+        return PieceStream(Generation(model.loaded, self._request, progress or model.progress))
 
 
-def open_pictures(model: KimiVL, images: Sequence[Any]) -> list[ProcessedImage]:
-    """The pictures as the model sees them. Those beyond the context keep their sizes alone, for the error's numbers."""
-    opened: list[ProcessedImage] = []
-    n_tokens = 0
-    for index, image in enumerate(images):
-        with about_argument(f"images[{index}]"):
-            seen = model.process_image(image)
-        n_tokens += seen.n_tokens
-        if n_tokens > model.n_ctx:
+class _Keeper:
+    """Opens the pictures of a request. Those beyond the context keep their sizes alone, for the error's numbers."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._n_tokens = 0
+
+    def __call__(self, image: Any) -> ProcessedImage:
+        seen = self._model.process_image(image)
+        self._n_tokens += seen.n_tokens
+        if self._n_tokens > self._model.n_ctx:
             seen = dataclasses.replace(seen, source=np.zeros((0, 0, 3), np.uint8))
-        opened.append(seen)
-    return opened
+        return seen
 
 
 def _about(image: ProcessedImage) -> dict[str, Any]:

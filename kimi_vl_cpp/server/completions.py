@@ -46,9 +46,9 @@ def _preparer(
     model = state.model
     started = time.perf_counter()
 
-    def prepare(index: int, progress: Callable[[str, int, int], None], seed: int | None) -> PieceStream:
-        prompt = asked.prompts[index // asked.options.n]
+    def prepare(number: int, progress: Callable[[str, int, int], None], seed: int | None) -> PieceStream:
         options = {**asked.options.sampling, "seed": seed}
+        prompt = asked.prompts[number]
         return model.start_text(prompt, special=asked.special, progress=progress, started=started, **options)
 
     return prepare

@@ -52,7 +52,7 @@ async def _ids_of_chat(request: Request, body: dict[str, Any]) -> list[int]:
     chat = {name: body[name] for name in fields if name in body}
     asked = ChatRequest(state, options_of(state, chat), chat, context_of(request).key)
     await asked.read()
-    stream = await state.ready.prepare(asked.stream)
+    stream = asked.stream()
     stream.close()
     return list(stream.prompt_ids)
 

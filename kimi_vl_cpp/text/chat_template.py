@@ -1,13 +1,13 @@
 """The chat template: messages to the exact sequence of token ids and pictures that the model was trained on.
 
-Owns the template (no bos, no newline, no space anywhere) and the check of messages. A picture is an index here; what
-it looks like and how many positions it takes is for others.
+Owns the template (no bos, no newline, no space anywhere), where each message lies in it, and the check of messages. A
+picture is an index here; what it looks like and how many positions it takes is for others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from ..errors import BadRequest, shown
@@ -30,6 +30,37 @@ Part = list[int] | ImagePart
 """A piece of a prompt: token ids, never none, or a picture. Two lists of ids are never neighbours."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where a message lies in a prompt, counted in items: a token is one, and so is a picture.
+
+    start: the token of its role. content: where what it says begins. end: behind what it says; the token that ends a
+    message stands there, unless the prompt ends with this one.
+    """
+
+    role: str
+    start: int
+    content: int
+    end: int
+
+    def moved(self, n: int) -> Span:
+        """The same message n items further on."""
+        return Span(self.role, self.start + n, self.content + n, self.end + n)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """parts: what the model sees. messages: where the messages lie in it, in their order."""
+
+    parts: list[Part]
+    messages: list[Span]
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions that it takes without its pictures."""
+        return sum(len(part) for part in self.parts if not isinstance(part, ImagePart))
+
+
 def text_of(message: Message) -> str:
     """The text of a checked message, without its pictures."""
     content = message.get("content")
@@ -49,6 +80,13 @@ def user_content(text: str, around: Sequence[tuple[str, str]], first: int = 0) -
 
 
 def build_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **form: Any
+) -> list[Part]:
+    """The parts of `write_prompt`, which documents the arguments."""
+    return write_prompt(tokenizer, messages, add_generation_prompt, **form).parts
+
+
+def write_prompt(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
@@ -56,13 +94,16 @@ def build_prompt(
     continue_final: bool = False,
     opening: str = "",
     instructions: str = "",
-) -> list[Part]:
+    answers: Mapping[int, Sequence[int]] | None = None,
+) -> Prompt:
     """The prompt of a conversation.
 
     The tokenizer's default system message goes first unless the first message is a system message. Text is encoded with
     special tokens off, so no text can forge one. add_generation_prompt: it ends with the beginning of the assistant's
     answer, and with `opening`, text that the answer begins with. continue_final: the last message, an assistant's, is
     left open instead, so that the answer continues it. instructions: text for the end of the first system message.
+    answers: message of an assistant, 0 is the first -> the token ids it was given in, which stand for its content: its
+    text might be cut into other tokens.
 
     Raises BadRequest "request.messages" that names messages[i].content[j]; BadModelFile when a picture is asked for and
     the vocabulary has no media tokens.
@@ -72,6 +113,7 @@ def build_prompt(
     if not messages:
         _bad("messages", "the list is empty, expected at least one message")
     writer = _Writer(tokenizer)
+    n_answers = 0
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, Mapping):
@@ -84,7 +126,11 @@ def build_prompt(
             content[-1] = _joined(str(content[-1]), instructions)
         elif i == 0 and role != "system" and (tokenizer.default_system is not None or instructions):
             writer.message("system", [_joined(tokenizer.default_system or "", instructions)])
-        writer.message(role, content)
+        ids = None
+        if role == "assistant":
+            ids = answers.get(n_answers) if answers else None
+            n_answers += 1
+        writer.message(role, content if ids is None else [ids])
     if continue_final:
         if messages[-1].get("role") != "assistant":
             _bad(f"messages[{len(messages) - 1}]", "is to be continued, but its role is not 'assistant'")
@@ -92,7 +138,26 @@ def build_prompt(
     elif add_generation_prompt:
         writer.begin("assistant")
         writer.text(opening)
-    return writer.parts
+    return Prompt(writer.parts, writer.messages)
+
+
+def find_answers(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Span]:
+    """The messages of assistants in a prompt that somebody else wrote, by the template's own tokens:
+    `<|im_assistant|>` ... `<|im_middle|>` content `<|im_end|>`."""
+    found: list[Span] = []
+    start = content = -1
+    for index, token in enumerate(ids):
+        if content >= 0:
+            if token == tokenizer.im_end_id:
+                found.append(Span("assistant", start, content, index))
+                start = content = -1
+        elif start < 0 and token == tokenizer.im_assistant_id:
+            start = index
+        elif start >= 0 and token == tokenizer.im_middle_id:
+            content = index + 1
+    if content >= 0:
+        found.append(Span("assistant", start, content, len(ids)))
+    return found
 
 
 def _joined(*texts: str) -> str:
@@ -133,6 +198,8 @@ class _Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.parts: list[Part] = []
+        self.messages: list[Span] = []
+        self._n_items = 0
         self.role_ids = {
             "system": tokenizer.im_system_id,
             "user": tokenizer.im_user_id,
@@ -140,23 +207,26 @@ class _Writer:
         }
         self._tokenizer = tokenizer
 
-    def message(self, role: str, content: Sequence[str | ImagePart]) -> None:
+    def message(self, role: str, content: Sequence[str | ImagePart | Sequence[int]]) -> None:
         self.begin(role)
         for piece in content:
             if isinstance(piece, ImagePart):
                 self._picture(piece)
             else:
-                self._ids(self._tokenizer.encode(piece))
+                self._say(self._tokenizer.encode(piece) if isinstance(piece, str) else piece)
         self._ids([self._tokenizer.im_end_id])
 
     def begin(self, role: str) -> None:
+        start = self._n_items
         self._ids([self.role_ids[role], *self._tokenizer.encode(role), self._tokenizer.im_middle_id])
+        self.messages.append(Span(role, start, self._n_items, self._n_items))
 
     def text(self, text: str) -> None:
-        self._ids(self._tokenizer.encode(text))
+        self._say(self._tokenizer.encode(text))
 
     def reopen(self) -> None:
         """Takes back the end of the last message."""
+        self._n_items -= 1
         last = self.parts[-1]
         assert isinstance(last, list)
         del last[-1]
@@ -168,13 +238,20 @@ class _Writer:
         tokenizer = self._tokenizer
         self._ids([tokenizer.media_start_id, *tokenizer.encode("image"), tokenizer.media_content_id])
         self.parts.append(picture)
-        self._ids([tokenizer.media_end_id])
+        self._n_items += 1
+        self._say([tokenizer.media_end_id])
 
-    def _ids(self, ids: list[int]) -> None:
+    def _say(self, ids: Sequence[int]) -> None:
+        """Part of the last message's content."""
+        self._ids(ids)
+        self.messages[-1] = replace(self.messages[-1], end=self._n_items)
+
+    def _ids(self, ids: Sequence[int]) -> None:
+        self._n_items += len(ids)
         if self.parts and isinstance(self.parts[-1], list):
             self.parts[-1] += ids
         elif ids:
-            self.parts.append(ids)
+            self.parts.append(list(ids))
 
 
 def _bad(where: str, problem: str) -> NoReturn:

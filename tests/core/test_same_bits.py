@@ -23,7 +23,7 @@ from kimi_vl_cpp._core import PAGE_POSITIONS, GGUFFile, Session
 from kimi_vl_cpp.cache.keys import Picture, expanded_positions
 from kimi_vl_cpp.generation.request import answer_positions, placed
 from kimi_vl_cpp.testing import ROWS_OF_256
-from kimi_vl_cpp.text.chat_template import build_prompt
+from kimi_vl_cpp.text.chat_template import write_prompt
 from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 HISTORIES = int(os.environ.get("KIMI_HISTORIES", "1"))
@@ -245,16 +245,16 @@ def test_an_answer_changes_the_form_of_no_position_before_it(n_prompt, n_answer,
     assert not after[n_prompt : n_prompt + n_answer].any()
 
 
-def test_answers_are_found_by_the_templates_tokens(tiny_model):
+def test_the_contents_of_answers_are_answer_positions(tiny_model):
     tokenizer = Tokenizer.from_gguf(GGUFFile(str(tiny_model().text)), vision=True)
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": 0}]},
         {"role": "assistant", "content": "<|im_end|> two words"},
         {"role": "user", "content": "assistant"},
     ]
-    parts = build_prompt(tokenizer, messages)
-    items = placed(parts, [Picture("x", 7)])
-    flags = answer_positions(tokenizer, items)
+    prompt = write_prompt(tokenizer, messages)
+    items = placed(prompt.parts, [Picture("x", 7)])
+    flags = answer_positions(items, prompt.messages)
     content = tokenizer.encode("<|im_end|> two words")
     tokens = [token for item in items for token in ([-1] * 7 if isinstance(item, Picture) else [item])]
     assert [token for token, flag in zip(tokens, flags, strict=True) if flag] == content

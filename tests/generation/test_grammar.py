@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -132,3 +133,11 @@ def test_without_llguidance_the_error_names_what_to_install(script, monkeypatch)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with KimiVL("fake-Instruct.gguf", n_ctx=512) as model, pytest.raises(Unsupported, match="pip install"):
         model.start(ASK, grammar=GrammarSource("regex", "a"))
+
+
+def test_another_answer_follows_the_grammar_from_its_beginning(real):
+    first = real.start(ASK, grammar=GrammarSource("regex", "[ab]{5}"), seed=1, max_new_tokens=9)
+    begun = next(first).text
+    other = first.again(2).drain()
+    assert re.fullmatch("[ab]{5}", begun + "".join(piece.text for piece in first))
+    assert re.fullmatch("[ab]{5}", other.text) and other.seed == 2 and first.seed == 1

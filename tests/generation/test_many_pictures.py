@@ -17,6 +17,7 @@ from kimi_vl_cpp.media.pdf import Document
 from kimi_vl_cpp.media.processor import ImageProcessor
 from kimi_vl_cpp.model import KimiVL
 from kimi_vl_cpp.scheduler import job, tasks
+from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -206,6 +207,28 @@ def test_pages_become_smaller_until_they_fit_and_a_notice_says_so(model):
     assert "4 pages are seen at 3072 patches each, not 4096" in " ".join(response.notices)
     one = model.chat("Hi", documents=[document], image_patches=256, max_new_tokens=8)
     assert one.usage.image_tokens < response.usage.image_tokens
+
+
+def test_pages_are_fitted_beside_the_whole_prompt_whose_text_is_encoded_once(model, monkeypatch):
+    """The system message and what was said before count as the question does."""
+    written: list[str] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, text, **form: (written.append(text), encode(self, text, **form))[1]
+    )
+    document = Document(documents.pdf(["x"] * 4), name="x.pdf")
+    question = "What is written there? " * 3
+    plain = model.chat(question, documents=[document], max_new_tokens=1)
+    assert sum(text.endswith(question) for text in written) == 1
+    long = "Be brief. " * 100
+    beside = model.chat(question, documents=[document], system=long, max_new_tokens=1)
+    assert beside.usage.image_tokens < plain.usage.image_tokens
+    written.clear()
+    conversation = model.conversation(long)
+    assert conversation.ask(question, documents=[document], max_new_tokens=1).usage.prompt_tokens == (
+        beside.usage.prompt_tokens
+    )
+    assert sum(text.endswith(question) for text in written) == 1 and written.count(long) == 1
 
 
 def test_several_answers_see_the_pages_of_one(model):

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from kimi_vl_cpp import BadRequest, ContextFull, KimiVL
 from kimi_vl_cpp.cache.keys import Picture, n_positions
 from kimi_vl_cpp.generation.overflow import LEFT, drop_turns
-
-
-class Marks:
-    im_user_id, im_assistant_id, im_middle_id, im_end_id = 1000, 1001, 1002, 1003
+from kimi_vl_cpp.text.chat_template import Span
 
 
 def turn(number: int, n_question: int, n_answer: int | None, n_picture: int = 0) -> list:
@@ -21,6 +18,17 @@ def turn(number: int, n_question: int, n_answer: int | None, n_picture: int = 0)
     picture = [Picture(f"p{number}", n_picture)] if n_picture else []
     asked = [1000, 9, 1002, *picture, *[number] * n_question, 1003, 1001, 9, 1002]
     return asked if n_answer is None else [*asked, *[number] * n_answer, 1003]
+
+
+def spans(history: list[list], n_head: int) -> list[Span]:
+    """Where the messages of these turns lie behind n_head items."""
+    found, at = [], n_head
+    for items in history:
+        answer = items.index(1001)
+        found.append(Span("user", at, at + 3, at + answer - 1))
+        found.append(Span("assistant", at + answer, at + answer + 3, at + len(items) - (items[-1] == 1003)))
+        at += len(items)
+    return found
 
 
 def joined(history: list[list]) -> list:
@@ -41,9 +49,10 @@ def test_whole_old_turns_go_and_the_cut_stays_until_the_next_overflow(sizes, n_s
     for last in range(len(sizes)):
         past = [turn(i, n, answer, picture) for i, (n, answer, picture) in enumerate(sizes[:last])]
         history = [*past, turn(last, sizes[last][0], None, sizes[last][2])]
-        found = drop_turns(Marks, [*head, *joined(history)], n_ctx)
+        found = drop_turns([*head, *joined(history)], spans(history, n_system), n_ctx)
         cut = found.n_turns
         assert found.items == [*head, *joined(history[cut:])]
+        assert found.messages == spans(history[cut:], n_system)
         assert found.n_tokens == n_positions(joined(history[:cut]))
         assert found.n_pictures == sum(size[2] > 0 for size in sizes[:cut])
         n = n_positions(found.items)

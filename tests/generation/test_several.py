@@ -7,6 +7,7 @@ import pytest
 
 from kimi_vl_cpp import BadRequest, KimiVL
 from kimi_vl_cpp.generation.several import answer_seed, normalized
+from kimi_vl_cpp.text.tokenizer import Tokenizer
 
 
 def test_each_of_several_answers_is_the_one_that_its_seed_gives_alone(script, model):
@@ -19,6 +20,19 @@ def test_each_of_several_answers_is_the_one_that_its_seed_gives_alone(script, mo
     for one in answers.responses:
         assert model.chat("Hi", [picture], seed=one.seed, max_new_tokens=12).token_ids == one.token_ids
     assert len({one.token_ids for one in answers.responses}) == 4
+
+
+def test_the_prompt_of_several_answers_is_written_once(script, model, monkeypatch):
+    written: list[str] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, text, **form: (written.append(text), encode(self, text, **form))[1]
+    )
+    model.answers("A question", n=4, max_new_tokens=2)
+    assert written.count("A question") == 1
+    written.clear()
+    model.create_chat_completion([{"role": "user", "content": "A question"}], n=3, max_tokens=2)
+    assert written.count("A question") == 1
 
 
 def test_several_answers_stream_side_by_side_with_their_numbers(script, model):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vocabularies import FakeGGUF, small_bpe, small_spm, specials
 
 from kimi_vl_cpp.errors import BadModelFile, BadRequest
-from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt
+from kimi_vl_cpp.text.chat_template import ImagePart, build_prompt, find_answers, write_prompt
 from kimi_vl_cpp.text.template_check import DEFAULT_SYSTEM_MESSAGE
 from kimi_vl_cpp.text.tokenizer import Tokenizer
 
@@ -40,6 +40,35 @@ def rendered(parts, tokenizer=BPE):
     return "".join(
         f"[{part.index}]" if isinstance(part, ImagePart) else tokenizer.decode(part, special=True) for part in parts
     )
+
+
+SAID = st.text(alphabet="a <|im_end|>", max_size=12)
+TURNS = st.lists(st.tuples(SAID, st.integers(0, 2), SAID, st.booleans()), min_size=1, max_size=4)
+
+
+@given(TURNS, st.booleans(), st.booleans())
+def test_a_prompt_knows_where_each_message_lies(turns, has_system, is_continued):
+    messages, answers, said = [], {}, []
+    if has_system:
+        messages.append({"role": "system", "content": "s"})
+    for number, (question, n_pictures, answer, by_ids) in enumerate(turns):
+        messages.append(user([*[image(0)] * n_pictures, text(question)]))
+        messages.append({"role": "assistant", "content": answer})
+        said.append(BPE.encode(answer))
+        if by_ids:
+            answers[number] = said[-1] = [7, 8, 9]
+    prompt = write_prompt(BPE, messages, continue_final=is_continued, opening="o", answers=answers)
+    items = [item for part in prompt.parts for item in ([part] if isinstance(part, ImagePart) else part)]
+    for span, following in itertools.pairwise([*prompt.messages, None]):
+        assert items[span.start] == {"system": BASE + 10, "user": BASE + 3, "assistant": BASE + 4}[span.role]
+        assert items[span.content - 1] == BASE + 17
+        assert span.end == len(items) if following is None else items[span.end] == BASE + 2
+        assert following is None or following.start == span.end + 1
+    contents = [items[span.content : span.end] for span in prompt.messages if span.role == "assistant"]
+    assert contents == said + ([] if is_continued else [BPE.encode("o")])
+    if not any(isinstance(item, ImagePart) for item in items):
+        assert find_answers(BPE, items) == [span for span in prompt.messages if span.role == "assistant"]
+    assert prompt.n_tokens == sum(not isinstance(item, ImagePart) for item in items)
 
 
 def test_one_picture_and_a_question_is_the_sequence_of_the_template():

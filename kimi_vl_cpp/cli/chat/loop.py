@@ -167,12 +167,12 @@ class Chat:
 
     def _attach_pages(self, path: str, pages: list[Any]) -> None:
         """Draws pages for the next message, in the size in which they fit into what is left of the context."""
-        from ...generation.fitting import fit_images
+        from ...generation.fitting import fit_images, text_needed
 
-        longest = self.options.sampling.get("max_new_tokens")
-        held = self._n_held()
-        fitted, notices = fit_images(self.model.loaded, pages, None, prompt="", max_new_tokens=longest, n_other=held)
-        self._wait(path, "page", [self.model.loaded.kept_image(image) for image in fitted], notices)
+        loaded = self.model.loaded
+        n_text = self._n_held() + text_needed(loaded, pages)
+        fitted, notices = fit_images(loaded, pages, n_text, self.options.sampling.get("max_new_tokens"))
+        self._wait(path, "page", [loaded.kept_image(image) for image in fitted], notices)
 
     def attach_frames(self, path: str) -> None:
         """Decodes frames of a video for the next message, smaller ones where they would not fit into what the context

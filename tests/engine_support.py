@@ -19,6 +19,9 @@ CACHE_F16 = 3e-3
 PICTURE_BF16 = 1.5e-2
 """The tower beside a quantized text, where the instruction set multiplies bf16 (2^-9 of each number); measured 4e-3 to
 8e-3."""
+PICTURE_HALVES = 5e-4
+"""What leaves the projector there, where the instruction set has no bf16: each number to the nearest half (2^-12 of
+it on average); measured 2e-4."""
 INT8 = 5e-2
 """Activations rounded to int8 per block, about 0.4 % of each value for each matrix; measured 2e-2 to 3e-2."""
 
@@ -97,11 +100,12 @@ class Expected:
     def ids(self):
         return self.parts[0]
 
-    def check_vision(self, engine: Engine, bar: float = FLOAT) -> None:
+    def check_vision(self, engine: Engine, bar: float = FLOAT, projected: float | None = None) -> None:
+        """The tower, and what the projector makes of it, whose bar may differ."""
         for size in self.towers:
             pixels = self.model.random_picture(*size)
             assert_near(engine.vision_tower(pixels), self.towers[size], bar, f"tower {size}")
-            assert_near(engine.encode_image(pixels), self.embeddings[size], bar, f"projector {size}")
+            assert_near(engine.encode_image(pixels), self.embeddings[size], projected or bar, f"projector {size}")
 
     def check_text(self, engine: Engine, bar: float = FLOAT, kv_type: str = "f32") -> None:
         """Prefill and decode."""

@@ -14,7 +14,8 @@ class Projector {
       : config_(config), weights_(weights), compute_type_(compute_type) {}
 
   // features [grid_h * grid_w, hidden_size] -> out, on the host, [grid_h / merge * grid_w / merge, text_hidden_size].
-  // adapter: whose side products are added, or kNoAdapter.
+  // Where products are bf16, what comes out are halves as floats, unless one is too large. adapter: whose side products are
+  // added, or kNoAdapter.
   void run(Backend& backend, const float* features, int64_t grid_h, int64_t grid_w, int32_t adapter, float* out) const;
 
  private:

@@ -37,7 +37,7 @@ from .folder import (
     write_whole,
 )
 from .keys import PageContent
-from .records import Damaged, Record, StoredPage, page_of, page_record
+from .records import Damaged, Record, StoredPage, page_of, page_record, picture_of, picture_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,29 +146,23 @@ class DiskStore:
         """Whether a file of this picture is there."""
         return self._path(_picture_key(self._root, digest), ".pic").exists()
 
-    def picture(self, digest: str) -> NDArray[np.float32] | None:
-        """An encoded picture, float32 [n_tokens, hidden_size], read-only, or None."""
-        import numpy as np
-
+    def picture(self, digest: str) -> NDArray[np.float32] | NDArray[np.float16] | None:
+        """An encoded picture [n_tokens, hidden_size], read-only, or None."""
         path = self._path(_picture_key(self._root, digest), ".pic")
         record = self._read(path, None)
         if record is None:
             return None
-        head = record.head
         try:
-            if (head["kind"], head["digest"]) != ("picture", digest):
-                raise ValueError
-            return np.frombuffer(record.payload, "<f4").reshape([int(side) for side in head["shape"]])
-        except (KeyError, TypeError, ValueError):
-            self._damaged(path, "it is another picture than its name says")
+            return picture_of(record, digest)
+        except Damaged as error:
+            self._damaged(path, str(error))
             return None
 
-    def put_picture(self, digest: str, embedding: NDArray[np.float32]) -> None:
+    def put_picture(self, digest: str, embedding: NDArray[np.float32] | NDArray[np.float16]) -> None:
         """Keeps an encoded picture."""
         path = self._path(_picture_key(self._root, digest), ".pic")
         if not path.exists() and self._may_write():
-            head = {"kind": "picture", "digest": digest, "shape": list(embedding.shape)}
-            self._write(path, Record(head, embedding.astype("<f4", copy=False).tobytes()).pack())
+            self._write(path, picture_record(digest, embedding).pack())
 
     # The whole folder
 

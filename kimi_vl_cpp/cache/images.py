@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from .disk import DiskStore
+from .records import smallest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class ImageCache:
-    """digest -> float32 [n_tokens, hidden_size], read-only. max_bytes 0 keeps nothing in memory. store: a folder that
-    keeps them beyond this process. Thread-safe."""
+    """digest -> float32 [n_tokens, hidden_size], read-only, held as halves where those are the same numbers.
+    max_bytes 0 keeps nothing in memory. store: a folder that keeps them beyond this process. Thread-safe."""
 
     def __init__(self, max_bytes: int, store: DiskStore | None = None) -> None:
         self.max_bytes = max_bytes
@@ -24,7 +25,7 @@ class ImageCache:
         self.n_encoded = 0  # pictures that were put here
         self.n_looked_up = self.n_found = 0  # by `find`
         self._lock = threading.Lock()
-        self._items: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._items: OrderedDict[str, NDArray[np.float32] | NDArray[np.float16]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -39,7 +40,7 @@ class ImageCache:
             item = self.store.picture(digest)
             if item is not None:
                 self._keep(digest, item)
-        return item
+        return None if item is None else _as_floats(item)
 
     def holds(self, digest: str) -> bool:
         """Whether the encoded picture is there, without reading or counting it."""
@@ -57,11 +58,12 @@ class ImageCache:
         alone."""
         embedding.setflags(write=False)
         self.n_encoded += 1
+        kept = smallest(embedding)
         if self.store is not None:
-            self.store.put_picture(digest, embedding)
-        self._keep(digest, embedding)
+            self.store.put_picture(digest, kept)
+        self._keep(digest, kept)
 
-    def _keep(self, digest: str, embedding: NDArray[np.float32]) -> None:
+    def _keep(self, digest: str, embedding: NDArray[np.float32] | NDArray[np.float16]) -> None:
         with self._lock:
             old = self._items.pop(digest, None)
             if old is not None:
@@ -79,3 +81,9 @@ class ImageCache:
         with self._lock:
             self._items.clear()
             self.n_bytes = 0
+
+
+def _as_floats(kept: NDArray[np.float32] | NDArray[np.float16]) -> NDArray[np.float32]:
+    floats = kept.astype("float32", copy=False)
+    floats.setflags(write=False)
+    return floats

@@ -12,10 +12,14 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core import PAGE_POSITIONS
 from .keys import PageContent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAGIC = b"kimi-vl\x01"  # the last byte is the version of this format
 MAX_HEAD = 1 << 20
@@ -73,6 +77,35 @@ def unpack(data: bytes) -> Record:
     if zlib.crc32(memoryview(data)[FRONT_BYTES:], zlib.crc32(data[12:FRONT_BYTES])) != _FRONT.unpack_from(data)[1]:
         raise Damaged("its checksum is wrong")
     return Record(head_of(data), data[FRONT_BYTES + n_head :])
+
+
+def smallest(embedding: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.float16]:
+    """An encoded picture as halves if those are the same numbers, which they are where the tower multiplies bf16."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        halves = embedding.astype(np.float16)
+    return halves if np.array_equal(halves, embedding) else embedding
+
+
+def picture_record(digest: str, embedding: NDArray[np.float32] | NDArray[np.float16]) -> Record:
+    """The record of an encoded picture [n_tokens, hidden_size]."""
+    dtype = embedding.dtype.newbyteorder("<")
+    head = {"kind": "picture", "digest": digest, "dtype": dtype.str, "shape": list(embedding.shape)}
+    return Record(head, embedding.astype(dtype, copy=False).tobytes())
+
+
+def picture_of(record: Record, digest: str) -> NDArray[np.float32] | NDArray[np.float16]:
+    """The encoded picture in a record, read-only. Raises Damaged when it is not that of `digest`."""
+    import numpy as np
+
+    head = record.head
+    try:
+        if (head["kind"], head["digest"]) != ("picture", digest) or head["dtype"] not in ("<f2", "<f4"):
+            raise ValueError
+        return np.frombuffer(record.payload, head["dtype"]).reshape([int(side) for side in head["shape"]])
+    except (KeyError, TypeError, ValueError):
+        raise Damaged("it is another picture than its name says") from None
 
 
 @dataclass(frozen=True)

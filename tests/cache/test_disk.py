@@ -149,6 +149,20 @@ def test_a_picture_comes_back_with_its_numbers(tmp_path):
     assert DiskStore(tmp_path, root_key(model=b"n", arithmetic="a", kv_type="f16")).picture("d") is None
 
 
+@pytest.mark.parametrize(("largest", "width"), [(1, 2), (65504, 2), (65536, 4), (1e-9, 4)])
+def test_a_picture_of_halves_takes_half_the_memory(tmp_path, largest, width):
+    halves = np.random.default_rng(0).normal(size=(28, 8)).astype(np.float16).astype(np.float32)
+    halves[3, 3] = largest
+    cache = ImageCache(1 << 20, DiskStore(tmp_path, ROOT))
+    cache.put("d", halves)
+    after = ImageCache(1 << 20, DiskStore(tmp_path, ROOT))
+    for found in (cache.get("d"), after.get("d"), after.get("d")):
+        assert found.dtype == np.float32 and not found.flags.writeable and np.array_equal(found, halves)
+    assert cache.n_bytes == after.n_bytes == width * halves.size
+    (file,) = tmp_path.rglob("*.pic")
+    assert file.stat().st_size < (width + 1) * halves.size + 200
+
+
 def test_a_picture_is_known_to_be_there_without_being_read(tmp_path):
     rows = np.ones((28, 8), np.float32)
     ImageCache(1 << 20, DiskStore(tmp_path, ROOT)).put("d", rows)

@@ -61,7 +61,7 @@ FILES: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         ],
         ["The answer is 2", "(B)"],
     ),
-    "infovqa": ([{"questionId": 7, "image_local_name": "p.png", "question": "?", "answers": ["Paris"]}], ["paris."]),
+    "infovqa": ([{"questionId": 7, "image_local_name": "p.png", "question": "?", "answers": ["Paris"]}], ["paris"]),
     "ocrbench": (
         [{"image_path": "p.png", "question": "?", "answers": ["STOP"], "type": "Scene", "dataset_name": "x"}],
         ["It says Stop"],

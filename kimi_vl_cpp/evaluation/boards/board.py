@@ -107,8 +107,7 @@ def _mmmu(row: Row, pictures: Pictures, _path: Path) -> Item:
     def score(answer: str) -> float | None:
         if options:
             return float(rules.letter(answer, options) == gold)
-        accepted = {str(one).strip().lower() for one in as_list(row["answer"])}
-        return 1.0 if rules.final(answer).lower() in accepted else None
+        return float(rules.open_question(answer, [str(one) for one in as_list(row["answer"])]))
 
     return Item(str(row["index"]), (*unused, *content), str(row.get("category", "")), gold, score)
 
@@ -142,7 +141,7 @@ def _infovqa(row: Row, pictures: Pictures, _path: Path) -> Item:
         (*seen, text),
         group,
         " | ".join(accepted),
-        lambda answer: rules.anls(answer.strip().rstrip("."), accepted),
+        lambda answer: rules.anls(answer, accepted),
     )
 
 
@@ -205,7 +204,7 @@ BOARDS: dict[str, Board] = {
             "question, A to J or options, answer and image(s)",
             _mmmu,
             {"instruct": 57.0, "thinking": 61.7, "thinking-2506": 64.0},
-            note="an answer that names no option is wrong, where the official script guesses; " + _JUDGE,
+            note="an answer that names no option is wrong, where the official script guesses",
         ),
         Board(
             "mathvista",

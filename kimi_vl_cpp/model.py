@@ -24,6 +24,7 @@ from dataclasses import replace
 from itertools import islice, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .media.timed import TimedVideo
     from .openai.completions import ChatCompletionStream
     from .openai.types import ChatCompletion
+    from .openai.videos import VideoPart
     from .text.chat_template import Message
 
 _MOVED = ("engine", "gate", "tokenizer", "processor", "image_cache")
@@ -513,7 +515,9 @@ class KimiVL(NotPicklable):
         """A chat completion with the dicts of OpenAI's API; see openai/completions.create for options and errors."""
         from .openai.completions import create
 
-        return create(self.start, self.loaded.tokenizer.token_bytes, self.name, messages, stream=stream, **options)
+        return create(
+            self.start, self.loaded.tokenizer.token_bytes, self.name, messages, self._frames, stream=stream, **options
+        )
 
     def conversation(self, system: str | None = None, *, lora: str | None = None) -> Conversation:
         """A conversation of several turns, which computes only what is new at each turn. system: the system message,
@@ -549,11 +553,24 @@ class KimiVL(NotPicklable):
         chosen = frames.FrameChoice(**choice)
         cues = [] if subtitles is None else read(subtitles)
         opened, named = frames.open_named(video)
-        start, end = frames.range_of(opened, times or named)
-        found, notices = frames.pictures(
-            opened, self.loaded.processor, frames.times_of(opened, start, end, chosen), chosen, cues, (start, end)
-        )
+        found, notices = frames.choose(opened, self.loaded.processor, chosen, times or named, cues)
         return [replace(found[0], notices=notices), *found[1:]]
+
+    def _frames(self, part: VideoPart, local: bool) -> tuple[list[ProcessedImage], list[str]]:
+        """The frames of a video in a message, opened in this process. local: whether it may name a file."""
+        from .media import frames
+        from .media.video import Video
+        from .openai.videos import not_opened
+
+        self.require_vision()
+        source = part.source
+        if isinstance(source, str):
+            is_url = "://" in source
+            if not local or (is_url and not source.startswith("file://")):
+                raise not_opened(part, "send a data:video/mp4;base64,... URL, or a path with allow_local_images=True")
+            source = unquote(source.removeprefix("file://")) if is_url else source
+        with Video(source) as video:
+            return frames.choose(video, self.loaded.processor, part.choice, part.times)
 
     # Pointing
 

@@ -142,6 +142,14 @@ def pictures(
     ], notices
 
 
+def choose(
+    video: TimedVideo, processor: ImageProcessor, choice: FrameChoice, part: str | None, cues: Sequence[Cue] = ()
+) -> tuple[list[ProcessedImage], list[str]]:
+    """The frames of a part of a video, see `range_of`, `times_of` and `pictures`."""
+    start, end = range_of(video, part)
+    return pictures(video, processor, times_of(video, start, end, choice), choice, cues, (start, end))
+
+
 def _kept(frames: Iterable[tuple[float, NDArray[np.uint8]]], dedupe: bool) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Each frame once, without those that show the same as the last that was kept."""
     last_time, last_small = -1.0, None

@@ -150,8 +150,10 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
         os.close(handle)
 
 
-def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES) -> bytes:
+def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES, kinds: tuple[str, ...] = ("image/",)) -> bytes:
     """The bytes that a `data:[image type][;base64],...` URL carries; they are not decoded as a picture here.
+
+    kinds: how its type may begin.
 
     The base64 may be of the URL alphabet, without padding, wrapped, or percent-encoded; white space before the URL is
     skipped. Its type may be any that does not say that it is something else: the bytes decide what a picture is.
@@ -168,10 +170,9 @@ def load_data_url(url: str, max_bytes: int = MAX_URL_BYTES) -> bytes:
         )
     body = url[len(head) + 1 :]
     mime, *parameters = (part.strip().lower() for part in head[5:].split(";"))
-    if mime and not mime.startswith(("image/", "application/", "binary/")):
-        raise BadImage(
-            f"data URL of type {shown(mime)}: expected a picture's, such as image/png", code="image.data_url"
-        )
+    if mime and not mime.startswith((*kinds, "application/", "binary/")):
+        expected = "a picture's, such as image/png" if "image/" in kinds else f"{kinds[0]}..."
+        raise BadImage(f"data URL of type {shown(mime)}: expected {expected}", code="image.data_url")
     if "base64" not in parameters:
         if len(body) > _MAX_ESCAPED:
             raise BadImage(

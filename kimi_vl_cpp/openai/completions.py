@@ -9,12 +9,14 @@ from typing import Any
 from ..checks import NotPicklable
 from ..generation.several import answers_to, read_together
 from ..generation.stream import PieceStream
+from ..media.processor import ProcessedImage
 from ..types import Response
 from .choices import ChoiceChunks, ChoiceStyle, choice_of
 from .messages import translate_messages
 from .options import read_options, refuse_unknown
 from .shapes import TokenBytes, new_id, usage_of
 from .types import ChatCompletion, ChatCompletionChunk, ChunkChoice
+from .videos import VideoPart
 
 
 class ChatCompletionStream(NotPicklable, Generator[ChatCompletionChunk, None, None]):
@@ -58,6 +60,7 @@ def create(
     token_bytes: TokenBytes,
     model_name: str,
     messages: Sequence[Mapping[str, Any]],
+    frames: Callable[[VideoPart, bool], tuple[list[ProcessedImage], list[str]]],
     /,
     *,
     allow_local_images: bool = False,
@@ -70,6 +73,7 @@ def create(
     content: a string, or a list of {"type": "text", "text"}, {"type": "image_url", "image_url": {"url"} or url} and
     {"type": "image", "image": picture} parts, in the order in which the model is to see them. url: a data: URL; with
     allow_local_images also a path or a file: URL. http and https are refused: fetch the picture and pass its bytes.
+    file and video_url parts are as in docs/server.md.
     An assistant's reasoning_content goes back into its message. partial: true in the last message, an assistant's, has
     it continued.
 
@@ -86,7 +90,12 @@ def create(
     started = time.perf_counter()
     read = read_options(options)
     refuse_unknown(read)
-    translated = translate_messages(messages, allow_local_images=allow_local_images, continue_final=read.continue_final)
+    translated = translate_messages(
+        messages,
+        allow_local_images=allow_local_images,
+        continue_final=read.continue_final,
+        open_video=lambda part: frames(part, allow_local_images),
+    )
     with translated.placing_errors():
         first = start(
             translated.messages,

@@ -41,15 +41,6 @@ class FilePart:
     text_layer: TextLayer
 
 
-def has_documents(messages: Any) -> bool:
-    """Whether any message of a request, checked or not, has a part with a document."""
-    if not isinstance(messages, (list, tuple)):
-        return False
-    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
-    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
-    return any(isinstance(part, Mapping) and part.get("type") in FILE_PARTS for part in parts)
-
-
 def read_file_part(where: str, part: Mapping[str, Any]) -> FilePart:
     """Reads the part at `where`. Raises BadRequest, BadDocument, BadImage (for base64 that is damaged), Unsupported."""
     place, options = where, part

@@ -23,6 +23,7 @@ from ..text.thinking import CLOSING, OPENING
 from .documents import FILE_PARTS, OpenDocument, open_here, read_file_part
 from .fields import about, bad, boolean, integer, shown, unsupported
 from .tools import CallHistory
+from .videos import VIDEO_PARTS, OpenVideo, read_video_part, refuse
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 """Role of a message -> role in the model's template."""
@@ -37,8 +38,6 @@ _SILENT_KEYS = "role content tool_calls tool_call_id function_call name refusal 
 _MESSAGE_KEYS = frozenset((*_SILENT_KEYS, *_REASONING, *_CONTINUED, "reasoning_details"))
 _REFUSED_PARTS = {
     "input_audio": "audio is not understood",
-    "video_url": "a video is not opened: send frames of it as pictures",
-    "video": "a video is not opened: send frames of it as pictures",
 }
 
 
@@ -55,7 +54,7 @@ class Picture:
 @dataclass
 class Translated:
     """messages: for chat_template.build_prompt. pictures: what their image parts count through. continue_final: the
-    last message, an assistant's, is to be continued. notices: about its documents."""
+    last message, an assistant's, is to be continued. notices: about its documents and videos."""
 
     messages: list[Any] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -83,6 +82,16 @@ class Translated:
             raise
 
 
+def has_attachments(messages: Any) -> bool:
+    """Whether any message of a request, checked or not, has a part with a document or a video."""
+    if not isinstance(messages, (list, tuple)):
+        return False
+    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
+    parts = (part for content in contents if isinstance(content, (list, tuple)) for part in content)
+    kinds = (*FILE_PARTS, *VIDEO_PARTS)
+    return any(isinstance(part, Mapping) and part.get("type") in kinds for part in parts)
+
+
 OpenUrl = Callable[[str], Any]
 """What stands behind a URL that is not a data: URL, as `KimiVL.chat` takes pictures; None where it is not opened."""
 
@@ -94,6 +103,7 @@ def translate_messages(
     continue_final: bool = False,
     open_url: OpenUrl = lambda url: None,
     open_document: OpenDocument = open_here,
+    open_video: OpenVideo = refuse,
 ) -> Translated:
     """Reads the messages of a request. continue_final: the last is to be continued, as its own fields may say too.
 
@@ -104,7 +114,7 @@ def translate_messages(
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise bad("messages", f"got {len(messages)}, expected 1 to {MAX_MESSAGES}")
     result = Translated()
-    reader = _Reader(result.pictures, result.notices, allow_local_images, open_url, open_document)
+    reader = _Reader(result.pictures, result.notices, allow_local_images, open_url, open_document, open_video)
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping):
@@ -142,6 +152,7 @@ class _Reader:
     allow_local: bool
     open_url: OpenUrl
     open_document: OpenDocument
+    open_video: OpenVideo
     history: CallHistory = field(default_factory=CallHistory)
 
     def message(self, where: str, message: Mapping[str, Any], final: bool) -> dict[str, Any]:
@@ -188,6 +199,8 @@ class _Reader:
             return [{"type": "text", "text": text}]
         if kind in FILE_PARTS:
             return self._document(where, part)
+        if kind in VIDEO_PARTS:
+            return self._video(where, part)
         if kind in ("image_url", "input_image"):
             value = part.get("image_url")
             inner = value if isinstance(value, Mapping) else part
@@ -207,7 +220,11 @@ class _Reader:
         if isinstance(kind, str) and kind in _REFUSED_PARTS:
             raise unsupported(f"{where}.type", f"got {shown(kind)}: {_REFUSED_PARTS[kind]}", "unsupported.part")
         got = shown(part) if kind is None else shown(kind)
-        raise bad(f"{where}.type", f"got {got}, expected 'text', 'image_url', 'image' or 'file'", "request.content")
+        raise bad(
+            f"{where}.type",
+            f"got {got}, expected 'text', 'image_url', 'image', 'file' or 'video_url'",
+            "request.content",
+        )
 
     def _picture(self, source: Any, place: str, max_patches: int | None = None) -> dict[str, Any]:
         self.pictures.append(Picture(source, place, max_patches))
@@ -225,6 +242,18 @@ class _Reader:
             picture = self._picture(page, file.place, limit)
             parts += [{"type": "text", "text": page.label}] if page.label else []
             parts += [picture, {"type": "text", "text": page.caption}] if page.caption else [picture]
+        return parts
+
+    def _video(self, where: str, part: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A part for every frame, and one for the time that stands before it."""
+        video = read_video_part(where, part, _max_patches)
+        with about(video.place):
+            frames, notices = self.open_video(video)
+        self.notices += notices
+        parts: list[dict[str, Any]] = []
+        for frame in frames:
+            parts += [{"type": "text", "text": frame.label}] if frame.label else []
+            parts.append(self._picture(frame, video.place))
         return parts
 
     def _from_url(self, where: str, url: str | os.PathLike[str]) -> Any:

@@ -122,7 +122,7 @@ class _Batch:
         finally:
             for task in waiting:
                 task.cancel()
-            state.documents.close()
+            state.attachments.close()
             await asyncio.to_thread(state.engine.stop)
         return self._counts
 

@@ -1,11 +1,12 @@
 """From the body of a chat request to the stream of its answer, for every door that asks for chat completions.
 
-Owns the order: options under the server's settings, messages and their documents, fetching of pictures, the request
-with its pictures, the stream.
+Owns the order: options under the server's settings, messages and what is attached to them, fetching of pictures, the
+request with its pictures, the stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ import numpy as np
 from ..generation.generation import Generation, Request
 from ..generation.request import Question, build_request
 from ..generation.stream import PieceStream
-from ..openai.documents import OpenDocument, has_documents, open_here
+from ..media import frames
 from ..openai.fields import bad
-from ..openai.messages import Translated, translate_messages
+from ..openai.messages import Translated, has_attachments, translate_messages
 from ..openai.options import AnswerOptions, read_options, refuse_unknown
 from .state import State
 
 if TYPE_CHECKING:
     from ..generation.loaded import LoadedModel
     from ..media.processor import ProcessedImage
+    from ..openai.videos import VideoPart
+    from .attachments import RequestAttachments
 
 
 def options_of(state: State, body: dict[str, Any]) -> AnswerOptions:
@@ -54,7 +57,7 @@ def apply_settings(state: State, options: AnswerOptions, body: dict[str, Any]) -
 class ChatRequest:
     """A chat request on its way to its stream: `read`, then `stream`.
 
-    images: what is known of its pictures, and notices: what the client should know of its documents, once it is read.
+    images: what is known of its pictures, and notices: what the client should know of its attachments, once it is read.
     """
 
     def __init__(self, state: State, options: AnswerOptions, body: dict[str, Any], key: str) -> None:
@@ -72,33 +75,49 @@ class ChatRequest:
         """Reads the messages, fetches what they name and writes the prompt. Raises BadRequest, BadImage, Unsupported,
         ContextFull."""
         state = self._state
-        if not has_documents(self._body.get("messages")):
+        if not has_attachments(self._body.get("messages")):
             translated = await state.ready.prepare(self._translate)
             await state.pictures.fetch(translated.pictures)
             await state.ready.prepare(lambda: self._build(translated))
             return
-        with state.documents.request() as documents:
-            translated = await documents.prepare(lambda: self._translate(documents.open))
+        with state.attachments.request() as attached:
+            translated = await attached.prepare(lambda: self._translate(attached))
             await state.pictures.fetch(translated.pictures)
-            await documents.prepare(lambda: self._build(translated))
+            await attached.prepare(lambda: self._build(translated))
 
-    def _translate(self, open_document: OpenDocument = open_here) -> Translated:
+    def _translate(self, attached: RequestAttachments | None = None) -> Translated:
+        """attached: opens documents and videos, where there are any."""
         pictures = self._state.pictures
+        openers = {} if attached is None else self._openers(attached)
         translated = translate_messages(
             self._body.get("messages"),  # type: ignore[arg-type]
             continue_final=self._options.continue_final,
             open_url=lambda url: pictures.open_url(url, self._owner),
-            open_document=open_document,
+            **openers,
         )
         n, most = len(translated.pictures), self._state.settings.max_images
         if n > most:
             raise bad(
                 "messages",
-                f"got {n} pictures and pages of documents, expected at most {most} (--max-images): send fewer, or name "
-                'the pages of a document as "pages": "1-4"',
+                f"got {n} pictures, pages of documents and frames of videos, expected at most {most} (--max-images): "
+                'send fewer, or say "pages": "1-4" of a document, "frames": 16 of a video',
                 "request.too_many_images",
             )
         return translated
+
+    def _openers(self, attached: RequestAttachments) -> dict[str, Any]:
+        """How `translate_messages` opens documents and videos."""
+        state = self._state
+
+        def open_video(part: VideoPart) -> tuple[list[ProcessedImage], list[str]]:
+            state.model.require_vision()
+            named = part.source if isinstance(part.source, bytes) else state.pictures.open_video(part)
+            with contextlib.ExitStack() as stack:
+                source = named if isinstance(named, bytes) else stack.enter_context(named)
+                video = stack.enter_context(attached.open_video(source))
+                return frames.choose(video, state.model.loaded.processor, part.choice, part.times)
+
+        return {"open_document": attached.open, "open_video": open_video}
 
     def _build(self, translated: Translated) -> None:
         """The request, its pictures as the model sees them. They stay with the key, which may name them later."""

@@ -5,13 +5,15 @@ Limits are those of the rooms that enforce them. Unknown fields are allowed ever
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..generation import sampling
+from ..media import frames
 from ..media.paged import MARKERS, TEXT_LAYERS
+from ..media.times import TimeStyle
 from ..openai import messages, options, reasoning, text_completions, tools
 from ..version import __version__
 from .replies import json_reply
@@ -112,11 +114,24 @@ def _message() -> Schema:
     document = _object(
         ("type", "file"), type={"const": "file"}, file=_object(("file_data",), file_data=_STRING, **options)
     )
+    film = _object(
+        ("url",),
+        url=_STRING,
+        range=_STRING,
+        frames=_integer(1, frames.MAX_FRAMES),
+        fps={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+        sampling={"enum": list(get_args(frames.Sampling))},
+        timestamps={"enum": list(get_args(TimeStyle))},
+        dedupe=_BOOLEAN,
+        max_patches=_integer(4, 512 * 512),
+        detail={"enum": list(messages.DETAILS)},
+    )
+    video = _object(("type", "video_url"), type={"const": "video_url"}, video_url={"anyOf": [_STRING, film]})
     function = _object(("name", "arguments"), name=_STRING, arguments=_STRING)
     return _object(
         ("role",),
         role={"enum": list(messages.ROLES)},
-        content={"anyOf": [_STRING, _list({"anyOf": [text, picture, document]}, maxItems=messages.MAX_PARTS)]},
+        content={"anyOf": [_STRING, _list({"anyOf": [text, picture, document, video]}, maxItems=messages.MAX_PARTS)]},
         reasoning_content=_STRING,
         partial=_BOOLEAN,
         tool_call_id=_STRING,

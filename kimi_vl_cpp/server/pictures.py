@@ -14,13 +14,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from ..errors import BadImage, BadRequest
 from ..media.processor import ProcessedImage
 from ..openai.fields import about, shown
 from ..openai.messages import Picture
+from ..openai.videos import VideoPart, not_opened
 from .fetching import Fetcher
 
 DIGEST_SCHEME = "sha256:"
@@ -71,6 +72,10 @@ class EarlierPictures:
             self._n_bytes -= image.pixels.nbytes
 
 
+def _refused(url: str) -> BadImage:
+    return BadImage(f"{shown(url)}: is not a file below a folder of pictures", "image.file_refused")
+
+
 class PictureSources:
     """What URLs of pictures mean on one server. hosts: see Fetcher. folders: below which files may be named."""
 
@@ -99,9 +104,27 @@ class PictureSources:
             return Remote(url)
         return self._read_file(url) if scheme == "file" and self._folders else None
 
+    def open_video(self, part: VideoPart) -> BinaryIO:
+        """The file that a video's URL names, below one of the folders. Raises BadRequest, BadImage."""
+        url = str(part.source)
+        if url.partition(":")[0].lower() != "file" or not self._folders:
+            hint = "send a data:video/mp4;base64,... URL"
+            raise not_opened(part, hint if self._folders else f"{hint}, or start the server with --image-dir FOLDER")
+        return self._open_file(url)
+
     def _read_file(self, url: str) -> bytes:
+        with self._open_file(url) as file:
+            try:
+                data = file.read(MAX_FILE_BYTES + 1)
+            except OSError:
+                raise _refused(url) from None
+        if len(data) > MAX_FILE_BYTES:
+            raise BadImage(f"{shown(url)}: has more than {MAX_FILE_BYTES >> 20} MiB", "image.too_large")
+        return data
+
+    def _open_file(self, url: str) -> BinaryIO:
         parts = urlsplit(url)
-        refused = BadImage(f"{shown(url)}: is not a file below a folder of pictures", "image.file_refused")
+        refused = _refused(url)
         if parts.netloc not in ("", "localhost") or "\0" in unquote(parts.path):
             raise refused
         try:
@@ -109,15 +132,12 @@ class PictureSources:
             if not any(path.is_relative_to(folder) for folder in self._folders):
                 raise refused
             opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(opened, "rb") as file:
-                if not stat.S_ISREG(os.fstat(opened).st_mode):
-                    raise refused
-                data = file.read(MAX_FILE_BYTES + 1)
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                os.close(opened)
+                raise refused
         except (OSError, RuntimeError):  # RuntimeError: links in a circle
             raise refused from None
-        if len(data) > MAX_FILE_BYTES:
-            raise BadImage(f"{shown(url)}: has more than {MAX_FILE_BYTES >> 20} MiB", "image.too_large")
-        return data
+        return open(opened, "rb")
 
     async def fetch(self, pictures: list[Picture]) -> None:
         """Replaces every Remote among the pictures by its bytes. Raises BadImage with the picture's place."""

@@ -242,7 +242,7 @@ class Serving:
         while not engine.idle and time.monotonic() < deadline and not self._at_once.is_set():
             await asyncio.sleep(0.02)
         engine.end_all("shutdown")
-        self.state.documents.close()
+        self.state.attachments.close()
         deadline = time.monotonic() + 10
         while engine.runs and time.monotonic() < deadline:
             await asyncio.sleep(0.02)

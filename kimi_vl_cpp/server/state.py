@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from .documents import Documents
+from .attachments import Attachments
 from .errors import Refused, unavailable
 from .logs import Log
 from .metrics import Metrics
@@ -36,7 +36,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.pictures = PictureSources(self.settings.image_hosts, self.settings.image_dirs)
-        self.documents = Documents()
+        self.attachments = Attachments()
 
     def check_ready(self) -> None:
         """Raises Refused (503) while the model loads or the server ends: before a body is read."""

@@ -12,7 +12,7 @@ from server_support import RunningServer
 from kimi_vl_cpp.media.isolated import IsolatedDocument
 from kimi_vl_cpp.media.pdf import Document
 from kimi_vl_cpp.model import KimiVL
-from kimi_vl_cpp.server import documents as server_documents
+from kimi_vl_cpp.server import attachments
 
 DATA = documents.pdf([f"${number}.{number:02}" for number in range(1, 5)], size=(200, 60), font_size=30)
 URL = "data:application/pdf;base64," + base64.b64encode(DATA).decode()
@@ -57,14 +57,14 @@ def test_the_answer_about_a_document_is_the_library_s(server, model):
 
 def test_too_many_pages_and_documents_are_refused_with_what_to_do(server, monkeypatch):
     assert refused(server, 2)["code"] == "request.too_many_images"
-    monkeypatch.setattr(server_documents, "MAX_DOCUMENTS", 1)
+    monkeypatch.setattr(attachments, "MAX_ATTACHMENTS", 1)
     error = refused(server, 2, pages="1")
     assert error["code"] == "request.too_many_documents" and error["param"] == "messages[0].content[1].file"
-    assert not server.state.documents.reading
+    assert not server.state.attachments.reading
 
 
 def test_a_document_that_hangs_or_crashes_its_process_is_400_and_the_next_is_read(server, monkeypatch):
-    monkeypatch.setattr(server_documents, "IsolatedDocument", partial(IsolatedDocument, limit_s=0))
+    monkeypatch.setattr(attachments, "IsolatedDocument", partial(IsolatedDocument, limit_s=0))
     assert refused(server)["code"] == "document.timeout"
     monkeypatch.undo()
 
@@ -73,7 +73,7 @@ def test_a_document_that_hangs_or_crashes_its_process_is_400_and_the_next_is_rea
             self._process._child.kill()
             return super().draw(number, width, height)
 
-    monkeypatch.setattr(server_documents, "IsolatedDocument", Crashing)
+    monkeypatch.setattr(attachments, "IsolatedDocument", Crashing)
     error = refused(server)
     assert error["code"] == "document.crashed" and error["param"] == "messages[0].content[0].file"
     monkeypatch.undo()

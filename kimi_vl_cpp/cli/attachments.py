@@ -70,8 +70,10 @@ class Attachments:
         password_file: str | None = None,
         markers: str = "auto",
         text_layer: str = "never",
+        isolate: bool = False,
     ) -> None:
-        """pages: --pages, for the one document among the names; markers: --markers; text_layer: --text-layer.
+        """pages: --pages, for the one document among the names; markers: --markers; text_layer: --text-layer;
+        isolate: --isolate.
         Raises UsageError when there is not exactly one document, or for another kind of these two."""
         self.notices: list[str] = []
         self._password = None if password_file is None else opening.read_text_file(password_file).rstrip("\r\n")
@@ -90,6 +92,7 @@ class Attachments:
         layers: dict[str, TextLayer] = {"never": "never", "auto": "auto", ONLY_TEXT: "never"}
         if text_layer not in layers:
             raise exits.UsageError(f"--text-layer {text_layer}: expected never, auto or only")
+        self._isolate = isolate
         self._draws = text_layer != ONLY_TEXT
         self._text_layer = layers[text_layer]
         if pages is not None and n_documents + names.count("-") != 1:  # standard input is read later
@@ -119,12 +122,16 @@ class Attachments:
             if self._pages is not None:
                 raise exits.UsageError("--pages is for a document, but standard input is none")
             return [data]
-        return self._chosen(documents.open_document(data, self._password), self._pages)
+        return self._chosen(self._opened(data), self._pages)
 
     def _pages_of(self, path: str, which: str | None) -> list[Page]:
-        from ..media.documents import open_document
+        return self._chosen(self._opened(path), which)
 
-        return self._chosen(open_document(path, self._password), which)
+    def _opened(self, source: str | bytes) -> PagedDocument:
+        from ..media import documents, isolated
+
+        opener = isolated.open_document if self._isolate else documents.open_document
+        return opener(source, self._password)
 
     def _chosen(self, document: PagedDocument, which: str | None) -> list[Page]:
         pages = document.pages(which, self._markers, self._text_layer)

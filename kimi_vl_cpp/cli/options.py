@@ -180,6 +180,12 @@ Markers = Annotated[
         show_default=False,
     ),
 ]
+Isolate = Annotated[
+    bool,
+    typer.Option(
+        "--isolate", help="Open documents and videos in a process of its own: for files that you do not trust."
+    ),
+]
 TextLayer = Annotated[
     str,
     typer.Option(

@@ -44,6 +44,7 @@ class Options:
     image_patches: int | None = None
     max_tokens: int | None = None
     upright: bool = False
+    isolate: bool = False
     password_file: str | None = None
     restart: bool = False
     force: bool = False
@@ -87,6 +88,7 @@ def command(
     upright: Annotated[
         bool, typer.Option("--upright", help="Turn pages that were scanned on their side: a short look at each first.")
     ] = False,
+    isolate: options.Isolate = False,
     restart: options.Restart = False,
     force: options.Force = False,
     csv_safe: Annotated[
@@ -114,6 +116,7 @@ def command(
                 image_patches=image_patches,
                 max_tokens=max_tokens,
                 upright=upright,
+                isolate=isolate,
                 password_file=password_file,
                 restart=restart,
                 force=force,
@@ -137,7 +140,7 @@ def run(options: Options, terminal: Terminal) -> int:
     way, recipe = _recipe(options, schema)
     options = replace(options, file=attachments.resolve(options.file), files=opening.choose_model(options.files))
     attachments.check(options.file)
-    opened = attachments.Attachments([options.file], options.pages, options.password_file)
+    opened = attachments.Attachments([options.file], options.pages, options.password_file, isolate=options.isolate)
     images = opened.open(options.file)
     numbered = [(getattr(image, "number", 1), image) for image in images]
     out = Path(options.out)

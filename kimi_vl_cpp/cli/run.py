@@ -52,6 +52,7 @@ class Options:
     password_file: str | None = None
     markers: str = "auto"
     text_layer: str = "never"
+    isolate: bool = False
     cite: bool = False
     file: str | None = None
     system: str | None = None
@@ -82,6 +83,7 @@ def command(
     password_file: options.PasswordFile = None,
     markers: options.Markers = "auto",
     text_layer: options.TextLayer = "never",
+    isolate: options.Isolate = False,
     cite: options.Cite = False,
     json: options.Json = False,
     timings: Annotated[bool, typer.Option("--timings", help="Print a line of timings on standard error.")] = False,
@@ -119,6 +121,7 @@ def command(
                 password_file=password_file,
                 markers=markers,
                 text_layer=text_layer,
+                isolate=isolate,
                 cite=cite,
                 file=file,
                 system=system,
@@ -143,7 +146,7 @@ def run(options: Options, terminal: Terminal) -> int:
     attachments.check_find(options.find, images)
     patches = options.image_patches
     chosen = options.frames.choice(patches)
-    asked, said = videos.plan(options.videos, chosen, options.frames.subtitles)
+    asked, said = videos.plan(options.videos, chosen, options.frames.subtitles, options.isolate)
     notices += said
     progress = Progress(terminal)
 
@@ -213,7 +216,7 @@ def gather(options: Options) -> tuple[str, list[Any], list[str]]:
     if not prompt:
         raise exits.UsageError("no question: give it in quotes, as a file with -f, or through a pipe")
     opened = attachments.Attachments(
-        options.images, options.pages, options.password_file, options.markers, options.text_layer
+        options.images, options.pages, options.password_file, options.markers, options.text_layer, options.isolate
     )
     images: list[Any] = []
     for path in options.images:

@@ -38,6 +38,7 @@ class Options:
     sheet: str | None = None
     fps: float | None = None
     image_patches: int | None = None
+    isolate: bool = False
     restart: bool = False
     force: bool = False
 
@@ -63,6 +64,7 @@ def command(
         ),
     ] = None,
     image_patches: options.ImagePatches = None,
+    isolate: options.Isolate = False,
     restart: options.Restart = False,
     force: options.Force = False,
 ) -> options.Job:
@@ -82,6 +84,7 @@ def command(
                 sheet=sheet,
                 fps=fps,
                 image_patches=image_patches,
+                isolate=isolate,
                 restart=restart,
                 force=force,
             ),
@@ -98,7 +101,7 @@ def run(options: Options, terminal: Terminal) -> int:
     path = opening.resolve_picture(split(options.file)[0])
     if options.out is not None and Path(options.out).suffix.lower() not in _SUFFIXES:
         raise exits.UsageError(f"-o {options.out}: its end says what to write: expected one of {', '.join(_SUFFIXES)}")
-    video, start, end = videos.open_video(options.file)
+    video, start, end = videos.open_video(options.file, options.isolate)
     for notice in video.notices:
         terminal.note(notice)
     if options.sheet is not None:

@@ -116,15 +116,16 @@ def is_video(path: str) -> bool:
         return False
 
 
-def open_video(name: str) -> tuple[TimedVideo, float, float]:
-    """The video that -v names, and the range of its times. Raises BadVideo, Unsupported."""
+def open_video(name: str, isolate: bool = False) -> tuple[TimedVideo, float, float]:
+    """The video that -v names, and the range of its times. isolate: --isolate. Raises BadVideo, Unsupported."""
+    from ..media import isolated
     from ..media.frames import range_of
     from ..media.video import Video
 
     path, named = split(name)
     path = opening.resolve_picture(path)
     exits.check_readable(path, "video", SUFFIXES, errors.BadVideo, "video.missing")
-    video = Video(path)
+    video = isolated.open_video(path) if isolate else Video(path)
     return video, *range_of(video, named)
 
 
@@ -147,7 +148,9 @@ def open_subtitles(name: str, given: str | None) -> tuple[list[Cue], list[str]]:
     return subtitles.read(found), []
 
 
-def plan(names: Sequence[str], chosen: FrameChoice, subtitles: str | None = None) -> tuple[list[Asked], list[str]]:
+def plan(
+    names: Sequence[str], chosen: FrameChoice, subtitles: str | None = None, isolate: bool = False
+) -> tuple[list[Asked], list[str]]:
     """Opens the videos, chooses the times of their frames, and reads subtitles; notices. Raises BadVideo, Unsupported,
     UsageError."""
     from ..media.frames import times_of
@@ -158,7 +161,7 @@ def plan(names: Sequence[str], chosen: FrameChoice, subtitles: str | None = None
     for name in names:
         cues, said = open_subtitles(name, subtitles)
         notices += said
-        video, start, end = open_video(name)
+        video, start, end = open_video(name, isolate)
         found.append(Asked(video, times_of(video, start, end, chosen), (start, end), cues))
     return found, notices
 

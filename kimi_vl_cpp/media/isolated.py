@@ -3,7 +3,9 @@ crash or let hang. They are used like those that this process opens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,6 +15,33 @@ from . import pdf, video
 from .paged import PagedDocument
 from .reader_process import LIMIT_S, TOTAL_S, ReaderProcess
 from .timed import Shape, TimedVideo
+
+PATIENT_LIMIT_S, PATIENT_TOTAL_S = 300.0, 86_400.0
+"""Limits for files that somebody waits for, and can stop."""
+
+
+def open_document(source: str | os.PathLike[str] | bytes, password: str | None = None) -> IsolatedDocument:
+    """A document of a path or of bytes, with patient limits. Errors like `IsolatedDocument`."""
+    with _patiently(source, pdf.open_file) as options:
+        return IsolatedDocument(password=password, **options)
+
+
+def open_video(source: str | os.PathLike[str] | bytes) -> IsolatedVideo:
+    """A video of a path or of bytes, with patient limits. Errors like `IsolatedVideo`."""
+    with _patiently(source, video.open_file) as options:
+        return IsolatedVideo(**options)
+
+
+@contextmanager
+def _patiently(
+    source: str | os.PathLike[str] | bytes, open_file: Callable[[str | os.PathLike[str]], BinaryIO]
+) -> Iterator[dict[str, Any]]:
+    limits = {"limit_s": PATIENT_LIMIT_S, "total_s": PATIENT_TOTAL_S}
+    if isinstance(source, bytes):
+        yield {"source": source, **limits}
+        return
+    with open_file(source) as file:  # which the process has of its own
+        yield {"source": file, "name": os.path.basename(os.fspath(source)), **limits}
 
 
 class IsolatedDocument(PagedDocument):

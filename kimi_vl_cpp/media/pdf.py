@@ -57,7 +57,7 @@ class Document(PagedDocument):
 
         Raises BadDocument (codes document.*), Unsupported (code "unsupported.extra") without pypdfium2.
         """
-        self.name, self._file = opened(source, name or "", "document", _open_file)
+        self.name, self._file = opened(source, name or "", "document", open_file)
         try:
             self._check_head()
             with _lock:
@@ -186,5 +186,6 @@ def _not_installed() -> Unsupported:
     return Unsupported("reading a PDF needs pypdfium2: pip install 'kimi-vl-cpp[pdf]'", "unsupported.extra")
 
 
-def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file that may be a PDF. Raises BadDocument."""
     return open_regular(path, MAX_BYTES, lambda text, problem: BadDocument(text, f"document.{problem}"), "a PDF file")

@@ -64,7 +64,7 @@ class Video(TimedVideo):
         Raises BadVideo (codes video.*), Unsupported (code "unsupported.extra") without PyAV.
         """
         self._av = _pyav()
-        self.name, self._file = opened(source, name or "", "video", _open_file)
+        self.name, self._file = opened(source, name or "", "video", open_file)
         self.notices: list[str] = []
         self._can_seek = True
         try:
@@ -326,5 +326,6 @@ def _not_installed() -> Unsupported:
     return Unsupported("reading a video needs PyAV: pip install 'kimi-vl-cpp[video]'", "unsupported.extra")
 
 
-def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file that may be a video. Raises BadVideo."""
     return open_regular(path, MAX_BYTES, lambda text, problem: BadVideo(text, f"video.{problem}"), "a video file")

@@ -249,6 +249,23 @@ def test_pages_are_given_as_pictures_with_their_text_or_as_text_alone(run, model
     assert "expected never, auto or only" in run(*asked, "-i", file, "--text-layer", "yes").err
 
 
+def test_files_that_are_not_trusted_are_opened_apart_to_the_same_answer(run, model_path, tmp_path, monkeypatch):
+    (tmp_path / "a.pdf").write_bytes(documents.pdf(["Item one costs seven dollars."], (84, 56), font_size=4))
+    (tmp_path / "a.mp4").write_bytes(videos.video(videos.coded(index) for index in range(10)))
+    files = ("-i", f"{tmp_path}/a.pdf", "-v", f"{tmp_path}/a.mp4", "--frames", "2", "--image-patches", "24")
+    line = ("run", "-m", model_path, *greedy("--json"), "-n", "2", *files, "What?")
+    here = json.loads(run(*line).out)
+    monkeypatch.setattr("kimi_vl_cpp.media.documents.open_document", None)
+    monkeypatch.setattr("kimi_vl_cpp.media.video.Video.__init__", None)
+    apart = json.loads(run(*line, "--isolate").out)
+    assert (apart["text"], apart["usage"]) == (here["text"], here["usage"])
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
+    refused = run("run", "-m", model_path, "-i", f"{tmp_path}/bad.pdf", "--isolate", "What?")
+    assert refused.code == 4 and "bad.pdf: damaged or cut off" in refused.err
+    sheet = run("scenes", f"{tmp_path}/a.mp4", "--sheet", f"{tmp_path}/s.png", "--isolate")
+    assert sheet.code == 0 and (tmp_path / "s.png").exists()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/fd/0"), reason="needs /dev/fd")
 def test_a_picture_from_a_pipe_of_the_shell(run, model_path, photo):
     reader, writer = os.pipe()

@@ -6,13 +6,15 @@ import base64
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 from PIL import Image
 
-from kimi_vl_cpp import builtin, errors
+from kimi_vl_cpp import KimiVL, builtin, errors
 from kimi_vl_cpp.cli import app
 from kimi_vl_cpp.evaluation.boards import run
 from kimi_vl_cpp.evaluation.boards.board import BOARDS, Item, board
@@ -212,3 +214,30 @@ def test_points_are_read_both_ways_from_the_same_answers(tmp_path: Path, monkeyp
     for bad in (["--mapping", "other"], ["--mapping", "both", "--bench", "ocrbench"]):
         assert app.main([*line, *bad]) == 2 and "--mapping" in capsys.readouterr().err
     assert app.main(["eval", "--mapping", "both"]) == 2
+
+
+def test_the_pages_of_a_document_are_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, pages in (("one.pdf", ["$4.50"]), ("two.pdf", ["$4.50", "$12.75"])):
+        (tmp_path / name).write_bytes(documents.pdf(pages, (150, 90), font_size=30))
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    rows = [
+        {"doc_id": name, "question": "What is the price?", "answer": "4.5", "answer_format": "Float", "doc_type": kind}
+        for name, kind in (("one.pdf", "a"), ("two.pdf", "a"), ("broken.pdf", "b"))
+    ]
+    (tmp_path / "samples.json").write_text(json.dumps(rows))
+    seen = []
+    ask = KimiVL.chat
+
+    def chat(model: KimiVL, *arguments: Any, **options: Any) -> Any:
+        seen.append(ask(model, *arguments, **options))
+        return replace(seen[-1], text="Answer: $4.50")
+
+    monkeypatch.setattr(KimiVL, "chat", chat)
+    line = ["eval", "--bench", "mmlongbench-doc", "--data", f"{tmp_path}/samples.json", "--images", str(tmp_path)]
+    assert app.main([*line, "--journal", f"{tmp_path}/j", "--max-tokens", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(seen) == 2 and seen[1].usage.image_tokens == 2 * seen[0].usage.image_tokens > 0
+    assert report["groups"]["a"]["value"] == 100 and report["all"]["failed"] == report["groups"]["b"]["failed"] == 1
+    assert report["all"]["value"] == pytest.approx(66.67)

@@ -30,14 +30,34 @@ TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 """Offered, the best first."""
 PROCESS_BYTES = 54_000_000
 """Interpreter and libraries, measured."""
-PATCH_FLOATS = 12.5
-"""Of work memory, for each patch of a picture and element of the tower's width, measured."""
+LARGEST_CHUNK = 2048
+"""Rows of a prompt that are computed together at most (scheduler/tasks.py)."""
+MLP_ROWS = 1024
+"""Of a picture, that are in a block's inner layer together (model/moonvit.cpp)."""
+PACKED_BYTES = 24 << 20
+"""Of a matrix as floats that are packed together at most (ops/matmul.cpp)."""
+KEYS_AT_ONCE = 512
+"""Keys and values that are expanded together (ops/mla_expanded.cpp)."""
 SHARE_OF_BANDWIDTH = 0.87
 """What decoding reaches of the bandwidth measured beside it (docs/performance.md: 84 to 93 %)."""
 USUAL = "Q4_K_M"
 """No type below it is recommended for speed alone."""
 FLUENT = 10.0
 """Tokens per second that a type should reach: faster than one reads."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Floats that a row of a prompt takes in the buffers of the decoder. inner: of all experts that a row visits, or
+    of the dense layer, whichever is more."""
+
+    hidden: int
+    heads: int
+    q_head: int
+    v_head: int
+    latent: int
+    inner: int
+
 
 FULL_TEXT = TextConfig(
     vocab_size=163840,
@@ -88,6 +108,8 @@ class Shape:
     context_length: int
     n_patches: int
     vision_width: int
+    vision_inner: int
+    widths: Widths
     adapter_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def with_adapters(self, cards: Sequence[Card]) -> Shape:
@@ -147,6 +169,18 @@ def full_size() -> Shape:
         context_length=text.max_position_embeddings,
         n_patches=4096,
         vision_width=vision.hidden_size,
+        vision_inner=vision.intermediate_size,
+        widths=Widths(
+            hidden=text.hidden_size,
+            heads=text.num_attention_heads,
+            q_head=text.qk_nope_head_dim + text.qk_rope_head_dim,
+            v_head=text.v_head_dim,
+            latent=text.kv_lora_rank + text.qk_rope_head_dim,
+            inner=max(
+                text.intermediate_size,
+                (text.num_experts_per_tok + text.n_shared_experts) * text.moe_intermediate_size,
+            ),
+        ),
     )
 
 
@@ -165,7 +199,7 @@ def shape_of(path: Path) -> tuple[Shape, dict[str, str]]:
 
     if not number("block_count"):
         raise BadModelFile(f"{path}: is not the text model of Kimi-VL: give that file", "checkpoint.not_kimi_vl")
-    width = tower.get("clip.vision.embedding_length")
+    width, inner = tower.get("clip.vision.embedding_length"), tower.get("clip.vision.feed_forward_length")
     limit = stored_in_token_limit(tower.get) or default_in_token_limit(detect_variant(text.get, text.path))
     shape = Shape(
         name=str(text.get("general.name") or files.text.name),
@@ -179,6 +213,18 @@ def shape_of(path: Path) -> tuple[Shape, dict[str, str]]:
         context_length=files.context_length,
         n_patches=limit,
         vision_width=width if isinstance(width, int) else 0,
+        vision_inner=inner if isinstance(inner, int) else 0,
+        widths=Widths(
+            hidden=number("embedding_length"),
+            heads=number("attention.head_count"),
+            q_head=number("attention.key_length_mla") or number("attention.key_length"),
+            v_head=number("attention.value_length_mla") or number("attention.value_length"),
+            latent=number("attention.kv_lora_rank") + number("rope.dimension_count"),
+            inner=max(
+                number("feed_forward_length"),
+                (number("expert_used_count") + number("expert_shared_count")) * number("expert_feed_forward_length"),
+            ),
+        ),
     )
     return shape, {tensor.name: tensor.type for tensor in found}
 
@@ -214,10 +260,26 @@ def bytes_per_token(shape: Shape, types: Mapping[str, str]) -> float:
 def memory_bytes(shape: Shape, size: int, n_ctx: int) -> int:
     """The most that is taken at a time: process and files of `size` bytes, and either adapters while they are loaded,
     which takes twice their size, or adapters, a context of n_ctx tokens and the largest picture while it is encoded."""
-    pixels = 3 * _PATCH_SIDE**2
-    picture = int(4 * shape.n_patches * (pixels + PATCH_FLOATS * shape.vision_width)) if shape.vision_width else 0
     adapters = sum(shape.adapter_bytes.values())
-    return PROCESS_BYTES + size + adapters + max(adapters, n_ctx * shape.kv_bytes_per_token + picture)
+    return PROCESS_BYTES + size + adapters + max(adapters, n_ctx * shape.kv_bytes_per_token + work_bytes(shape, n_ctx))
+
+
+def work_bytes(shape: Shape, n_ctx: int) -> int:
+    """Buffers of the largest picture while it is encoded, or of the largest chunk of a prompt behind it, whichever are
+    more. The tower and the decoder share those of queries, of heads, of what was attended to and of expanded keys and
+    values, and these stay as large as they ever were."""
+    n, width = shape.n_patches if shape.vision_width else 0, shape.vision_width
+    rows, w = min(n_ctx, LARGEST_CHUNK), shape.widths
+    by_tower = (3 * n * width, 3 * n * width, n * width, n * width)
+    packed = min((4 * width) ** 2, PACKED_BYTES // 4)  # the projector's first matrix
+    kept_by_tower = 2 * n * width + min(n, MLP_ROWS) * shape.vision_inner + packed  # norms, positions, inner layer
+    picture = sum(by_tower) + kept_by_tower + n * (2.5 * width + 3 * _PATCH_SIDE**2)  # rows, projector, pixels
+    queries, attended = rows * w.heads * w.q_head, rows * w.heads * w.v_head
+    by_decoder = (queries, queries, attended, KEYS_AT_ONCE * w.heads * (w.q_head + w.v_head))
+    shared = sum(map(max, by_tower, by_decoder))
+    states = w.heads * (w.v_head + 2)
+    row = 2 * w.hidden + w.latent + states + w.inner + (w.hidden + w.inner) * 9 / 32  # rows, norms; the last as int8
+    return int(4 * max(picture, shared + kept_by_tower + rows * row))
 
 
 def option(

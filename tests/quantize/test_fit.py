@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_the_choice_follows_memory_and_bandwidth(
 
 def test_where_nothing_fits_it_is_said_what_would() -> None:
     assert fit.fit(fit.full_size(), 8192, 3 * 10**9, None).reason.endswith(
-        "even Q2_K needs 8.04 GB of memory; less context would not be enough"
+        "even Q2_K needs 8.21 GB of memory; less context would not be enough"
     )
     found = fit.fit(fit.full_size(), 100_000, 9 * 10**9, None)
     assert found.reason.endswith(f"Q2_K fits with {found.options[-1].n_ctx_max:,} or fewer; or free memory")
@@ -98,3 +99,13 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str])
     found = json.loads(capsys.readouterr().out)
     assert found["chosen"]["type"] in text and len(found["options"]) == len(fit.TYPES)
     assert app.main(["fit", "nowhere.gguf"]) == 3 and app.main(["fit", "--bandwidth", "0"]) == 2
+
+
+def test_work_memory_is_the_largest_of_what_is_in_use_together() -> None:
+    """tests/fit_campaign.py compares the whole with the resident memory of processes."""
+    shape, _ = fit.shape_of(Path(builtin.model_path()))
+    at = {n: fit.work_bytes(shape, n) for n in (8, 512, 1024, 2048, 4096)}
+    assert at[8] < at[512] < at[1024] < at[2048] == at[4096], "no more rows than a chunk has"
+    blind = replace(shape, vision_width=0)
+    assert 0 < fit.work_bytes(blind, 512) < at[512]
+    assert fit.work_bytes(replace(shape, n_patches=2 * shape.n_patches), 8) > 1.5 * at[8], "the picture is the larger"

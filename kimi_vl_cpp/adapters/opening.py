@@ -23,6 +23,7 @@ from .places import KNOWN, Module, Shapes, module_of
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _HASHED_BYTES = 4 << 20
+_PIECES = (".safetensors", ".json", ".bin")
 
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight$")
 _PERMUTED = re.compile(r"v\.blk\.\d+\.attn_(?:q|k|qkv)\.weight$")
@@ -55,18 +56,20 @@ def open_adapter(path: str | os.PathLike[str], shapes: Shapes, scale: float = 1.
 
 
 def is_adapter(path: str | os.PathLike[str]) -> bool:
-    """Whether the path looks like an adapter's, sound or not: a folder with its configuration, or a GGUF file of that
-    type. Raises BadModelFile for a GGUF file that cannot be read."""
+    """Whether the path looks like an adapter's, sound or not: a folder with its configuration, a file in it, or a GGUF
+    file of that type. Raises BadModelFile for a GGUF file that cannot be read."""
     where = Path(expand_home(os.fsdecode(path)))
     if where.is_dir():
         return (where / CONFIG_NAME).exists()
+    if where.suffix in _PIECES:
+        return (where.parent / CONFIG_NAME).exists()
     return bool(open_gguf(where).get("general.type") == "adapter")
 
 
 def _open(where: Path, shapes: Shapes, scale: float) -> Adapter:
     if where.is_dir():
         return _open_folder(where, shapes, scale)
-    if where.suffix in (".safetensors", ".json", ".bin") and where.is_file():
+    if where.suffix in _PIECES and where.is_file():
         raise BadRequest(f"{where}: is one file of an adapter: give its folder {where.parent}", "lora.path")
     if not os.path.lexists(where):
         raise BadModelFile(f"{where}: there is no such adapter: give a PEFT folder or a GGUF file", "lora.missing")

@@ -15,6 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def scaled_path(text: str) -> Scaled:
     """DIR[=SCALE]; a path that exists may itself hold a '='. Raises UsageError."""
+    if not text:
+        raise exits.UsageError("--lora: the path is empty, expected the folder or the GGUF file of an adapter")
     path, equals, scale = text.rpartition("=")
     if not equals or os.path.lexists(text):
         return text, 1.0

@@ -45,6 +45,8 @@ def test_paths_scales_and_names_are_told_apart(tmp_path):
     for wrong in (["n=./x", "./y"], ["n=./x", "n=./y"], ["n=./x=z"]):
         with pytest.raises(UsageError):
             always_or_named(wrong)
+    with pytest.raises(UsageError, match="the path is empty"):
+        always([""])
     with pytest.raises(UsageError, match="neither a number"):
         always(["n=./x"])
 
@@ -76,6 +78,8 @@ def test_inspect_shows_an_adapter_beside_kimi_vl(full_size, capsys):
     assert report["adapter"]["memory_bytes"] == EXPERT_BYTES + QUERY_BYTES and report["works"]
     assert main(["inspect", str(full_size), "--lora", "x"]) == 2
     assert "is an adapter itself" in capsys.readouterr().err
+    assert main(["inspect", str(full_size / "adapter_model.safetensors")]) == 3
+    assert f"is one file of an adapter: give its folder {full_size}" in capsys.readouterr().out
 
 
 def test_inspect_judges_an_adapter_beside_the_model_that_it_is_of(beside_builtin, full_size, capsys):

@@ -60,7 +60,7 @@ def run(options: Options, terminal: Terminal) -> int:
     if options.lora:
         if "text" not in report:
             raise exits.UsageError(
-                f"--lora: {path} is no text model: an adapter is judged beside the model that it changes"
+                f"--lora: an adapter is judged beside the text model that it changes, not beside {path}"
             )
         vision = open_gguf(report["mmproj"]) if report.get("mmproj") else None
         report["adapters"], problems = adapter.beside(gguf, vision, options.lora)

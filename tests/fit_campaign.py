@@ -3,10 +3,10 @@
     python tests/fit_campaign.py [MODEL.gguf ...] [-c 2048] [--lora ADAPTER]
 
 Without models: two made here and the built-in one. Each is opened in a process of its own, which encodes a picture of
-the largest size and then a prompt that fills the context, twice: the process's own peak of resident memory is compared
-with `fit`'s. Files of the other types that `quantize` writes are compared with the sizes that `fit` gives, of made
-models alone. Fails where one is more than 3 % away. Where memory is short the system takes pages of the file away again, and
-less than a model needs is found: run it where nothing else does.
+the largest size and then computes a prompt that fills the context: its peak of resident memory is compared with what
+`fit` says. Files of the other types that `quantize` writes, of a made model alone, are compared with the sizes that
+`fit` gives. Fails where one is more than 3 % away. Where memory is short, the system takes pages of the file away
+again, and less than a model needs is found: run it where nothing else does.
 """
 
 from __future__ import annotations

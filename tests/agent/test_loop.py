@@ -235,13 +235,14 @@ def display():
 def test_a_display_is_acted_on_by_checked_commands(display):
     from kimi_vl_cpp.agent.actions import Drag, Hotkey, Press, Scroll
 
-    for action in (Click(0.5, 1, "right", 2), Write("-x"), Press(("enter",)), Hotkey(("ctrl", "+")), Scroll(0, -0.2)):
+    for action in (Click(0.5, 1, "right", 2), Write("-x é"), Press(("enter",)), Hotkey(("ctrl", "+")), Scroll(0, -0.2)):
         display.perform(action)
     done = [one for one in display._run.asked if one[0] != "getmouselocation"]
     assert done == [
         ["mousemove", "--sync", "600", "499"],
         ["click", "--repeat", "2", "--delay", "80", "3"],
-        ["type", "--delay", "12", "--", "-x"],
+        ["type", "--delay", "12", "--", "-x "],
+        ["type", "--delay", "150", "--", "é"],
         ["key", "--", "Return"],
         ["key", "--", "ctrl+plus"],
         ["mousemove", "--sync", "600", "250"],

@@ -27,6 +27,10 @@ _BUTTONS = {"left": "1", "middle": "2", "right": "3"}
 _WHEEL_CLICKS_A_SCREEN = 10
 _CORNER = 3  # pixels: a pointer that the user pushed into the upper left corner stops the agent
 _TYPE_DELAY_MS = "12"
+# Of characters that no key has. xdotool gives each a key for that long, and a window that is slower than this to look
+# gets nothing.
+_FOREIGN_DELAY_MS = "150"
+_RUNS = re.compile(r"[\x00-\x7f]{1,1000}|[^\x00-\x7f]{1,100}")  # each in a fraction of _TIMEOUT_S
 _TIMEOUT_S = 60
 
 
@@ -104,7 +108,9 @@ class X11:
                     if clicks:
                         self._run(["click", "--repeat", str(clicks), forth if share > 0 else back])
             case actions.Write(text):
-                self._run(["type", "--delay", _TYPE_DELAY_MS, "--", text])
+                for part in _RUNS.findall(text):
+                    delay = _TYPE_DELAY_MS if part.isascii() else _FOREIGN_DELAY_MS
+                    self._run(["type", "--delay", delay, "--", part])
             case actions.Press(keys):
                 for key in keys:
                     self._run(["key", "--", for_x11(key)])

@@ -13,7 +13,8 @@ from kimi_vl_cpp.cache.images import ImageCache
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.scheduler.conductor import Conductor
 from kimi_vl_cpp.scheduler.gate import Gate
-from kimi_vl_cpp.scheduler.job import Job
+from kimi_vl_cpp.scheduler.job import Job, JobSpec
+from kimi_vl_cpp.scheduler.resources import Resources
 
 ROOT = b"root"
 N_CTX = 4000
@@ -52,9 +53,15 @@ class Machine:
         store = None if folder is None else DiskStore(folder, ROOT)
         self.images = ImageCache(1 << 30, store)
         clock = time.perf_counter if real_time else lambda: self.now
-        self.conductor = Conductor(
-            self.engine, self.gate, self.pool, self.images, self._new_session, clock=clock, store=store, **options
+        resources = Resources(
+            engine=self.engine,
+            pool=self.pool,
+            features=self.images,
+            new_session=self._new_session,
+            store=store,
+            clock=clock,
         )
+        self.conductor = Conductor(resources, self.gate, **options)
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -65,7 +72,7 @@ class Machine:
     def start(self, items: list, n: int = 5, seed: int = 0, **options) -> Job:
         chooser = options.pop("chooser", None) or Sampled(seed)
         options.setdefault("pixels", {digest: lambda pixels=pixels: pixels for digest, pixels in PIXELS.items()})
-        return self.conductor.submit(Job(Positions(ROOT, items), chooser=chooser, max_new_tokens=n, **options))
+        return self.conductor.submit(Job(Positions(ROOT, items), JobSpec(chooser=chooser, max_new_tokens=n, **options)))
 
     def read(self, job: Job, n: int = 1 << 30) -> list[int]:
         """Up to n more tokens of a job."""

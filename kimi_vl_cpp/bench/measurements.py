@@ -107,6 +107,17 @@ def median_machine(probes: list[Machine]) -> Machine:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How the model is opened, as `KimiVL` documents it. n_ctx: None for what the tests need."""
+
+    n_threads: int = 0
+    isa: str = "auto"
+    kv_type: str = "auto"
+    n_ctx: int | None = None
+    lora: Lora | None = None
+
+
 class Bench:
     """An open model and the state of its tests. Raises what _core raises, ContextFull and OutOfMemory among it."""
 
@@ -115,22 +126,20 @@ class Bench:
         model: str,
         mmproj: str | None,
         tests: list[Test],
+        options: BenchOptions,
         *,
-        n_threads: int,
-        isa: str,
-        kv_type: str,
-        n_ctx: int | None,
-        lora: Lora | None = None,
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         pictures = any(test.kind == "picture" for test in tests)
         self.files = model_files.resolve(model, mmproj)
-        room = max((test.depth + test.n for test in tests), default=0) if n_ctx is None else n_ctx
+        room = max((test.depth + test.n for test in tests), default=0) if options.n_ctx is None else options.n_ctx
         check_memory(self.files, room)
-        vision: Path | None = self.files.mmproj if pictures or lora is not None else None
-        self.core = RawCore.open(self.files.text, vision, n_threads=n_threads, isa=isa, kv_type=kv_type)
+        vision: Path | None = self.files.mmproj if pictures or options.lora is not None else None
+        self.core = RawCore.open(
+            self.files.text, vision, n_threads=options.n_threads, isa=options.isa, kv_type=options.kv_type
+        )
         engine = self.core.engine
-        self.core.adapter = index_of(load_adapters(engine, lora).always)
+        self.core.adapter = index_of(load_adapters(engine, options.lora).always)
         self.config: dict[str, Any] = engine.config
         if pictures and not self.config["has_vision"]:
             raise BadRequest(
@@ -138,10 +147,10 @@ class Bench:
             )
         self.n_threads = int(self.config["n_threads"])
         self.isa = str(self.config["isa"])
-        self._n_ctx, self._probe_seconds = n_ctx, probe_seconds
+        self._n_ctx, self._probe_seconds = options.n_ctx, probe_seconds
         self._sessions: dict[int, RawSession] = {}
         self._warm: set[str] = set()
-        self._text = TextCost(self.config, engine.gguf.tensors, engine.kv_bytes_per_token(kv_type))
+        self._text = TextCost(self.config, engine.gguf.tensors, engine.kv_bytes_per_token(options.kv_type))
         vision_file = engine.vision_gguf
         self._vision = None if vision_file is None else VisionCost(self.config, vision_file.tensors)
         self.keep_depths = False  # whether the cache of a depth stays when another one is measured

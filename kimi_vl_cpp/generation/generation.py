@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..cache.keys import Positions
 from ..errors import BadRequest, Cancelled
-from ..scheduler.job import MAX_AHEAD, Job
+from ..scheduler.job import MAX_AHEAD, Job, JobSpec
 from ..text.thinking import ThinkingSplitter
 from ..types import FinishReason, Piece, PieceKind, Progress, Reasoning, Response, Timings, TokenLogprob, Usage
 from .adapters import LoadedAdapter, index_of
@@ -111,8 +111,7 @@ class Generation:
         self._prompt_logprobs: list[TokenLogprob | None] = [] if params.prompt_logprobs is None else [None]
         self._grammar = None if request.grammar is None else request.grammar.copy()
         decides = limit is not None or self._guard is not None or self._grammar is not None  # after each token
-        self._job = Job(
-            request.positions.copy(),
+        spec = JobSpec(
             chooser=TokenChooser(params, request.stop_ids, self._grammar),
             stop_ids=request.stop_ids,
             max_new_tokens=request.max_new_tokens,
@@ -124,6 +123,7 @@ class Generation:
             priority=params.priority,
             adapter=index_of(request.adapter),
         )
+        self._job = Job(request.positions.copy(), spec)
 
     def again(self, seed: int, progress: Progress | None = None) -> Generation:
         """Another answer to the same prompt, in no conversation."""

@@ -33,6 +33,7 @@ from ..machine.memory import check_memory, free_bytes, shrink_to_fit
 from ..media.processor import ImageInput, ImageProcessor, LimitedImage, ProcessedImage
 from ..scheduler.conductor import Conductor
 from ..scheduler.gate import Gate
+from ..scheduler.resources import Resources
 from ..text.template_check import OTHER_TEMPLATE
 from ..text.tokenizer import Tokenizer
 from ..types import Progress, SamplingDefaults
@@ -227,14 +228,10 @@ def load(
             return _core.Session(engine, n_ctx, options.kv_type, pool, adapter)
 
         conductor = Conductor(
-            engine,
+            Resources(engine=engine, pool=pool, features=images, new_session=new_session, store=store),
             gate,
-            pool,
-            images,
-            new_session,
             max_parallel=options.max_parallel,
             drafts=options.speculate == "auto",
-            store=store,
         )
         loaded = LoadedModel(
             files=files,

@@ -14,17 +14,16 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..cache.disk import DiskStore
 from ..cache.index import PrefixIndex
 from ..cache.keys import Positions
 from ..errors import Cancelled
 from .gate import Gate
 from .job import Job
-from .tasks import Features
+from .resources import Resources
 from .turn import Turns, Watch
 
 if TYPE_CHECKING:
-    from .._core import Engine, PagePool, Session
+    pass
 
 _T = TypeVar("_T")
 _GATHER_S = 0.002
@@ -37,20 +36,15 @@ class Conductor:
 
     def __init__(
         self,
-        engine: Engine,
+        resources: Resources,
         gate: Gate,
-        pool: PagePool,
-        features: Features,
-        new_session: Callable[[int], Session],
         *,
         max_parallel: int = 16,
         drafts: bool = True,
-        store: DiskStore | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.gate = gate
-        self.index = PrefixIndex(pool, store)
-        self._turns = Turns(engine, self.index, features, new_session, max_parallel, clock, drafts=drafts)
+        self.index = PrefixIndex(resources.pool, resources.store)
+        self._turns = Turns(resources, self.index, max_parallel=max_parallel, drafts=drafts)
         self._driver = 0  # the thread that drives
         self._has_own_thread = False
         self._work: SimpleQueue[None] = SimpleQueue()  # wakes `drive`

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -50,45 +51,39 @@ class Chooser(Protocol):
     def force(self, session: Session, token: int) -> int: ...
 
 
-class Job:
-    """A prompt and the tokens that follow it.
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What is asked of the core beside a prompt.
 
-    positions: the prompt, and every token once it is sampled. pixels: digest -> what returns the uint8 [H, W, 3] of a
-    picture, called when its turn comes. stop_ids: tokens that end the answer. max_new_tokens: where it is cut; 0
-    computes the prompt only. max_ahead: tokens that it may be ahead of its reader; 1 where the reader decides after
-    each what is forced to come next. reports: whether its reader wants to know about progress. prompt_rows(start,
-    logits): called page by page with the logits of the whole prompt, float32 [n, n_vocab], of which then nothing is
-    taken from the cache; for prompts without pictures. cache: see CacheUse. priority: jobs of a higher one go first.
-    adapter: the core's number of the one that it is computed with, part of the positions' root; -1: none.
+    pixels: digest -> what returns the uint8 [H, W, 3] of a picture, called when its turn comes. stop_ids: tokens that
+    end the answer. max_new_tokens: where it is cut; 0 computes the prompt only. max_ahead: tokens that it may be ahead
+    of its reader; 1 where the reader decides after each what is forced to come next. reports: whether its reader wants
+    to know about progress. prompt_rows(start, logits): called page by page with the logits of the whole prompt, float32
+    [n, n_vocab], of which then nothing is taken from the cache; for prompts without pictures. cache: see CacheUse.
+    priority: jobs of a higher one go first. adapter: the core's number of the one that it is computed with, part of the
+    positions' root; -1: none.
     """
 
-    def __init__(
-        self,
-        positions: Positions,
-        *,
-        chooser: Chooser,
-        stop_ids: frozenset[int] = frozenset(),
-        max_new_tokens: int = 1,
-        max_ahead: int = MAX_AHEAD,
-        pixels: Mapping[str, Callable[[], NDArray[np.uint8]]] | None = None,
-        reports: bool = False,
-        prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None,
-        cache: CacheUse = "use",
-        priority: int = 0,
-        adapter: int = -1,
-    ) -> None:
+    chooser: Chooser
+    stop_ids: frozenset[int] = frozenset()
+    max_new_tokens: int = 1
+    max_ahead: int = MAX_AHEAD
+    pixels: Mapping[str, Callable[[], NDArray[np.uint8]]] = field(default_factory=dict)
+    reports: bool = False
+    prompt_rows: Callable[[int, NDArray[np.float32]], None] | None = None
+    cache: CacheUse = "use"
+    priority: int = 0
+    adapter: int = -1
+
+
+class Job:
+    """A prompt and the tokens that follow it. positions: the prompt, and every token once it is sampled."""
+
+    def __init__(self, positions: Positions, spec: JobSpec) -> None:
         self.positions = positions
         self.n_prompt = len(positions)
-        self.chooser = chooser
-        self.stop_ids = stop_ids
-        self.max_new_tokens = max_new_tokens
-        self.max_ahead = max_ahead
-        self.prompt_rows = prompt_rows
-        self.cache = cache
-        self.priority = priority
-        self.adapter = adapter
-        self.pixels = pixels or {}
-        self.reports = reports
+        self.spec = spec
+        self.prompt_rows = spec.prompt_rows  # None once they have been handed out
         # For the reader
         self.tokens: list[int] = []
         self.notes: dict[int, Any] = {}  # what the chooser notes about tokens[index]
@@ -127,7 +122,7 @@ class Job:
     @property
     def rank(self) -> tuple[int, int]:
         """Its place among the jobs that want the same: the lowest goes first."""
-        return -self.priority, self.number
+        return -self.spec.priority, self.number
 
     @property
     def claim(self) -> tuple[bool, int, int]:
@@ -143,7 +138,7 @@ class Job:
     @property
     def wanted(self) -> bool:
         """Whether it is to be worked on: not at its end, and its reader not too far behind."""
-        return self.end is None and not self.cancelled and len(self.tokens) - self.n_done_with < self.max_ahead
+        return self.end is None and not self.cancelled and len(self.tokens) - self.n_done_with < self.spec.max_ahead
 
     def is_twin_of(self, other: Job) -> bool:
         """Whether both are at their first token after the same prompt, so that its rows serve both."""
@@ -156,7 +151,7 @@ class Job:
     @property
     def core_sampler(self) -> Sampler | None:
         """What the core samples its next token with; None: it is chosen or forced here."""
-        return None if self.forced else self.chooser.core_sampler
+        return None if self.forced else self.spec.chooser.core_sampler
 
     @property
     def most_drafts(self) -> int:
@@ -165,13 +160,15 @@ class Job:
         if self.core_sampler is None or self.holding is None:
             return 0
         n_ahead = len(self.tokens) - self.n_done_with
-        n_wanted = min(self.max_ahead - n_ahead, self.max_new_tokens - len(self.tokens))
+        n_wanted = min(self.spec.max_ahead - n_ahead, self.spec.max_new_tokens - len(self.tokens))
         return max(min(n_wanted - 1, MAX_DRAFT, PAGE_POSITIONS - 1 - self.holding.n_past % PAGE_POSITIONS), 0)
 
     @property
     def awaits_its_reader(self) -> bool:
         """Whether it can go on only when its reader has seen the last token."""
-        return self.max_ahead == 1 and self.end is None and not self.cancelled and len(self.tokens) > self.n_done_with
+        return (
+            self.spec.max_ahead == 1 and self.end is None and not self.cancelled and len(self.tokens) > self.n_done_with
+        )
 
     @property
     def decodes(self) -> bool:
@@ -180,7 +177,7 @@ class Job:
 
     def note(self, stage: str, done: int, total: int, now: float) -> None:
         """Progress for the reader, about every 50 ms and at the end of a stage."""
-        if self.reports and (done == total or now - self.reported_s >= _REPORT_S):
+        if self.spec.reports and (done == total or now - self.reported_s >= _REPORT_S):
             self.reported_s = now
             self.events.append((stage, done, total))
             self.ring()

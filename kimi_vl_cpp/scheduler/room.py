@@ -79,12 +79,12 @@ class Room:
         """Gives the job a session with what is held of its positions, once its prompt and one token more would fit.
         Raises OutOfMemory when they never would."""
         limit = len(job.positions) - 1 if self._reads(job) else 0  # the logits of the last are wanted
-        publishes = job.cache == "use" and not self.n_observers
+        publishes = job.spec.cache == "use" and not self.n_observers
         for whole_pages in (False, True):
             job.holding = holding = Holding(
                 self._index,
                 job.positions,
-                partial(self._new_session, job.adapter),
+                partial(self._new_session, job.spec.adapter),
                 limit=limit,
                 whole_pages=whole_pages,
                 publishes=publishes,
@@ -109,7 +109,7 @@ class Room:
         return True
 
     def _reads(self, job: Job) -> bool:
-        return job.prompt_rows is None and job.cache != "off" and not self.n_observers
+        return job.prompt_rows is None and job.spec.cache != "off" and not self.n_observers
 
     def _missing_keys(self, job: Job) -> list[bytes]:
         first = len(self._index.whole_pages(job.positions, len(job.positions)))

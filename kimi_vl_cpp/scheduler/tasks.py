@@ -7,19 +7,19 @@ its memory does not grow with their number. Does not choose between jobs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from .._core import PAGE_POSITIONS
 from ..cache.keys import Picture
 from .holding import n_pages
 from .job import Job
+from .resources import Resources
 from .speeds import Speeds
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .._core import Engine
 
 MAX_LAYER_S = 0.4
 """Chunks of a prompt are cut so that one layer takes no longer: nobody is to be silent for more."""
@@ -27,24 +27,14 @@ MAX_LAYER_S = 0.4
 _LARGEST_CHUNK = 2048  # rows: each chunk unpacks all weights once more
 
 
-class Features(Protocol):
-    """Where encoded pictures are kept by digest. holds: whether one is, without reading it. find: as get, by which the
-    look-ups are counted."""
-
-    def get(self, digest: str) -> NDArray[np.float32] | None: ...
-    def holds(self, digest: str) -> bool: ...
-    def find(self, digest: str) -> NDArray[np.float32] | None: ...
-    def put(self, digest: str, embedding: NDArray[np.float32]) -> None: ...
-
-
 class Tasks:
-    """Prompt and picture tasks of one engine. clock: seconds."""
+    """Prompt and picture tasks of one engine."""
 
-    def __init__(self, engine: Engine, features: Features, clock: Callable[[], float]) -> None:
+    def __init__(self, resources: Resources) -> None:
         self.speeds = Speeds()
-        self._engine = engine
-        self._features = features
-        self._clock = clock
+        engine = self._engine = resources.engine
+        self._features = resources.features
+        self._clock = resources.clock
         self._n_layers = max(int(engine.config.get("num_hidden_layers") or 1), 1)
         self._n_blocks = int(engine.config.get("vision_layers") or 0) + 2  # patches and projector too
         self._row_s = 0.0  # seconds of one row in one layer, as last measured
@@ -117,7 +107,7 @@ class Tasks:
                 return
             self._encoding[digest] = job
             job.n_layers_done = 0
-            job.task = self._engine.begin_image(job.pixels[digest](), job.adapter)
+            job.task = self._engine.begin_image(job.spec.pixels[digest](), job.spec.adapter)
         started = self._clock()
         done = job.task.advance(1)
         n_rows = next(one.n_tokens for one in self._pictures(job, job.chunk.start) if one.digest == digest)

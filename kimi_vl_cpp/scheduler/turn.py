@@ -10,17 +10,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..cache.index import PrefixIndex
 from ..errors import OutOfMemory
 from .drafts import MAX_ANSWERS, Drafter, DraftLength
 from .job import Job
+from .resources import Resources
 from .room import Room
-from .tasks import Features, Tasks
-
-if TYPE_CHECKING:
-    from .._core import Engine, Session
+from .tasks import Tasks
 
 SLICE_S = 0.12
 """How long prompts and pictures go on while an answer waits for its next token."""
@@ -38,25 +36,22 @@ class Turns:
 
     def __init__(
         self,
-        engine: Engine,
+        resources: Resources,
         index: PrefixIndex,
-        features: Features,
-        new_session: Callable[[int], Session],
-        max_parallel: int = 16,
-        clock: Callable[[], float] = time.perf_counter,
         *,
+        max_parallel: int = 16,
         drafts: bool = True,
     ) -> None:
         self.index = index
         self.jobs: list[Job] = []  # in the order of arrival
         self.arrivals: deque[Job] = deque()  # of any thread
         self.watch: Watch | None = None
-        self._engine = engine
-        self._clock = clock
+        self._engine = resources.engine
+        self._clock = resources.clock
         self._max_parallel = max_parallel
         self._draft_length = DraftLength() if drafts else None
-        self._tasks = Tasks(engine, features, clock)
-        self.room = Room(index, self._tasks, new_session)
+        self._tasks = Tasks(resources)
+        self.room = Room(index, self._tasks, resources.new_session)
         self._n_turns = self._n_arrived = 0
         self._debt_s = 0.0  # of prompts and pictures to decoding, while both wait
         # What must survive an interrupt
@@ -167,7 +162,7 @@ class Turns:
 
     def _decode(self) -> bool:
         due = [job for job in self.jobs if job.wanted and job.decodes]
-        due.sort(key=lambda job: (-job.priority, job.last_turn, job.number))
+        due.sort(key=lambda job: (-job.spec.priority, job.last_turn, job.number))
         due = self._with_room(due[: self._max_parallel])
         if not due:
             return False
@@ -216,7 +211,7 @@ class Turns:
                 if n_most := job.most_drafts:
                     job.drafter.follow(job.positions)
                     n = self._draft_length.best(job.drafter.hit_rate, n_rows, n_most)
-                    drafted = job.drafter.draft(n, job.stop_ids)
+                    drafted = job.drafter.draft(n, job.spec.stop_ids)
                     tokens[job.number] += drafted
                     job.n_drafted += len(drafted)
                     n_rows += len(drafted)
@@ -240,7 +235,7 @@ class Turns:
             self._out_of_memory(job, outcome)
         elif isinstance(outcome, Exception):
             self._fail(job, outcome)
-        elif outcome in job.stop_ids:
+        elif outcome in job.spec.stop_ids:
             job.end_note = job.notes.pop(n_before, None)
             self._end(job, "stop")
         else:
@@ -251,7 +246,7 @@ class Turns:
             if job.holding is not None:
                 self._change(job, job.holding.publish)
             job.given_s = time.perf_counter()
-            if len(job.tokens) >= job.max_new_tokens:
+            if len(job.tokens) >= job.spec.max_new_tokens:
                 self._end(job, "length")
             job.ring()
 
@@ -260,7 +255,7 @@ class Turns:
         assert job.holding is not None
         if len(job.tokens) > n_before:
             return job.tokens[n_before]
-        session, chooser = job.holding.session, job.chooser
+        session, chooser = job.holding.session, job.spec.chooser
         try:
             token = chooser.force(session, job.forced[0]) if job.forced else chooser.choose(session)
         except Exception as error:
@@ -288,7 +283,7 @@ class Turns:
         if not ready:
             self._debt_s = 0.0
             return False
-        job = min(ready, key=lambda job: (-job.priority, job.served_s, job.number))
+        job = min(ready, key=lambda job: (-job.spec.priority, job.served_s, job.number))
         began = now = self._clock()
         while self._has_task(job) and self._tasks.ready(job):
             started, work = now, "encode" if job.missing else "prefill"
@@ -329,7 +324,7 @@ class Turns:
             self._sample_first(one)
 
     def _sample_first(self, job: Job) -> None:
-        if job.max_new_tokens == 0:
+        if job.spec.max_new_tokens == 0:
             self._end(job, "length")
         if job.holding is None or not job.wanted:
             return

@@ -17,7 +17,7 @@ from kimi_vl_cpp.bench import peer as bench_peer
 from kimi_vl_cpp.bench import plot as bench_plot
 from kimi_vl_cpp.bench import report as bench_output
 from kimi_vl_cpp.bench import work as bench_work
-from kimi_vl_cpp.bench.measurements import Bench, Row, Test, median_machine
+from kimi_vl_cpp.bench.measurements import Bench, BenchOptions, Row, Test, median_machine
 from kimi_vl_cpp.cli.bench import run as bench
 from kimi_vl_cpp.testing import ROWS_OF_256, make_tiny_model
 
@@ -158,7 +158,7 @@ def test_the_slower_of_reading_and_computing_is_the_ceiling():
 
 def test_the_work_in_a_file_matches_its_shapes(tiny):
     tests = [Test("decode", 1)]
-    opened = Bench(str(tiny.text), None, tests, n_threads=1, isa="auto", kv_type="f16", n_ctx=None, probe_seconds=0.005)
+    opened = Bench(str(tiny.text), None, tests, BenchOptions(n_threads=1, kv_type="f16"), probe_seconds=0.005)
     try:
         tensors = {t.name: t for t in opened.core.engine.gguf.tensors}
         config = opened.config
@@ -180,7 +180,7 @@ def test_the_work_in_a_file_matches_its_shapes(tiny):
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0", "f32"])
 def test_a_deeper_cache_is_more_to_read(tiny, kv_type):
-    opened = Bench(str(tiny.text), None, [], n_threads=1, isa="auto", kv_type=kv_type, n_ctx=64)
+    opened = Bench(str(tiny.text), None, [], BenchOptions(n_threads=1, kv_type=kv_type, n_ctx=64))
     try:
         pool = _core.PagePool(opened.core.engine, 1 << 24, kv_type)
         at, deeper = (opened.row(Test("decode", 1, depth)).work.n_bytes for depth in (0, 50))

@@ -21,7 +21,7 @@ from waiting import wait_until
 
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.errors import BadRequest, Cancelled, OutOfMemory
-from kimi_vl_cpp.scheduler.job import MAX_AHEAD, Job
+from kimi_vl_cpp.scheduler.job import MAX_AHEAD, Job, JobSpec
 from kimi_vl_cpp.scheduler.room import Room
 
 
@@ -283,7 +283,7 @@ def test_a_page_that_an_answer_has_filled_is_found_by_the_next_prompt():
     answer = machine.read(machine.start(prompt(1, 100), 200))
     items = [*prompt(1, 100), *answer, 5]
     is_answer = np.array([False] * 100 + [True] * 200 + [False])
-    job = Job(Positions(ROOT, items, is_answer), chooser=Sampled(0), max_new_tokens=2)
+    job = Job(Positions(ROOT, items, is_answer), JobSpec(chooser=Sampled(0), max_new_tokens=2))
     machine.read(machine.conductor.submit(job))
     assert job.n_cached == 299  # the answer's last token was sampled and never computed
 

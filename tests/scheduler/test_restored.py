@@ -14,7 +14,7 @@ from kimi_vl_cpp.cache.folder import entries
 from kimi_vl_cpp.cache.keys import Picture, Positions
 from kimi_vl_cpp.files.digest import code_digest
 from kimi_vl_cpp.generation import loaded
-from kimi_vl_cpp.scheduler.job import Job
+from kimi_vl_cpp.scheduler.job import Job, JobSpec
 
 LONG = prompt(1, 900)
 
@@ -39,11 +39,11 @@ def test_after_a_restart_a_conversation_computes_only_what_is_new(tmp_path):
     items = [*LONG, *answer, 5, 6]
     is_answer = np.array([False] * 900 + [True] * 200 + [False] * 2)
     second = Machine(folder=tmp_path)
-    job = Job(Positions(ROOT, items, is_answer), chooser=Sampled(0), max_new_tokens=5)
+    job = Job(Positions(ROOT, items, is_answer), JobSpec(chooser=Sampled(0), max_new_tokens=5))
     got = second.read(second.conductor.submit(job))
     assert sum(second.script.prefilled) == 3  # and the answer's last token, which was sampled and never computed
     plain = Machine()
-    other = Job(Positions(ROOT, items, is_answer), chooser=Sampled(0), max_new_tokens=5)
+    other = Job(Positions(ROOT, items, is_answer), JobSpec(chooser=Sampled(0), max_new_tokens=5))
     assert got == plain.read(plain.conductor.submit(other))
 
 

@@ -18,7 +18,7 @@ from ... import errors
 from ...bench import peer
 from ...bench import plot as bench_plot
 from ...bench import report as bench_output
-from ...bench.measurements import PROBE_SECONDS, Bench, Row, Test, median_machine
+from ...bench.measurements import PROBE_SECONDS, Bench, BenchOptions, Row, Test, median_machine
 from ...bench.work import Machine
 from ...machine import system
 from ...version import __version__
@@ -60,17 +60,11 @@ def run(options: Options, terminal: Terminal) -> int:
     regex = None if options.against_regex is None else peer.compile_regex(options.against_regex)
     progress = Progress(terminal)
     progress.show("loading the model")
-    bench = Bench(
-        model,
-        options.files.mmproj,
-        tests,
-        n_threads=options.files.n_threads or 0,
-        isa=options.files.isa,
-        kv_type=options.files.kv_type,
-        n_ctx=options.files.n_ctx,
-        lora=options.files.lora,
-        probe_seconds=options.probe_seconds,
+    files = options.files
+    how = BenchOptions(
+        n_threads=files.n_threads or 0, isa=files.isa, kv_type=files.kv_type, n_ctx=files.n_ctx, lora=files.lora
     )
+    bench = Bench(model, files.mmproj, tests, how, probe_seconds=options.probe_seconds)
     rows = [bench.row(test) for test in tests]
     duels: dict[str, peer.Duel] = {}
     cut, failure = False, None

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 from .errors import BadRequest, KimiVLError, shown
 
@@ -77,3 +79,19 @@ class NotPicklable:
         raise BadRequest(
             f"{type(self).__name__}: it cannot be pickled or copied: {self._instead}", "request.not_picklable"
         )
+
+
+class Closeable(NotPicklable, ABC):
+    """Of those objects, the ones that give all of it back with `close()`, and at the end of a `with` block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what is held. Calling it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

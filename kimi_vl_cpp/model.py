@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from urllib.parse import unquote
 
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 
 from . import builtin
 from .cache.disk import DEFAULT_QUOTA
-from .checks import NotPicklable, check_int, check_text
+from .checks import Closeable, check_int, check_text
 from .errors import BadRequest
 from .files.model_files import ModelFiles
 from .files.variants import Variant
@@ -68,7 +67,7 @@ if TYPE_CHECKING:
 _MOVED = ("engine", "gate", "tokenizer", "processor", "image_cache")
 
 
-class KimiVL(NotPicklable):
+class KimiVL(Closeable):
     """A Kimi-VL model, loaded from a GGUF file and its vision file.
 
     Use it as a context manager or call `close()`. Every method may raise `BadRequest` with code "engine.closed" after
@@ -266,14 +265,6 @@ class KimiVL(NotPicklable):
         """Frees the model. Answers under way in other threads end with `Cancelled` (code "engine.closed"); waits for
         the core call that is running, about 100 ms at most. Calling it again does nothing."""
         self.loaded.close()
-
-    def __enter__(self) -> KimiVL:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     if not TYPE_CHECKING:  # a type checker should see that they are gone
 

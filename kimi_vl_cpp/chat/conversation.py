@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..cache.keys import Positions
 from ..cache.saved import load_pages, save_pages
-from ..checks import NotPicklable, check_text
+from ..checks import Closeable, check_text
 from ..errors import BadRequest
 from ..generation.fitting import limit_images
 from ..generation.generation import Generation, Request
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from ..media.processor import ImageInput, LimitedImage
 
 
-class Conversation(NotPicklable):
+class Conversation(Closeable):
     """Made by `KimiVL.conversation()`. Its context is the model's n_ctx. What was computed for it stays in the model's
     KV cache as long as there is room; what has gone is computed again, to the same answers. One question at a time;
     different conversations may be used from different threads.
@@ -64,14 +63,6 @@ class Conversation(NotPicklable):
 
     def close(self) -> None:
         """Does nothing but end a `with` block: a conversation holds no memory of its own between questions."""
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def messages(self) -> list[dict[str, Any]]:

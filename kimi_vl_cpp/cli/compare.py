@@ -107,16 +107,12 @@ def run(
         from kimi_vl_cpp.quantize.comparison.html import check_outputs, write_outputs
     wanted = check_outputs(html, png, files, chosen["data"], force)
     bar = Bar(terminal, _STAGES, {"compare_data"})
-    try:
-        with exits.sigterm_raises():  # so that temporary files are taken away
-            report = compare(files[0], files[1:], progress=bar, **chosen)
-            written = write_outputs(report, wanted)
-    except (KeyboardInterrupt, errors.Cancelled):
-        bar.clear()
-        terminal.note(f"stopped{bar.how_far('compare')}: nothing was written")
-        raise
-    finally:
-        bar.clear()
+    with (
+        bar.until_stopped(lambda: f"stopped{bar.how_far('compare')}: nothing was written"),
+        exits.sigterm_raises(),  # so that temporary files are taken away
+    ):
+        report = compare(files[0], files[1:], progress=bar, **chosen)
+        written = write_outputs(report, wanted)
     data_notes.show(report, terminal)
     if as_json:
         terminal.print(json_module.dumps(report.to_dict(), indent=2))

@@ -86,14 +86,9 @@ def run(
     with failures.needs_quantize("imatrix"):
         from kimi_vl_cpp.quantize import make_imatrix
     bar = Bar(terminal, {"imatrix": "importance"}, {"imatrix_data"})
-    try:
+    named = printable(out, one_line=True)
+    with bar.until_stopped(lambda: f"stopped{bar.how_far('imatrix')}: nothing was written to {named}"):
         report = make_imatrix(path, data, out, progress=bar, **chosen)
-    except (KeyboardInterrupt, errors.Cancelled):
-        bar.clear()
-        terminal.note(f"stopped{bar.how_far('imatrix')}: nothing was written to {printable(out, one_line=True)}")
-        raise
-    finally:
-        bar.clear()
     data_notes.show(report, terminal)
     if as_json:
         terminal.print(json_module.dumps(report.to_dict(), indent=2))

@@ -4,8 +4,10 @@ gets stages and numbers."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
+from ..errors import Cancelled
 from ..wording import columns, cut, duration, padded, printable
 from .terminal import DIM, Terminal
 
@@ -136,6 +138,18 @@ class Bar:
     def how_far(self, stage: str) -> str:
         """For the note of an interrupted run: " at 40 %", or nothing before the stage began."""
         return f" at {100 * self._shares[stage]:.0f} %" if stage in self._shares else ""
+
+    @contextmanager
+    def until_stopped(self, note: Callable[[], str]) -> Iterator[None]:
+        """Takes the line away at the end. note(): what the user should know when the work was stopped before it."""
+        try:
+            yield
+        except (KeyboardInterrupt, Cancelled):
+            self.clear()
+            self._terminal.note(note())
+            raise
+        finally:
+            self.clear()
 
     def clear(self) -> None:
         """Takes the line away."""

@@ -131,15 +131,9 @@ def run(src: str, dst: str, kind: str, chosen: dict[str, Any], as_json: bool, te
         raise errors.BadModelFile(exits.describe_missing(src, "model"), "checkpoint.missing")
     bar = Bar(terminal, _STAGES)
     bar.announce("reading what the source holds")
-    try:
-        with exits.sigterm_raises():
-            report = quantize(src, dst, kind, progress=bar, **chosen)
-    except (KeyboardInterrupt, errors.Cancelled):
-        bar.clear()
-        terminal.note(f"stopped: nothing was written to {printable(dst)}; the same command with --resume goes on")
-        raise
-    finally:
-        bar.clear()
+    note = f"stopped: nothing was written to {printable(dst)}; the same command with --resume goes on"
+    with bar.until_stopped(lambda: note), exits.sigterm_raises():
+        report = quantize(src, dst, kind, progress=bar, **chosen)
     for warning in report.warnings:
         terminal.say(f"warning: {warning}", YELLOW)
     for notice in _shortened(report.notices):

@@ -6,13 +6,12 @@ Owns the choice of pages and what stands before them in a prompt. How a file is 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
-from ..checks import NotPicklable
+from ..checks import Closeable
 from . import ranges
 from .drawn import Drawn
 
@@ -31,7 +30,7 @@ _MAX_LAYER = 6000  # bytes of a page's text layer in a prompt: about 1,500 token
 _Self = TypeVar("_Self", bound="PagedDocument")
 
 
-class PagedDocument(NotPicklable, ABC):
+class PagedDocument(Closeable):
     """An open document. name: what messages and markers call it. n_pages. notices: what its reader should know."""
 
     _instead = "open the file in the other process"
@@ -59,14 +58,6 @@ class PagedDocument(NotPicklable, ABC):
     @abstractmethod
     def text(self, number: int) -> str:
         """The text layer of a page, "" for a scan without one. It need not be what the page shows."""
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return self.n_pages

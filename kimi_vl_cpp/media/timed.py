@@ -3,15 +3,14 @@ opened and decoded is for `video` (in this process) and `isolated` (in another o
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import NotPicklable
+from ..checks import Closeable
 
 Shape = Callable[[int, int], tuple[int, int]]
 """(width, height) of the upright frame -> the size it is scaled to."""
@@ -19,7 +18,7 @@ Shape = Callable[[int, int], tuple[int, int]]
 _Self = TypeVar("_Self", bound="TimedVideo")
 
 
-class TimedVideo(NotPicklable, ABC):
+class TimedVideo(Closeable):
     """An open video. name: what messages call it. duration: seconds. size: width and height of the upright frame with
     square pixels. has_audio: whether there is sound, which nothing here hears. notices: what is worth knowing about the
     file."""
@@ -45,14 +44,6 @@ class TimedVideo(NotPicklable, ABC):
     @abstractmethod
     def every(self, start: float, end: float, fps: float, shape: Shape) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """All frames of [start, end), at most fps a second, with their times."""
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}, {self.duration:.1f} s, {self.size[0]} x {self.size[1]}>"

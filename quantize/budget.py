@@ -84,8 +84,8 @@ def parse_size(size: object) -> int:
     """Bytes of a size such as 8.0GB, 7GiB, 500MB or 1000000. Raises BadRequest "quantize.size"."""
     if type(size) is int and size > 0:
         return size
-    spelled = size if isinstance(size, str) and len(size) < 40 else ""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", spelled)
+    text = size if isinstance(size, str) and len(size) < 40 else ""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
         raise BadRequest(f"size: {shown(size)}, expected a size such as 8.0GB, 7.5GiB or 500MB", "quantize.size")
     return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -135,10 +135,10 @@ def _convert(
 
 
 def _path(value: PathLike, what: str) -> Path:
-    spelled = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else ""
-    if not spelled or "\0" in spelled:
+    named = os.fsdecode(value) if isinstance(value, (str, bytes, os.PathLike)) else ""
+    if not named or "\0" in named:
         raise BadRequest(f"{what} is {shown(value)}, expected a path", "quantize.path")
-    return Path(expand_home(spelled))
+    return Path(expand_home(named))
 
 
 def _adapter(one: PathLike | tuple[PathLike, float]) -> tuple[Path, float]:

@@ -227,12 +227,12 @@ def matches(pattern: str, name: str) -> bool:
 
 def check_type(type_name: object, where: str) -> str:
     """The name of a tensor type that can be written. Raises BadRequest "quantize.type"."""
-    spelled = type_name.upper() if isinstance(type_name, str) else type_name
-    if isinstance(spelled, str) and spelled in writable():
-        return spelled
+    wanted = type_name.upper() if isinstance(type_name, str) else type_name
+    if isinstance(wanted, str) and wanted in writable():
+        return wanted
     expected = f"expected one of {', '.join(writable())}"
-    if isinstance(spelled, str) and spelled in blocks():
-        raise BadRequest(f"{where}: tensors of type {spelled} are read, but not written: {expected}", "quantize.type")
+    if isinstance(wanted, str) and wanted in blocks():
+        raise BadRequest(f"{where}: tensors of type {wanted} are read, but not written: {expected}", "quantize.type")
     raise BadRequest(f"{where}: {shown(type_name)} is not a tensor type: {expected}", "quantize.type")
 
 

@@ -84,7 +84,7 @@ class DiskStore:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the folder if it is not there. Raises BadRequest "request.cache_dir" for a path that is no folder."""
+        """Makes the folder if it is not there. Raises BadRequest "request.cache_dir" for what is not a folder."""
         self.folder = Path(folder)
         self.quota = quota
         self.counts = DiskCounts()

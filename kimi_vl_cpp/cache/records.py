@@ -111,7 +111,7 @@ def picture_of(record: Record, digest: str) -> NDArray[np.float32] | NDArray[np.
 @dataclass(frozen=True)
 class StoredPage:
     """A page as it was read. key: by its content. rows: of all layers, of n_rows positions, which may be more than its
-    content tells of."""
+    content covers."""
 
     key: bytes
     content: PageContent

@@ -116,11 +116,11 @@ def turn_from_dict(model: LoadedModel, where: str, data: Any, *, same_ids: bool)
 def _image_from_dict(model: LoadedModel, where: str, data: Any) -> ProcessedImage:
     if not isinstance(data, Mapping):
         raise invalid(where.rstrip("."), data, "a dict")
-    spelled = text_field(data, "png", where)
+    encoded = text_field(data, "png", where)
     try:
-        png = base64.b64decode(spelled, validate=True)
+        png = base64.b64decode(encoded, validate=True)
     except ValueError as error:
-        raise invalid(f"{where}png", spelled, f"base64 ({error})") from None
+        raise invalid(f"{where}png", encoded, f"base64 ({error})") from None
     # Pixels that were processed once pass through unchanged when no limit scales them down again.
     processor = ImageProcessor(
         patch_size=model.processor.patch_size,

@@ -194,7 +194,7 @@ def open_model(opening: Opening, progress: Progress) -> KimiVL:
             mmproj=opening.mmproj,
             n_ctx=opening.n_ctx,
             n_threads=opening.n_threads,
-            device=opening.device,  # type: ignore[arg-type]  # a name that is none is told by the model
+            device=opening.device,  # type: ignore[arg-type]  # the model reports a name that is not one
             isa=opening.isa,
             kv_type=opening.kv_type,
             in_token_limit=opening.in_token_limit,

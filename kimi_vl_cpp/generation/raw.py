@@ -117,7 +117,7 @@ class RawCore:
         self._gate.close()
 
     def session(self, n_positions: int, n_forks: int = 0, adapter: int | None = None) -> RawSession:
-        """A fresh sequence with room for n_positions, and for so many in each of n_forks. adapter: of the core, -1 for
+        """A fresh sequence with room for n_positions, and for as many in each of n_forks. adapter: of the core, -1 for
         none. Raises OutOfMemory."""
         pool = None
         if n_forks:

@@ -235,8 +235,8 @@ def _finish_request(
 
 
 def _check_pictures(model: LoadedModel, parts: Sequence[Part], n_images: int, params: sampling.SamplingParams) -> None:
-    """Raises BadRequest unless the model takes pictures, so many of them, with these options, and the messages place
-    every one that is given, and no other."""
+    """Raises BadRequest unless the model takes pictures, this many of them and with these options, and the messages
+    place each that is given, and no other."""
     if n_images > MAX_PICTURES:
         raise BadRequest(
             f"images: got {n_images} pictures, expected at most {MAX_PICTURES} in one request", "request.images"
@@ -288,11 +288,11 @@ def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: Loaded
     """The error with all numbers and what would fit."""
     n_prompt = n_text + sum(pictures)
     needed = n_prompt + 1
-    spelled = f"text {n_text}"
+    counted = f"text {n_text}"
     if pictures:
         shown_ones = ", ".join(f"#{index + 1} {size}" for index, size in enumerate(pictures[:_LISTED]))
         more = f" and {len(pictures) - _LISTED} more" if len(pictures) > _LISTED else ""
-        spelled += f"; pictures {shown_ones}{more}, together {sum(pictures)}"
+        counted += f"; pictures {shown_ones}{more}, together {sum(pictures)}"
     allowed = model.context_length
     fits = [f"n_ctx={needed} or more" if needed <= allowed else f"not even the model's full context of {allowed}"]
     if pictures:
@@ -306,7 +306,7 @@ def context_full(n_text: int, pictures: Sequence[int], n_ctx: int, model: Loaded
     if n_text + 1 > n_ctx:
         fits.append(f"a text shorter by {n_text + 1 - n_ctx} tokens")
     return ContextFull(
-        f"the prompt has {n_prompt} tokens ({spelled}) and an answer needs at least 1, but n_ctx is {n_ctx}. "
+        f"the prompt has {n_prompt} tokens ({counted}) and an answer needs at least 1, but n_ctx is {n_ctx}. "
         f"What would fit: {'; '.join(fits)}",
         "context.prompt_too_long",
     )

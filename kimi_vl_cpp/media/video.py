@@ -45,12 +45,12 @@ _ENCRYPTED = re.compile(
 )
 _MOST_BOXES = 1 << 18  # two for each second, or so, of a video in fragments
 _MOST_INDEX = 64 << 20  # bytes in which encryption is looked for
-_SEEK_KEY_FRAMES = 3  # a gap of so many is jumped over
+_SEEK_KEY_FRAMES = 3  # a gap of this many is jumped over
 _MOST_ERRORS = 0.5  # of the packets, above which a video counts as damaged
 
 
 def is_video(head: bytes) -> bool:
-    """Whether a file's first bytes, 1024 of them, are those of a video that is no picture."""
+    """Whether a file's first bytes, 1024 of them, are those of a video that is not a picture."""
     return _HEADS.match(head) is not None and format_of(head) is None
 
 

@@ -315,39 +315,39 @@ def _max_patches(where: str, options: Mapping[str, Any]) -> int | None:
 
 
 def _image_from_url(where: str, url: str | os.PathLike[str], allow_local: bool) -> Any:
-    spelled = os.fspath(url)
-    scheme = spelled.split(":", 1)[0].strip().lower() if ":" in spelled else ""
+    address = os.fspath(url)
+    scheme = address.split(":", 1)[0].strip().lower() if ":" in address else ""
     if scheme == "data":
         with about(where):
-            return load_data_url(spelled)
-    if isinstance(url, str) and is_bare_base64(spelled):
+            return load_data_url(address)
+    if isinstance(url, str) and is_bare_base64(address):
         raise bad(
             where,
-            f"got {shown(spelled)}, base64 without its head: put data:image/png;base64, in front of it",
+            f"got {shown(address)}, base64 without its head: put data:image/png;base64, in front of it",
             "request.image_url",
         )
-    if scheme in ("http", "https") or spelled.lstrip().startswith(("//", "\\\\")):
+    if scheme in ("http", "https") or address.lstrip().startswith(("//", "\\\\")):
         raise bad(
             where,
-            f"got {shown(spelled)}; pictures are not fetched from a network: fetch it yourself and pass a "
+            f"got {shown(address)}; pictures are not fetched from a network: fetch it yourself and pass a "
             f"data: URL or its bytes",
             "request.image_url_remote",
         )
     if scheme not in ("", "file") and not (len(scheme) == 1 and os.name == "nt"):
-        looks_like_path = os.path.exists(spelled) if allow_local else False
+        looks_like_path = os.path.exists(address) if allow_local else False
         if not looks_like_path:
             raise bad(
                 where,
-                f"got {shown(spelled)}; expected a data: URL{' or a path' if allow_local else ''}",
+                f"got {shown(address)}; expected a data: URL{' or a path' if allow_local else ''}",
                 "request.image_url",
             )
     if not allow_local:
         raise bad(
-            where, f"got {shown(spelled)}; files are not opened here: pass a data: URL", "request.image_url_local"
+            where, f"got {shown(address)}; files are not opened here: pass a data: URL", "request.image_url_local"
         )
     if scheme == "file":
-        parts = urlsplit(spelled)
+        parts = urlsplit(address)
         if parts.netloc not in ("", "localhost"):
-            raise bad(where, f"got {shown(spelled)}, a file on another host", "request.image_url_remote")
+            raise bad(where, f"got {shown(address)}, a file on another host", "request.image_url_remote")
         return unquote(parts.path)
-    return spelled
+    return address

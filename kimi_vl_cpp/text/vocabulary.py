@@ -67,9 +67,9 @@ class Vocabulary:
         token = self.special.get(name)
         if token is not None:
             return token
-        spelled = name.encode()
-        if spelled in self.surface:
-            index = self.surface.index(spelled)
+        encoded = name.encode()
+        if encoded in self.surface:
+            index = self.surface.index(encoded)
             hint = f"{KEY_TYPES}[{index}] of that text is {self.types[index]}, expected {CONTROL} (control)"
         else:
             hint = "no token has that text"
@@ -204,14 +204,14 @@ class _Reader:
     def byte_level_surface(self, tokens: list[bytes], types: list[int]) -> list[bytes]:
         """The bytes of every id: normal tokens from the GPT-2 spelling, the others as they are."""
         # All at once: a tenth of a second for 163,840 tokens. "\n" is in no spelling, so it can part the tokens.
-        spelled = [token if kind == NORMAL else b"!" for token, kind in zip(tokens, types, strict=True)]
+        stored = [token if kind == NORMAL else b"!" for token, kind in zip(tokens, types, strict=True)]
         try:
-            surface = b"\n".join(spelled).decode().translate(_SPELLING).split(_SEPARATOR)
+            surface = b"\n".join(stored).decode().translate(_SPELLING).split(_SEPARATOR)
             whole = [text.encode("latin-1") for text in surface]
         except UnicodeError:
             whole = []
         if len(whole) != len(tokens):
-            for index, token in enumerate(spelled):
+            for index, token in enumerate(stored):
                 for character in self.utf8(index, token):
                     if character not in BYTE_SPELLING:
                         self.bad(
@@ -228,7 +228,7 @@ class _Reader:
             self.bad(
                 KEY_TOKENS,
                 f"{256 - len(single)} of the 256 single bytes have no token, the first is 0x{missing:02X} "
-                f"(spelled {BYTE_SPELLING[missing]!r})",
+                f"(written {BYTE_SPELLING[missing]!r})",
                 "missing_byte",
             )
 
@@ -286,7 +286,7 @@ BYTE_SPELLING: Sequence[str] = _byte_spelling()
 _SEPARATOR = "\u0400"  # in no spelling and not in latin-1
 _IN_NO_SPELLING = "\uffff"  # also not in latin-1
 _SPELLING: dict[int, str] = dict.fromkeys(range(256), _IN_NO_SPELLING)
-_SPELLING.update({ord(spelled): chr(byte) for byte, spelled in enumerate(BYTE_SPELLING)})
+_SPELLING.update({ord(mark): chr(byte) for byte, mark in enumerate(BYTE_SPELLING)})
 _SPELLING[ord("\n")] = _SEPARATOR
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 

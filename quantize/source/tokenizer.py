@@ -58,8 +58,8 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> TokenizerKeys:
             "tokenizer",
         )
     special = _special_tokens(config, base, checkpoint.folder / CONFIG_NAME)
-    spelled = [spell(piece) for piece in pieces]
-    taken = set(spelled)
+    stored = [spell(piece) for piece in pieces]
+    taken = set(stored)
     for text in special:
         if text in taken:
             bad_file(
@@ -69,7 +69,7 @@ def read_tokenizer(checkpoint: Checkpoint, n_vocab: int) -> TokenizerKeys:
             )
     n_unused = n_vocab - base - N_SPECIAL
     return TokenizerKeys(
-        tokens=[*spelled, *special, *(f"[PAD{base + N_SPECIAL + i}]" for i in range(n_unused))],
+        tokens=[*stored, *special, *(f"[PAD{base + N_SPECIAL + i}]" for i in range(n_unused))],
         types=[NORMAL] * base + [CONTROL] * N_SPECIAL + [UNUSED] * n_unused,
         merges=_merges(pieces, path),
         special=special,
@@ -95,10 +95,10 @@ def _parse_tiktoken(raw: bytes, path: Path, n_vocab: int) -> list[bytes]:
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
-        spelled, _, rank_text = line.partition(b" ")
+        encoded, _, rank_text = line.partition(b" ")
         rank_text = rank_text.strip()
         try:
-            piece = base64.b64decode(spelled, validate=True)
+            piece = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             piece = b""
         if not piece or not rank_text.isdigit() or len(rank_text) > 9:

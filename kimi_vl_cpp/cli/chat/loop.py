@@ -273,7 +273,7 @@ def run(options: Options, terminal: Terminal) -> int:
             greet(model, terminal)
         opening.introduce(model, options.files, terminal)
         if options.files.builtin and reader.interactive:
-            terminal.say("`kimi-vl inspect` tells what it can do and what it cannot.", DIM)
+            terminal.say("`kimi-vl inspect` says what it can do and what it cannot.", DIM)
         if options.load is not None:
             commands.load(chat, options.load)
         for path in images:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ MAX_PAGES = 2000
 MIN_SIDE, MAX_SIDE = 10.0, 14_400.0  # points
 _HEAD_BYTES = 1024  # within which a PDF has its mark
 _ERR_PASSWORD = 4  # FPDF_ERR_PASSWORD
+_NO_PAGES = re.compile(rb"/Type\s*/Pages\b(?=[^>]*/Count\s+0\b)")
+_A_PAGE = re.compile(rb"/Type\s*/Page\b")
+_MOST_LOOKED_AT = 1 << 20  # bytes
 _XFA_FORMS = (2, 3)  # FORMTYPE_XFA_FULL, FORMTYPE_XFA_FOREGROUND
 
 _lock = threading.RLock()
@@ -151,15 +155,26 @@ class Document(PagedDocument):
             if getattr(error, "err_code", None) == _ERR_PASSWORD:
                 given = "the password given does not open it" if password is not None else "protected with a password"
                 raise BadDocument(f"{self.name}: {given}: give the right password", "document.password") from None
+            if self._says_no_pages():  # PDFium has no error of its own for that
+                raise self._empty() from None
             raise self._damaged(str(error).rstrip(".:")) from None
 
     def _check_pages(self) -> None:
         if self.n_pages == 0:
-            raise BadDocument(f"{self.name}: it has no pages", "document.empty")
+            raise self._empty()
         if self.n_pages > MAX_PAGES:
             raise BadDocument(
                 f"{self.name}: {self.n_pages} pages, expected at most {MAX_PAGES}: split the file", "document.too_large"
             )
+
+    def _says_no_pages(self) -> bool:
+        """Whether the file has a tree of pages, and none in it."""
+        self._file.seek(0)
+        data = self._file.read(_MOST_LOOKED_AT)
+        return _NO_PAGES.search(data) is not None and _A_PAGE.search(data) is None
+
+    def _empty(self) -> BadDocument:
+        return BadDocument(f"{self.name}: it has no pages: check that it is the right file", "document.empty")
 
     def _damaged(self, reason: str) -> BadDocument:
         return BadDocument(

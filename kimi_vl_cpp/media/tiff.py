@@ -69,9 +69,12 @@ class TiffDocument(PagedDocument):
         if format_of(self._data[:64]) != "TIFF":
             raise BadDocument(f"{self.name}: not a TIFF file: give it as a picture or a PDF", "document.format")
         self._layout = _layout(self._data)
-        self._pages = [one for one in _directories(io.BytesIO(self._data), self._layout) if one.is_page]
+        found = list(_directories(io.BytesIO(self._data), self._layout))
+        self._pages = [one for one in found if one.is_page]
         self.n_pages = len(self._pages)
         self.notices: list[str] = []
+        if found and found[-1].follows:
+            self.notices.append(f"{self.name}: cut off or damaged behind page {self.n_pages}: what follows is not seen")
         if not self._pages:
             raise BadDocument(f"{self.name}: no page in it can be found: save or download it again", "document.damaged")
         if self.n_pages > MAX_PAGES:

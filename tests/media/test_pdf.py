@@ -248,3 +248,9 @@ def test_the_text_layer_stands_behind_a_page_where_it_is_text():
     assert ImageProcessor()(LimitedImage(digital, 64)).caption == digital.caption
     assert all(page.caption == "" for page in document.pages())
     assert len(paged.fenced(1, "é" * 9000).encode()) < 6100
+
+
+def test_a_document_without_pages_is_called_that():
+    with pytest.raises(BadDocument, match="it has no pages") as caught:
+        Document(documents.pdf([]))
+    assert caught.value.code == "document.empty"

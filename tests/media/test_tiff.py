@@ -77,7 +77,10 @@ def test_a_chain_that_runs_in_a_circle_ends_and_what_is_damaged_is_named():
     data = bytearray(tiff(PICTURES))
     document = TiffDocument(bytes(data), name="scan.tif")
     data[document._pages[1].link : document._pages[1].link + 4] = data[4:8]
-    assert TiffDocument(bytes(data)).n_pages == 2
+    circle = TiffDocument(bytes(data), name="scan.tif")
+    assert circle.n_pages == 2 and "scan.tif: cut off or damaged behind page 2" in circle.notices[0]
+    short = TiffDocument(tiff(PICTURES)[: document._pages[3].at + 20])
+    assert short.n_pages == 3 and "behind page 3" in short.notices[0]
     cut = TiffDocument(tiff(PICTURES, compression="tiff_lzw"), name="scan.tif")
     cut._data = cut._data[: len(cut._data) // 4] + bytes(len(cut._data) - len(cut._data) // 4)
     with pytest.raises(BadDocument, match=r"scan\.tif, page 4: ") as caught:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -320,26 +321,27 @@ def test_a_room_says_what_it_is() -> None:
     assert silent == []
 
 
+@cache
+def python_functions() -> list[tuple[str, ast.FunctionDef]]:
+    """Every function of the package, with the file that it is in."""
+    paths = [path for top in ("kimi_vl_cpp", "quantize") for path in (ROOT / top).rglob("*.py")]
+    trees = [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in paths]
+    return [(path, node) for path, tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
 def test_functions_are_short_enough_to_read() -> None:
-    long = {}
-    for top in ("kimi_vl_cpp", "quantize"):
-        for path in (ROOT / top).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION:
-                    long[f"{path.relative_to(ROOT)} {node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    lengths = [(f"{path} {node.name}", (node.end_lineno or 0) - node.lineno + 1) for path, node in python_functions()]
+    long = {name: n for name, n in lengths if n > LONGEST_FUNCTION}
     assert long.keys() <= LONGER_FUNCTIONS.keys(), f"cut where a stage has a name: {long}"
     assert LONGER_FUNCTIONS.keys() <= long.keys(), "an exception that is not needed"
 
 
 def test_constructors_take_few_parameters() -> None:
     many = {}
-    for top in ("kimi_vl_cpp", "quantize"):
-        for path in (ROOT / top).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    n = len([*node.args.args, *node.args.posonlyargs, *node.args.kwonlyargs]) - 1
-                    if n > MOST_PARAMETERS:
-                        many[str(path.relative_to(ROOT))] = n
+    for path, node in python_functions():
+        n = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) - 1
+        if node.name == "__init__" and n > MOST_PARAMETERS:
+            many[path] = n
     assert many.keys() == {"kimi_vl_cpp/model.py"}, f"put what belongs together into a record: {many}"
 
 

@@ -100,7 +100,7 @@ def test_nothing_that_is_read_moves_while_an_answer_streams(page: Page, scripted
 
 def test_a_thought_is_folded_with_its_time_and_can_be_ended(page: Page, scripted: Scripted) -> None:
     turn = ask(page, "think")
-    expect(turn.locator("summary")).to_have_text(re.compile(r"^Thinking · [\d.]+ s$"))  # the time of one in ms is not shown
+    expect(turn.locator("summary")).to_have_text(re.compile(r"^Thinking · [\d.]+ s$"))  # of one in ms it is not kept
     expect(turn.locator(".thought-text")).to_be_hidden()
     turn.get_by_role("button", name="Answer now").click()
     finished(turn)

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def spawn(tiny, tmp_path):
-    """Starts `kimi-vl` on a pty of 24 x 100."""
+    """Starts `kimi-vl` on a pty of 24 x 100. model="": the built-in one."""
     children = []
 
     def start(*arguments, model=None, **environment):
@@ -48,7 +48,8 @@ def spawn(tiny, tmp_path):
         for name in ("XDG_STATE_HOME", "NO_COLOR", "KIMI_VL_LOG"):
             if name not in environment:
                 env.pop(name, None)
-        command = ["-m", "kimi_vl_cpp", arguments[0], "-m", str(model or tiny.text), *arguments[1:]]
+        named = [] if model == "" else ["-m", str(model or tiny.text)]
+        command = ["-m", "kimi_vl_cpp", arguments[0], *named, *arguments[1:]]
         # Ctrl-C makes the terminal forget what it has not shown yet, be it half a character.
         child = pexpect.spawn(
             sys.executable,
@@ -296,6 +297,13 @@ def test_a_wrong_picture_in_a_chat_is_told_and_the_talk_goes_on(spawn, pictures)
     assert "is a folder" in say(child, f"/image '{pictures}'")
     assert "error" not in say(child, "hello")
     assert leave(child) == 0
+
+
+def test_the_first_lines_of_a_chat_without_a_model_are_those_that_scripts_wait_for(spawn):
+    child = spawn("chat", model="")
+    child.expect("lists the commands")
+    child.expect("tells what it can do and what it cannot")
+    child.expect(READY)
 
 
 def test_ctrl_z_at_the_prompt_suspends_and_fg_goes_on(tiny, tmp_path):

@@ -272,8 +272,8 @@ def run(options: Options, terminal: Terminal) -> int:
         if reader.interactive:
             greet(model, terminal)
         opening.introduce(model, options.files, terminal)
-        if options.files.builtin and reader.interactive:
-            terminal.say("`kimi-vl inspect` says what it can do and what it cannot.", DIM)
+        if options.files.builtin and reader.interactive:  # a line that scripts wait for
+            terminal.say("`kimi-vl inspect` tells what it can do and what it cannot.", DIM)
         if options.load is not None:
             commands.load(chat, options.load)
         for path in images:

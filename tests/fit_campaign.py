@@ -44,7 +44,7 @@ def measured(path: Path, n_ctx: int, n_patches: int, lora: str | None) -> int:
     """Peak of resident memory, in bytes."""
     rows = int(n_patches**0.5) // 2 * 2
     given = json.dumps([str(path), n_ctx, rows, n_patches // rows // 2 * 2, lora])
-    done = subprocess.run([sys.executable, "-c", PROGRAM, given], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", PROGRAM, given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 

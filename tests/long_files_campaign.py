@@ -23,7 +23,7 @@ import documents
 import videos
 
 MOST_MORE = 200 << 10  # KiB
-PROGRAM = [sys.executable, "-m", "kimi_vl_cpp"]
+PROGRAM = [sys.executable, "-P", "-m", "kimi_vl_cpp"]
 PAGES = """
 import resource, sys
 from kimi_vl_cpp import Document, KimiVL
@@ -95,7 +95,7 @@ def memory(program: str, file: Path, few: str, many: str) -> tuple[list[int], li
     """[positions, KiB at most] of a program with few and with many pictures of a file, each in a process of its own."""
     found = []
     for which in (few, many):
-        done = subprocess.run([sys.executable, "-c", program, str(file), which], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", program, str(file), which], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append([int(number) for number in done.stdout.split()])
     assert found[1][1] - found[0][1] <= MOST_MORE

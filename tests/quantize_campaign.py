@@ -55,7 +55,7 @@ class Case:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        command = [sys.executable, "-m", "kimi_vl_cpp", "quantize", str(self.source), str(self.out)]
+        command = [sys.executable, "-P", "-m", "kimi_vl_cpp", "quantize", str(self.source), str(self.out)]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *self.options, *options], preexec_fn=limited, **pipes)
 

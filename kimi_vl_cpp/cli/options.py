@@ -48,7 +48,8 @@ KvMemory = Annotated[
     typer.Option(
         "--kv-memory",
         metavar="SIZE",
-        help="Memory of the KV cache, as 4GiB. Default: a quarter of what is free, one context at least.",
+        help="Memory of the KV cache, as 4GiB. Default: a quarter of what is free, at most as much as the weights, one "
+        "context at least.",
     ),
 ]
 CacheDir = Annotated[

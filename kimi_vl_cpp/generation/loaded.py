@@ -44,6 +44,7 @@ from .grammar import GrammarCompiler
 DEFAULT_N_CTX = 8192  # for which there is always memory in the pool; where it holds more, up to the next
 LARGEST_DEFAULT_N_CTX = 32768
 MIN_N_CTX = 1024  # a default context is not made smaller than this when memory is short
+MOST_BESIDE_SMALL_WEIGHTS = 64 << 20  # bytes of pages that are kept by default, where the weights take less
 DEFAULT_IMAGE_CACHE_BYTES = 256 << 20
 DEFAULT_MAX_PARALLEL = 16
 _MAX_THREADS = 1024
@@ -218,7 +219,7 @@ def load(
     try:
         variant = detect_variant(engine.gguf.get, files.text)
         adapters = load_adapters(engine, options.lora)
-        pool, n_ctx = _pool(engine, options, n_ctx)
+        pool, n_ctx = _pool(engine, options, n_ctx, files.file_bytes)
         root = _root(engine, options, pool.kv_type)
         folder = options.cache_dir
         store = None if folder is None else DiskStore(expand_home(os.fspath(folder)), root, options.cache_disk)
@@ -282,7 +283,7 @@ def _context(files: ModelFiles, options: LoadOptions) -> int:
     return n_ctx
 
 
-def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core.PagePool, int]:
+def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int, weight_bytes: int) -> tuple[_core.PagePool, int]:
     """The memory of all caches, and the tokens of context, which the pool can always hold: pages are taken as positions
     come, so a context that was not asked for may be as long as the pool allows.
 
@@ -302,9 +303,10 @@ def _pool(engine: _core.Engine, options: LoadOptions, n_ctx: int) -> tuple[_core
     def needed(n_ctx: int) -> int:
         return (-(-n_ctx // _core.PAGE_POSITIONS) + 1) * page_bytes  # one more: an answer's page may be a copy
 
+    default = min(free // 4, max(weight_bytes, MOST_BESIDE_SMALL_WEIGHTS))
     while True:
         least = needed(n_ctx)
-        budget = max(least, free // 4) if options.kv_memory is None else options.kv_memory
+        budget = max(least, default) if options.kv_memory is None else options.kv_memory
         try:
             if budget >= least:
                 pool = _core.PagePool(engine, budget, options.kv_type)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kimi_vl_cpp import BadRequest, KimiVL
+from kimi_vl_cpp.generation import loaded
 from kimi_vl_cpp.testing import ROWS_OF_256
 
 LONG = [{"role": "user", "content": "word " * 60}]
@@ -52,6 +53,17 @@ def test_the_default_context_is_what_the_memory_for_it_holds_up_to_a_limit(scrip
         assert model.cache.info().pages == 0  # nothing is taken before there are positions
     with KimiVL("fake-Instruct.gguf", n_ctx=1024, kv_memory=memory) as model:
         assert model.n_ctx == 1024  # what is asked for stays
+
+
+def test_what_is_kept_by_default_is_no_larger_than_the_weights(script, monkeypatch):
+    monkeypatch.setattr(loaded, "free_bytes", lambda: 400 << 30)
+    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as model:
+        assert model.cache.info().budget == 64 << 20
+    monkeypatch.setattr(loaded, "free_bytes", lambda: 100 << 20)
+    with KimiVL("fake-Instruct.gguf", n_ctx=1024) as model:
+        assert model.cache.info().budget == 25 << 20
+    with KimiVL("fake-Instruct.gguf", n_ctx=1024, kv_memory=1 << 30) as model:
+        assert model.cache.info().budget == 1 << 30
 
 
 def test_pinned_pages_outlive_everything_else(script):

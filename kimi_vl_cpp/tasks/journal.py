@@ -50,7 +50,9 @@ class Journal:
         self.done[page] = dict(record)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, and removes one that holds nothing."""
+        if not self.done:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def __enter__(self) -> Journal:

@@ -147,6 +147,12 @@ def test_the_journal_of_another_run_is_refused_and_names_the_difference(tmp_path
         assert journal.done == {}
 
 
+def test_a_run_that_kept_nothing_leaves_no_journal(tmp_path):
+    with pytest.raises(ValueError, match="the document"), Journal(tmp_path / "j", {"document": "x"}):
+        raise ValueError("the document has no pages")
+    assert list(tmp_path.iterdir()) == []
+
+
 # Answers
 
 

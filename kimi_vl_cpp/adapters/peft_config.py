@@ -29,6 +29,8 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA",
     "megatron_config": "a model split by Megatron",
 }
+_LARGEST_NUMBER = 1e30
+_MOST_REPEATS = 2  # of a pattern, none of them behind a group: what takes longer than that is no name of modules
 _EXACT_INITIALISATIONS = {"gaussian", "eva", "orthogonal"}  # of the strings: those that leave the base as it was
 
 
@@ -55,9 +57,24 @@ class PeftConfig:
 def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
     """PEFT's rule: the first key that, as a regular expression, is the end of the module's name."""
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(_whole(key), module):
             return value
     return default
+
+
+def _whole(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _is_pattern(key: str) -> bool:
+    """Whether a key is a regular expression that is compared with a name within a moment."""
+    if re.search(r"\)[*+?{]|\(\?[^:]", key) or len(re.findall("[*+{]", key)) > _MOST_REPEATS:
+        return False
+    try:
+        re.compile(_whole(key))
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def read_peft_config(config: Mapping[str, Any], path: Path) -> PeftConfig:
@@ -102,14 +119,15 @@ def _pattern(config: Mapping[str, Any], field: str, path: Path) -> dict[str, Any
         bad(path, f"{field} is {shown(found)}, expected an object", "config")
     for key, value in found.items():
         is_right = type(value) is int and value > 0 if field == "rank_pattern" else _is_number(value)
-        try:
-            re.compile(key)
-        except re.error:
-            is_right = False
-        if not is_right:
-            bad(path, f"{field}: {shown(key)} is {shown(value)}, expected a regular expression and a number", "config")
+        if not is_right or not _is_pattern(key):
+            bad(
+                path,
+                f"{field}: {shown(key)} is {shown(value)}, expected a number for the names of modules, or for a "
+                f"regular expression without flags, with at most {_MOST_REPEATS} repeats (* + {{) and none of a group",
+                "config",
+            )
     return found
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER

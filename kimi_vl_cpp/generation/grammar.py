@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import BadRequest, KimiVLError, Unsupported
+from ..errors import BadRequest, KimiVLError, OutOfMemory, Unsupported
 from ..text.thinking import CLOSING, OPENING, ThinkingSplitter
 from ..types import Reasoning
 from .tools import Tool, ToolUse, reply_rules
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 MAX_GRAMMAR_CHARS = 256 << 10
+_STACK_BYTES = 512 << 20  # llguidance follows references by recursion: as deep as MAX_GRAMMAR_CHARS let them be
+_STACK_LOCK = threading.Lock()
 _WHITE_SPACE = r"[ \n\t\r]{0,20}"
 _ARGUMENTS_WHITE_SPACE = " ?"
 _REPLY = """start: {begin}{reply}thought: "{opening}" body
@@ -69,6 +72,16 @@ class GrammarCompiler:
         Unsupported (code "grammar.not_installed") without llguidance.
         """
         prepared = self._prepare()
+        return _on_deep_stack(lambda: self._compile(prepared, source, reasoning, begun, tools))
+
+    def _compile(
+        self,
+        prepared: llguidance.LLTokenizer,
+        source: GrammarSource | None,
+        reasoning: Reasoning = "no",
+        begun: str = "",
+        tools: ToolUse | None = None,
+    ) -> GrammarMatcher:
         import llguidance
 
         begin, fixed = _beginning(reasoning, begun)
@@ -81,9 +94,11 @@ class GrammarCompiler:
                 named.append({**_as_json(_grammar_of(_arguments(tool))), "name": f"arguments_{index}"})
             text = json.dumps({"grammars": [{"lark_grammar": rules}, *named]})
         matcher = llguidance.LLMatcher(prepared, text, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what refers to itself alone is found out by it
         if matcher.is_error():
             for tool in () if tools is None else tools.callable:
-                self.matcher(_arguments(tool))  # its own error, where it is the cause
+                self._compile(prepared, _arguments(tool))  # its own error, where it is the cause
             raise _bad(source or GrammarSource("lark", "", "tools"), _why_not(matcher))
         ids = self._tokenizer.encode(fixed)
         if matcher.try_consume_tokens(ids) < len(ids):
@@ -167,12 +182,47 @@ def _beginning(reasoning: Reasoning, begun: str) -> tuple[str | None, str]:
     return None, begun.rpartition(CLOSING)[2].lstrip()
 
 
+_Result = TypeVar("_Result")
+
+
+def _on_deep_stack(work: Callable[[], _Result]) -> _Result:
+    """What `work` returns or raises, on a thread whose stack is large enough for any grammar that is accepted."""
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    with _STACK_LOCK:
+        usual = threading.stack_size(_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="kimi-vl-grammar", daemon=True)
+            thread.start()
+        except RuntimeError:
+            raise OutOfMemory(
+                f"grammar: no memory for a stack of {_STACK_BYTES >> 20} MiB to compile it on: give the process more",
+                "memory.grammar",
+            ) from None
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 def _arguments(tool: Tool) -> GrammarSource:
     return GrammarSource("json_schema", tool.parameters, tool.field, _ARGUMENTS_WHITE_SPACE)
 
 
 def _why_not(matcher: llguidance.LLMatcher) -> str:
-    return f"cannot be compiled: {matcher.get_error().strip()[:500]}"
+    reason = matcher.get_error().partition("<state>")[0].strip()
+    if reason.startswith("NoExtension"):
+        return "nothing can begin as it asks: does it refer to nothing but itself?"
+    return f"cannot be compiled: {reason[:500]}"
 
 
 def _grammar_of(source: GrammarSource) -> str:

@@ -28,6 +28,7 @@ _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274  # tags
 _NO_PAGE = 1 | 4  # of _SUBFILE: a small preview, a mask
 _ON_ITS_SIDE = 5  # orientations from here on swap width and height
 _SHORT = 3  # a type of two bytes
+_MOST_ENTRIES = 1 << 18  # of all directories; a page has some twenty
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class _Directory:
 
     at: int
     link: int
+    n_entries: int
     follows: int
     size: tuple[int, int]
     is_page: bool
@@ -149,11 +151,13 @@ def _directories(file: BinaryIO, layout: _Layout) -> Iterator[_Directory]:
     file.seek(layout.first)
     at = int.from_bytes(file.read(layout.number), layout.order)
     met: set[int] = set()
+    n_entries = 0
     while at >= layout.first + layout.number and at not in met and len(met) <= 2 * MAX_PAGES:
         met.add(at)
         found = _directory(file, layout, at)
-        if found is None:
+        if found is None or n_entries > _MOST_ENTRIES:
             return
+        n_entries += found.n_entries
         yield found
         at = found.follows
 
@@ -179,7 +183,7 @@ def _directory(file: BinaryIO, layout: _Layout, at: int) -> _Directory | None:
     if values[_ORIENTATION] >= _ON_ITS_SIDE:
         seen = seen[::-1]
     follows = int.from_bytes(link, layout.order)
-    return _Directory(at, at + layout.count + n * size, follows, seen, not values[_SUBFILE] & _NO_PAGE)
+    return _Directory(at, at + layout.count + n * size, n, follows, seen, not values[_SUBFILE] & _NO_PAGE)
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:

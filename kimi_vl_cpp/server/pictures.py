@@ -123,8 +123,11 @@ class PictureSources:
         return data
 
     def _open_file(self, url: str) -> BinaryIO:
-        parts = urlsplit(url)
         refused = _refused(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # brackets that hold no address
+            raise refused from None
         if parts.netloc not in ("", "localhost") or "\0" in unquote(parts.path):
             raise refused
         try:

@@ -119,12 +119,23 @@ def test_a_message_that_is_continued_is_part_of_the_grammar(real):
         GrammarSource("regex", "("),
         GrammarSource("lark", "start: nothing"),
         GrammarSource("lark", "x" * 300_000),
+        schema({"$ref": "#"}),
+        schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
     ],
 )
 def test_a_grammar_that_cannot_be_compiled_is_refused_with_the_reason(real, source):
     with pytest.raises(BadRequest) as caught:
         real.start(ASK, grammar=source)
     assert caught.value.code == "request.grammar" and caught.value.param == "grammar"
+
+
+def test_a_chain_of_references_as_long_as_a_grammar_may_be_is_followed(real):
+    """By recursion: on the stack of a usual thread it ended the process."""
+    links = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(6000)}
+    source = schema({"$ref": "#/$defs/d0", "$defs": {**links, "d6000": {"enum": [7]}}})
+    assert real.start(ASK, grammar=source).drain().text.strip() == "7"
+    rules = "".join(f"r{i}: r{i + 1}\n" for i in range(9000))
+    assert real.start(ASK, grammar=GrammarSource("lark", f'start: r0\n{rules}r9000: "7"')).drain().text == "7"
 
 
 def test_without_llguidance_the_error_names_what_to_install(script, monkeypatch):

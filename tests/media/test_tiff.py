@@ -93,6 +93,18 @@ def test_a_chain_that_runs_in_a_circle_ends_and_what_is_damaged_is_named():
         TiffDocument(b"II*\0\x08\0\0\0")
 
 
+def test_directories_that_lie_over_each_other_are_not_read_for_ever():
+    width = 12 * 65535
+    heads = [8 + 2 * number for number in range(1000)]
+    data = bytearray(heads[-1] + 2 + width + 4)
+    data[:8] = b"II*\0" + heads[0].to_bytes(4, "little")
+    for at, follows in zip(heads, [*heads[1:], 0], strict=True):
+        data[at : at + 2] = b"\xff\xff"
+        data[at + 2 + width : at + 6 + width] = follows.to_bytes(4, "little")
+    with pytest.raises(KimiVLError):
+        TiffDocument(bytes(data)).native_size(1)
+
+
 SMALL = tiff([picture.resize((9, 7)) for picture in PICTURES[:3]])
 
 

@@ -255,7 +255,11 @@ def test_damaged_and_foreign_adapters_are_refused(
         ("empty", {}, {}, "no factors"),
         ("config", {query: (a, b)}, {"r": "eight"}, "r is 'eight'"),
         ("config", {query: (a, b)}, {"lora_alpha": None}, "lora_alpha is None"),
-        ("config", {query: (a, b)}, {"rank_pattern": {"(": 4}}, "rank_pattern"),
+        ("config", {query: (a, b)}, {"lora_alpha": 10**400}, "lora_alpha"),
+        *(
+            ("config", {query: (a, b)}, {"rank_pattern": {pattern: 4}}, "rank_pattern")
+            for pattern in ("(", "(([a-z_.]+)+)+X", "(.*)*(.*)*Q", ".*a.*b.*c", "(?i)o_proj", "(?=.*)q")
+        ),
         ("not_finite", {query: (broken, b)}, {}, "lora_A.weight has values that are not finite"),
     ]
     for i, (code, factors, config, match) in enumerate(cases):

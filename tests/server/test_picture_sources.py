@@ -185,7 +185,9 @@ def test_what_is_not_below_it_is_refused_in_the_same_words(server, folder, path)
     assert message.endswith("is not a file below a folder of pictures")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "file://elsewhere/etc/passwd", "file:///dev/zero", "file:"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "file://elsewhere/etc/passwd", "file:///dev/zero", "file:", "file://[x"]
+)
 def test_no_other_file_is_opened(server, url):
     refused(ask(server, url), "image.file_refused")
 

@@ -60,7 +60,7 @@ class Board:
             is_empty = False
             try:
                 item = self.read(row, pictures, path)
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
                 if isinstance(error, BadRequest):
                     raise
                 missing = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"

@@ -119,8 +119,7 @@ class KimiVL(Closeable):
             `kimi-vl quantize` do), else 16384 for Thinking-2506, 4096 for the others.
         image_cache_bytes: how much memory encoded pictures may take.
         kv_memory: bytes that the KV cache of all requests and conversations may take, those of the past included. None:
-            a quarter of what is free after loading, no more than the weights (or 64 MiB) take, at least one context.
-            What does not fit waits.
+            a quarter of what is free, no more than the weights (or 64 MiB), at least one context. Others wait.
         max_parallel: answers that are decoded together; more take turns.
         speculate: "auto" drafts tokens that have followed the same ones earlier in the prompt or the answer, where that
             pays (tables, JSON, edits of a text); the answer is the same, it comes sooner. "off": never.

@@ -8,11 +8,16 @@ depend on threads: every piece is encoded on its own and its place is known befo
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +85,15 @@ def stream(
     pieces = (piece for tensor in left for piece in pieces_of(tensor))
     behind = _WriteBehind(output)
     reads: deque[tuple[Piece, Future[Rows | _Raw]]] = deque()
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+    with (
+        _signals_between_pieces() as deliver,
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
         writes: deque[Future[None]] = deque()
         try:
             while True:
+                deliver()
                 while len(reads) <= AHEAD and (piece := next(pieces, None)) is not None:
                     reads.append((piece, reader.submit(_read, source, piece, changes or {})))
                 if not reads:
@@ -95,12 +105,38 @@ def stream(
                 writes.append(writer.submit(behind.write, piece, data))
                 advance(piece.tensor.target.name, piece.part.n_rows * piece.part.n_cols)
             for future_write in writes:
+                deliver()
                 future_write.result()
         except BaseException:
             behind.stop()
             for _, read in reads:
                 read.cancel()
             raise
+
+
+@contextmanager
+def _signals_between_pieces() -> Iterator[Callable[[], None]]:
+    """Handlers of SIGINT and SIGTERM that are Python's run where the yielded function is called, and at the end. What
+    they raise in the middle of a queue's or a future's own work can leave its lock held, and then nothing ends."""
+    waiting: deque[tuple[int, FrameType | None]] = deque()
+    before: dict[int, Any] = {}
+
+    def deliver() -> None:
+        while waiting:
+            number, frame = waiting.popleft()
+            before[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+                signal.signal(number, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield deliver
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
+        deliver()
 
 
 class _WriteBehind:

@@ -152,8 +152,8 @@ def _check_digital(document: PagedDocument, pages: Sequence[Page]) -> None:
     if scanned:
         named = ", ".join(map(str, scanned[:20])) + (", …" if len(scanned) > 20 else "")
         raise errors.BadDocument(
-            f"{document.name}: the file has no text for page{'' if len(scanned) == 1 else 's'} {named}: give these as "
-            f"pictures, without --text-layer {ONLY_TEXT}",
+            f"{document.name}: the file has no text, or too little that can be read, for "
+            f"page{'' if len(scanned) == 1 else 's'} {named}: give these as pictures, without --text-layer {ONLY_TEXT}",
             "document.scanned",
         )
 

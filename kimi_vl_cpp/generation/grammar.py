@@ -94,8 +94,7 @@ class GrammarCompiler:
                 named.append({**_as_json(_grammar_of(_arguments(tool))), "name": f"arguments_{index}"})
             text = json.dumps({"grammars": [{"lark_grammar": rules}, *named]})
         matcher = llguidance.LLMatcher(prepared, text, log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # what refers to itself alone is found out by it
+        first = b"" if matcher.is_error() else matcher.compute_bitmask()  # what refers to itself alone fails here
         if matcher.is_error():
             for tool in () if tools is None else tools.callable:
                 self._compile(prepared, _arguments(tool))  # its own error, where it is the cause
@@ -105,7 +104,7 @@ class GrammarCompiler:
             raise _bad(
                 source or GrammarSource("lark", "", "tools"), "the message that is to be continued does not fit it"
             )
-        return GrammarMatcher(matcher, self._n_vocab)
+        return GrammarMatcher(matcher, self._n_vocab, None if ids else first)
 
     def _prepare(self) -> llguidance.LLTokenizer:
         with self._lock:
@@ -124,15 +123,16 @@ class GrammarCompiler:
 
 
 class GrammarMatcher:
-    """The state of one reply in its grammar."""
+    """The state of one reply in its grammar. bits: the mask of the next token, where it is known already."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, n_vocab: int, bits: bytes | None = None) -> None:
         self._matcher = matcher
         self._n_vocab = n_vocab
+        self._bits = bits
 
     def copy(self) -> GrammarMatcher:
         """The same state, of another reply."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._n_vocab)
+        return GrammarMatcher(self._matcher.deep_copy(), self._n_vocab, self._bits)
 
     @property
     def complete(self) -> bool:
@@ -143,12 +143,13 @@ class GrammarMatcher:
         """bool [n_vocab]: the tokens that may come next."""
         import numpy as np
 
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        bits = self._matcher.compute_bitmask() if self._bits is None else self._bits
         self._check()
-        return np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(np.bool_)
+        return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: self._n_vocab].astype(np.bool_)
 
     def consume(self, token: int) -> None:
         """Takes the next token."""
+        self._bits = None
         self._matcher.consume_token(token)
         self._check()
 

@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from ..checks import Closeable
 from ..errors import BadRequest, shown
 
 try:
@@ -22,8 +22,10 @@ except ImportError:  # Windows
 FORMAT = 1
 
 
-class Journal:
+class Journal(Closeable):
     """An open journal. done: page -> its record, of this run and of those before. Use it as a context manager."""
+
+    _instead = "open it by its path"
 
     def __init__(self, path: Path, head: Mapping[str, Any], *, restart: bool = False) -> None:
         """Opens or begins the journal of a run. head: what the run is about; another run's journal is refused.
@@ -50,18 +52,10 @@ class Journal:
         self.done[page] = dict(record)
 
     def close(self) -> None:
-        """Closes the file, and removes one that holds nothing."""
-        if not self.done:
+        """Closes the file, and removes one that holds nothing. Calling it again does nothing."""
+        if not self.done and not self._file.closed:
             self.path.unlink(missing_ok=True)
         self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _lock(self) -> None:
         if fcntl is None:

@@ -14,7 +14,8 @@ from ...wording import columns, human_bytes, human_count, padded, printable
 from .. import failures
 from ..adapters import Scaled
 from ..progress import Progress
-from ..terminal import BOLD, DIM, GREEN, RED, Terminal
+from ..terminal import BOLD, DIM, Terminal
+from .verdict import print_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,14 +101,7 @@ def _print(report: dict[str, Any], model: str, terminal: Terminal) -> None:
     terminal.print(terminal.style(printable(report["file"], one_line=True), BOLD, err=False))
     for label, value in rows(report["adapter"]) if "adapter" in report else ():
         terminal.print(f"  {terminal.style(label.ljust(14), DIM, err=False)}{printable(value, one_line=True)}")
-    if report["works"]:
-        checked = " Every value in it is finite." if report.get("checked") else ""
-        terminal.print(terminal.style(f"This adapter works beside {model}.{checked}", GREEN, err=False))
-    else:
-        terminal.print(terminal.style(f"This adapter does not work beside {model}:", BOLD, RED, err=False))
-    for finding in report["findings"]:
-        label = terminal.style(finding["severity"].ljust(8), RED, err=False)
-        terminal.print(f"  {label}{printable(finding['message'], one_line=True)}")
+    print_verdict(report, "adapter", f"beside {model}", terminal)
 
 
 def _print_tensors(tensors: list[SourceTensor], terminal: Terminal) -> None:

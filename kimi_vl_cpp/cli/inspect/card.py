@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...wording import columns, human_bytes, human_count, padded, plural, printable
-from ..terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+from ..terminal import BOLD, DIM, Terminal
 from .adapter import rows as adapter_rows
+from .verdict import print_verdict
 
 if TYPE_CHECKING:
     from ..._core import TensorInfo
-
-_COLOURS = {"error": RED, "warning": YELLOW, "note": DIM}
 
 
 def print_card(report: dict[str, Any], terminal: Terminal) -> None:
@@ -33,7 +32,8 @@ def print_card(report: dict[str, Any], terminal: Terminal) -> None:
         terminal.print(f"  {terminal.style(label.ljust(14), DIM, err=False)}{printable(value, one_line=True)}")
     if "card" in report:
         terminal.print("\n" + printable(report["card"]).strip() + "\n")
-    _print_findings(report, terminal)
+    what = "vision file" if report["kind"] == "vision file" else "file"
+    print_verdict(report, what, "with Kimi-VL" + (" with these adapters" if "adapters" in report else ""), terminal)
 
 
 def _general_rows(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -81,19 +81,6 @@ def _vision_rows(vision: dict[str, Any]) -> Iterable[tuple[str, str]]:
             f"scaled down to {human_count(vision['in_token_limit'])} patches of {patch}x{patch} ({pixels})",
         )
         yield "", f"at most {human_count(vision['max_side'])} pixels a side"
-
-
-def _print_findings(report: dict[str, Any], terminal: Terminal) -> None:
-    what = "vision file" if report["kind"] == "vision file" else "file"
-    beside = " with these adapters" if "adapters" in report else ""
-    if report["works"]:
-        checked = " Every value in it is finite." if report.get("checked") else ""
-        terminal.print(terminal.style(f"This {what} works with Kimi-VL{beside}.{checked}", GREEN, err=False))
-    else:
-        terminal.print(terminal.style(f"This {what} does not work with Kimi-VL{beside}:", BOLD, RED, err=False))
-    for finding in report["findings"]:
-        label = terminal.style(finding["severity"].ljust(8), _COLOURS[finding["severity"]], err=False)
-        terminal.print(f"  {label}{printable(finding['message'], one_line=True)}")
 
 
 def _parameters(n: int) -> str:
